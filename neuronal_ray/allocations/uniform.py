@@ -1,0 +1,10 @@
+"""Uniform: every row loses the same share of its weights."""
+
+from neuronal_ray.allocations import Allocation, Problem
+from neuronal_ray.core.plan import uniform_rates
+
+
+def allocate(problem: Problem) -> Allocation:
+    """The target rate everywhere (Wanda, ICLR 2024: each output row is a comparison group)."""
+    rates = uniform_rates(problem.layout, lambda _: problem.target)
+    return Allocation(plan=problem.plan(rates, rows_adapted=False))

@@ -1,0 +1,354 @@
+"""The options of the commands as frozen dataclasses: from flags and TOML, checked once, errors name the flag."""
+
+import argparse
+import math
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, NoReturn, TypeVar, get_type_hints
+
+from neuronal_ray import plugins
+
+LAMBDAS = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.10, 0.12, 0.15, 0.20, 0.25)
+"""The paper's set (section 5.1), and 0.04, which its own Tables 23 and 24 select."""
+
+ROW_LAMBDAS = (0.0, *LAMBDAS)
+"""With 0.0, which keeps the block step's rows."""
+
+Settings = Mapping[str, object]
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(_number(part) for part in text.split(","))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return () if text == "none" else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _setting(text: str) -> tuple[str, object]:
+    """KEY=VALUE; the value in TOML's notation, or a bare string."""
+    key, equals, value = text.partition("=")
+    if not equals or "." not in key:
+        raise ValueError(text)
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How a type of option is read: from a word on the command line and from a TOML value."""
+
+    parse: Callable[[str], object]
+    expected: str
+    accepts: tuple[type, ...]
+
+
+_KINDS = {
+    "str": _Kind(str, "a string", (str,)),
+    "int": _Kind(int, "an integer", (int,)),
+    "float": _Kind(_number, "a number", (int, float)),
+    "path": _Kind(Path, "a path", (str,)),
+    "numbers": _Kind(_numbers, "numbers separated by commas", (list,)),
+    "names": _Kind(_names, "names separated by commas", (list, str)),
+    "settings": _Kind(_setting, "KEY=VALUE, for example method.power=0.5", (dict,)),
+    "switch": _Kind(str, "true or false", (bool,)),
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """What makes a dataclass field a command-line option; `kind` is a key of `_KINDS`."""
+
+    kind: str
+    help: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every command that loads a model needs to know."""
+
+    model: Annotated[
+        str,
+        Option(
+            "str",
+            "a local model directory, an id on the Hugging Face hub, or `builtin` (the small model that comes along)",
+        ),
+    ]
+    sequence_length: Annotated[
+        int | None, Option("int", "tokens per sequence; if absent 2048, or the model's context where that is shorter")
+    ] = None
+    address: Annotated[
+        str | None,
+        Option(
+            "str",
+            "where workers run: `none` in this process, `local` a Ray started for this run, `auto` the running Ray, or "
+            "an address. If absent: the cluster of the Ray job this is part of, else `local` with several GPUs, else "
+            "`none`",
+        ),
+    ] = None
+    replicas: Annotated[
+        int | None,
+        Option("int", "workers, each with the whole model; if absent one per GPU, or one per node without GPUs"),
+    ] = None
+    device: Annotated[str, Option("str", "where workers compute", choices=("auto", "cpu", "cuda"))] = "auto"
+    dtype: Annotated[
+        str,
+        Option(
+            "str",
+            "of the computation; auto is the checkpoint's own on a GPU and float32 on a CPU. The saved weights keep "
+            "the checkpoint's",
+            choices=("auto", "float32", "bfloat16", "float16"),
+        ),
+    ] = "auto"
+    threads: Annotated[
+        int | None, Option("int", "CPU threads of a worker; if absent the machine's cores shared evenly")
+    ] = None
+    trust_remote_code: Annotated[
+        bool, Option("switch", "run Python code that comes with the model; only for sources you trust")
+    ] = False
+
+    def check(self) -> None:
+        """Raise ValueError, naming the flag, for values that can never work."""
+        for flag, value in (("sequence-length", self.sequence_length), ("replicas", self.replicas)):
+            if value is not None and value < 1:
+                raise ValueError(f"--{flag}: {value} is not positive")
+        if self.sequence_length is not None and self.sequence_length < 2:
+            raise ValueError("--sequence-length: a sequence needs at least 2 tokens")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads: {self.threads} is not positive")
+        if self.address == "none" and self.replicas not in (None, 1):
+            raise ValueError("--replicas: one process holds one worker; use --address local for more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig(RunConfig):
+    """Options of `neuronal_ray.prune`."""
+
+    output: Annotated[
+        Path | None,
+        Option(
+            "path",
+            "directory to write: a Hugging Face model, pruning.json, allocation.parquet, search.parquet, "
+            "report.html; it must not exist yet",
+        ),
+    ] = None
+    sparsity: Annotated[float, Option("float", "fraction of the blocks' linear weights to remove, 0 to 1")] = 0.7
+    method: Annotated[
+        str, Option("str", "score that ranks the weights of a row", choices=tuple(plugins.names("methods")))
+    ] = "wanda"
+    allocation: Annotated[
+        str, Option("str", "how sparsity is spread over blocks and rows", choices=tuple(plugins.names("allocations")))
+    ] = "neuronal"
+    mode: Annotated[
+        str,
+        Option(
+            "str",
+            "paper: Algorithm 1 as printed, one dense pass, exact budget; authors: what the released code does",
+            choices=("paper", "authors"),
+        ),
+    ] = "paper"
+    neuronal_steps: Annotated[
+        str, Option("str", "which steps of NeuronAL to run", choices=("both", "block", "row"))
+    ] = "both"
+    block_lambdas: Annotated[tuple[float, ...], Option("numbers", "candidates of the block step")] = LAMBDAS
+    row_lambdas: Annotated[tuple[float, ...], Option("numbers", "candidates of the row step")] = ROW_LAMBDAS
+    score_stream: Annotated[
+        str | None,
+        Option(
+            "str",
+            "activations that the final scores are taken from: of the dense model, or of the blocks pruned so far. If "
+            "absent dense in `paper` mode; `authors` mode always uses pruned",
+            choices=("dense", "pruned"),
+        ),
+    ] = None
+    calibration: Annotated[
+        str,
+        Option("str", "text: c4, wikitext2, ptb, builtin, or a .txt, .jsonl, .parquet or tokenized .safetensors file"),
+    ] = "c4"
+    calibration_samples: Annotated[int, Option("int", "sequences for the scores")] = 128
+    search_samples: Annotated[int, Option("int", "the first of them, for the search")] = 8
+    seed: Annotated[int, Option("int", "of the draw of calibration sequences")] = 0
+    evaluate: Annotated[
+        tuple[str, ...],
+        Option("names", "perplexity on these texts, dense and pruned: wikitext2, c4, ptb, builtin, files, or `none`"),
+    ] = ("wikitext2",)
+    baselines: Annotated[
+        bool, Option("switch", "evaluate also uniform sparsity and the plan after the block step, at the same budget")
+    ] = False
+    settings: Annotated[
+        Settings,
+        Option("settings", "a setting of the method or allocation, for example method.power=0.5; may be repeated"),
+    ] = field(default_factory=dict)
+    overwrite: Annotated[bool, Option("switch", "replace the output directory if it exists")] = False
+    dry_run: Annotated[bool, Option("switch", "check everything, print the plan of the run, and stop")] = False
+
+    def check(self) -> None:
+        """Raise ValueError, naming the flag, for values that can never work."""
+        super().check()
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"--sparsity: {self.sparsity} is outside [0, 1), expected for example 0.7")
+        if self.calibration_samples < 1:
+            raise ValueError(f"--calibration-samples: {self.calibration_samples} is not positive")
+        if not 1 <= self.search_samples <= self.calibration_samples:
+            raise ValueError(
+                f"--search-samples: {self.search_samples} is not in [1, {self.calibration_samples}], the calibration "
+                "samples of which they are the first"
+            )
+        for flag, lambdas in (("block-lambdas", self.block_lambdas), ("row-lambdas", self.row_lambdas)):
+            if not lambdas or min(lambdas) < 0 or max(lambdas) > 1:
+                raise ValueError(f"--{flag}: expected numbers in [0, 1], got {', '.join(map(str, lambdas)) or 'none'}")
+        if self.mode == "authors" and self.score_stream == "dense":
+            raise ValueError("--score-stream: dense is not what the released code does; use --mode paper")
+        if self.output is None and not self.dry_run:
+            raise ValueError("--output: missing, expected the directory to write")
+        for key in self.settings:
+            if key.partition(".")[0] not in ("method", "allocation"):
+                raise ValueError(f"--set {key}: expected method.NAME=VALUE or allocation.NAME=VALUE")
+
+    def settings_of(self, owner: str) -> dict[str, object]:
+        """The `--set` settings of the method or of the allocation, by their own names."""
+        return {key.partition(".")[2]: value for key, value in self.settings.items() if key.startswith(owner + ".")}
+
+    @property
+    def final_stream(self) -> str:
+        """Where the final scores come from: "dense" or "pruned"."""
+        return self.score_stream or ("pruned" if self.mode == "authors" else "dense")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(RunConfig):
+    """Options of `neuronal_ray.evaluate`."""
+
+    evaluate: Annotated[
+        tuple[str, ...], Option("names", "perplexity on these texts: wikitext2, c4, ptb, builtin, or files")
+    ] = ("wikitext2",)
+    output: Annotated[Path | None, Option("path", "JSON file for the results, besides printing them")] = None
+
+    def check(self) -> None:
+        """Raise ValueError, naming the flag, for values that can never work."""
+        super().check()
+        if not self.evaluate:
+            raise ValueError("--evaluate: no text named")
+
+
+AnyConfig = TypeVar("AnyConfig", PruneConfig, EvaluateConfig)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')} (see --help)\n")
+
+
+def parse_config(kind: type[AnyConfig], argv: Sequence[str], *, prog: str, description: str) -> AnyConfig:
+    """The configuration of `argv`: flags over `--config FILE` over defaults. Raises ValueError naming the flag."""
+    parser = _Parser(prog=prog, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with any of these options")
+    options = _options(kind)
+    defaults = {entry.name: entry.default for entry in fields(kind) if entry.default is not MISSING}
+    for name, declared in options.items():
+        _add_option(parser, name, declared, default=defaults.get(name))
+    given = vars(parser.parse_args(argv))
+    path = given.pop("config", None)
+    if "settings" in given:
+        given["settings"] = dict(given["settings"])
+    values = ({} if path is None else _read_toml(path, options)) | given
+    for entry in fields(kind):
+        if _is_required(entry) and entry.name not in values:
+            raise ValueError(f"{_flag(entry.name)}: missing (see --help)")
+    config = kind(**values)
+    config.check()
+    return config
+
+
+def _options(kind: type[AnyConfig]) -> dict[str, Option]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {entry.name: hints[entry.name].__metadata__[0] for entry in fields(kind)}
+
+
+def _flag(name: str) -> str:
+    return "--set" if name == "settings" else "--" + name.replace("_", "-")
+
+
+def _is_required(entry: Field[object]) -> bool:
+    return entry.default is MISSING and entry.default_factory is MISSING
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str, option: Option, *, default: object) -> None:
+    kind, choices, help_text = option.kind, option.choices, option.help
+    if kind == "switch":
+        parser.add_argument(_flag(name), dest=name, action="store_true", help=help_text)
+        return
+    if default is not None:
+        help_text += f" (default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
+    metavar = {
+        "int": "N",
+        "float": "X",
+        "path": "DIR",
+        "numbers": "X,X,..",
+        "names": "NAME,..",
+        "settings": "KEY=VALUE",
+    }
+    parser.add_argument(
+        _flag(name),
+        dest=name,
+        type=_parser_of(kind),
+        action="append" if kind == "settings" else "store",
+        metavar="{" + ",".join(choices) + "}" if choices else metavar.get(kind, name.upper()),
+        choices=choices or None,
+        help=help_text,
+    )
+
+
+def _parser_of(kind: str) -> Callable[[str], object]:
+    def parse(text: str) -> object:
+        try:
+            return _KINDS[kind].parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {_KINDS[kind].expected}") from error
+
+    return parse
+
+
+def _read_toml(path: Path, options: Mapping[str, Option]) -> dict[str, object]:
+    """The options of a TOML file; keys are flags without dashes in front, `[set.method]` tables are settings."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"--config: cannot read {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"--config: {path} is not TOML: {error}") from error
+    values: dict[str, object] = {}
+    for key, value in table.items():
+        name = "settings" if key == "set" else key.replace("-", "_")
+        if name not in options:
+            known = ", ".join(_flag(known)[2:] for known in options)
+            raise ValueError(f"--config: unknown key {key!r} in {path}, expected one of: {known}")
+        values[name] = _from_toml(value, options[name], where=f"--config: {key} in {path}")
+    return values
+
+
+def _from_toml(value: object, option: Option, *, where: str) -> object:
+    kind = _KINDS[option.kind]
+    if not isinstance(value, kind.accepts) or (isinstance(value, bool) and option.kind != "switch"):
+        raise ValueError(f"{where}: {value!r} is not {kind.expected}")
+    if isinstance(value, dict):
+        return {f"{owner}.{name}": item for owner, table in value.items() for name, item in table.items()}
+    if isinstance(value, list):
+        return tuple(value)
+    if option.choices and value not in option.choices:
+        raise ValueError(f"{where}: {value!r} is not one of: {', '.join(option.choices)}")
+    return value if isinstance(value, bool) else kind.parse(str(value))

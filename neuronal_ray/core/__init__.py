@@ -1,0 +1,1 @@
+"""The mathematics: functions from tensors to tensors, no input or output, no device choice."""

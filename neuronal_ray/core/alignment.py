@@ -1,0 +1,43 @@
+"""Neuron alignment: how far the sparse model's activations are from the dense model's (equation 2)."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float32, Float64
+from torch import Tensor
+
+from neuronal_ray.core.layout import Group
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trial:
+    """What one candidate gave: equation 2 (lower is better, infinite if the sparse model overflowed), and per
+    group the dense minus the sparse activation norms [columns], signed and not normalized, on the host.
+    """
+
+    misalignment: float
+    signals: Mapping[Group, Float32[Tensor, " columns"]]
+
+
+def normalized(norms: Float[Tensor, " columns"]) -> Float64[Tensor, " columns"]:
+    """Activation norms scaled to sum 1, in float64; all-zero norms (a dead input) stay zero."""
+    norms = norms.double()
+    total = norms.sum()
+    return norms / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def misalignment(dense: Float[Tensor, " columns"], sparse: Float[Tensor, " columns"]) -> Float64[Tensor, ""]:
+    """One linear's term of equation 2: the L2 distance of the normalized norms over the number of features.
+
+    The norms are per input feature over the calibration sequences (SquareSum.norm), as in the released code;
+    |A_D| in the paper is their number.
+    """
+    return torch.linalg.vector_norm(normalized(dense) - normalized(sparse)) / len(dense)
+
+
+def total_misalignment(terms: Iterable[tuple[Float64[Tensor, ""], int]]) -> float:
+    """Equation 2: the sum of the terms, each counted as often as linears share that input; lower is better."""
+    values, counts = zip(*terms, strict=True)
+    weights = torch.tensor(counts, dtype=torch.float64)
+    return float((torch.stack(values).cpu() * weights).sum())

@@ -1,0 +1,103 @@
+"""What is prunable in a model: its linears, what each reads and who reads each one's output."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from jaxtyping import Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True, order=True)
+class Linear:
+    """The name of one linear: block index and path inside the block, for example (3, "mlp.up_proj")."""
+
+    block: int
+    path: str
+
+    def __str__(self) -> str:
+        return f"block {self.block} {self.path}"
+
+
+@dataclass(frozen=True, order=True)
+class Group:
+    """The linears of a block that read one and the same tensor; `index` counts in order of execution."""
+
+    block: int
+    index: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinearSpec:
+    """Shape and wiring of one linear.
+
+    `reads` is the group whose input it multiplies. `consumer` is the first group, in this block or the next,
+    whose input depends on the linear's output; None in the last block for what leaves the blocks.
+    `sources` [rows, fan] lists, for each output row, the columns of the consumer's input that stand for it
+    (grouped-query keys and values fan out over the query heads of their group); None means row i is column i.
+    """
+
+    linear: Linear
+    rows: int
+    columns: int
+    reads: Group
+    consumer: Group | None
+    sources: Int64[Tensor, "rows fan"] | None
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.rows * self.columns
+
+    def row_levels(self, signal: Tensor) -> Tensor:
+        """The consumer's per-column `signal` [columns of the consumer] read per row of this linear, [rows]."""
+        if self.sources is None:
+            return signal
+        return signal[self.sources].mean(dim=1)  # [rows, fan] -> [rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """All prunable linears of a model, blocks in order and within a block in order of execution."""
+
+    specs: tuple[LinearSpec, ...]
+
+    def __iter__(self) -> Iterator[LinearSpec]:
+        return iter(self.specs)
+
+    def __getitem__(self, linear: Linear) -> LinearSpec:
+        return self._by_linear[linear]
+
+    @cached_property
+    def _by_linear(self) -> dict[Linear, LinearSpec]:
+        return {spec.linear: spec for spec in self.specs}
+
+    @cached_property
+    def num_blocks(self) -> int:
+        """Number of transformer blocks."""
+        return 1 + max(spec.linear.block for spec in self.specs)
+
+    @cached_property
+    def prunable(self) -> int:
+        """Number of prunable weights, N."""
+        return sum(spec.size for spec in self.specs)
+
+    @cached_property
+    def groups(self) -> dict[Group, list[LinearSpec]]:
+        """The linears of each group, in order of execution."""
+        groups: dict[Group, list[LinearSpec]] = {}
+        for spec in self.specs:
+            groups.setdefault(spec.reads, []).append(spec)
+        return groups
+
+    @cached_property
+    def blocks(self) -> list[list[LinearSpec]]:
+        """The linears of each block, in order of execution."""
+        blocks: list[list[LinearSpec]] = [[] for _ in range(self.num_blocks)]
+        for spec in self.specs:
+            blocks[spec.linear.block].append(spec)
+        return blocks
+
+    def first_readers(self, block: int) -> dict[Group, LinearSpec]:
+        """The first linear of each of the block's groups."""
+        return {spec.reads: spec for spec in reversed(self.blocks[block])}

@@ -1,0 +1,33 @@
+"""Masks as cuts through a ranking: rank the weights of each row once, cut at any count.
+
+Tie rule: of equal scores in a row, the lower column is removed first (a stable ascending sort).
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int, Int32
+from torch import Tensor
+
+_INT16_COLUMNS = 2**15
+
+
+def rank_rows(score: Float[Tensor, "rows columns"]) -> Int[Tensor, "rows columns"]:
+    """Position of each weight in its row's ascending order of score, int16 where the width allows, else int32."""
+    columns = score.shape[1]
+    dtype = torch.int16 if columns <= _INT16_COLUMNS else torch.int32
+    order = score.argsort(dim=1, stable=True)
+    positions = torch.arange(columns, dtype=dtype, device=score.device).expand_as(order)
+    return torch.empty_like(order, dtype=dtype).scatter_(1, order, positions)
+
+
+def cut(ranks: Int[Tensor, "rows columns"], removed: Int32[Tensor, " rows"]) -> Bool[Tensor, "rows columns"]:
+    """The mask, True where weights go: the `removed` lowest of each row."""
+    return ranks < removed.to(ranks.device)[:, None]
+
+
+def apply_cut(
+    weight: Float[Tensor, "rows columns"],
+    ranks: Int[Tensor, "rows columns"],
+    removed: Int32[Tensor, " rows"],
+) -> Float[Tensor, "rows columns"]:
+    """A copy of `weight` with zeros where `cut` says so: one comparison and one product, no mask kept."""
+    return weight * (ranks >= removed.to(ranks.device)[:, None])

@@ -1,0 +1,144 @@
+"""How many weights go from each row: rates of removal turned into integer counts.
+
+Two budgets. `exact_plan` removes round(target * N) weights of the model to the weight, whatever the rates.
+`floored_plan` is the released code's rule: each row is floored on its own and the drift is accepted.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float64, Int32, Int64
+from torch import Tensor
+
+from neuronal_ray.core.layout import Layout, Linear
+
+Rates = Mapping[Linear, Float64[Tensor, " rows"]]
+Counts = Mapping[Linear, Int32[Tensor, " rows"]]
+Budget = Callable[[Layout, Rates], "Plan"]
+
+_NEWTON_STEPS = 200
+_LINEAR_DECIMALS = 4
+_ROW_DECIMALS = 6
+
+
+class PlanError(ValueError):
+    """A plan that does not fit the model it is meant for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Removed weights per output row of every prunable linear, int32 [rows] each."""
+
+    removed: Counts
+
+    @cached_property
+    def total(self) -> int:
+        """Number of weights that the plan removes."""
+        return sum(int(counts.sum()) for counts in self.removed.values())
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Equal for equal plans only."""
+        sha = hashlib.sha256()
+        for linear in sorted(self.removed):
+            sha.update(f"{linear.block} {linear.path} ".encode())
+            sha.update(self.removed[linear].contiguous().numpy().tobytes())
+        return sha.digest()
+
+    def check(self, layout: Layout) -> None:
+        """Raise PlanError unless the plan names every linear of `layout` with counts in [0, columns]."""
+        if set(self.removed) != {spec.linear for spec in layout}:
+            raise PlanError("the plan names other linears than the model has")
+        for spec in layout:
+            counts = self.removed[spec.linear]
+            if counts.shape != (spec.rows,):
+                raise PlanError(f"{spec.linear}: the plan has {len(counts)} rows, the model {spec.rows}")
+            if int(counts.min()) < 0 or int(counts.max()) > spec.columns:
+                raise PlanError(f"{spec.linear}: removed counts outside [0, {spec.columns}]")
+
+
+def uniform_rates(layout: Layout, rate_of_block: Callable[[int], float]) -> Rates:
+    """One rate for all rows of a block."""
+    return {
+        spec.linear: torch.full((spec.rows,), rate_of_block(spec.linear.block), dtype=torch.float64) for spec in layout
+    }
+
+
+def water_level(
+    rates: Float64[Tensor, " items"], sizes: Float64[Tensor, " items"], total: float
+) -> Float64[Tensor, " items"]:
+    """Rates moved by one common offset and bounded to [0, 1] so that `sum(rates * sizes)` is `total`.
+
+    The sum is a non-decreasing, piecewise linear function of the offset: Newton's step, kept inside a bracket.
+    """
+    low, high = -float(rates.max()), 1.0 - float(rates.min())
+    offset = 0.0
+    for _ in range(_NEWTON_STEPS):
+        moved = rates + offset
+        bounded = moved.clamp(0.0, 1.0)
+        excess = float((bounded * sizes).sum()) - total
+        if abs(excess) <= 1e-12 * max(1.0, total):
+            break
+        low, high = (low, offset) if excess > 0 else (offset, high)
+        slope = float(sizes[(moved > 0) & (moved < 1)].sum())
+        step = offset - excess / slope if slope > 0 else high
+        offset = step if low <= step <= high else (low + high) / 2
+        if offset in (low, high):
+            break
+    return (rates + offset).clamp(0.0, 1.0)
+
+
+def largest_remainder(expected: Float64[Tensor, " items"], total: int, *, decimals: int) -> Int64[Tensor, " items"]:
+    """Integers next to `expected` that sum to `total`; its sum must be `total` up to rounding.
+
+    Tie rule: of equal remainders, the earlier item is rounded up. `decimals` removes the noise of float64
+    sums before remainders are compared, so that ties are ties on every machine.
+    """
+    expected = expected.round(decimals=decimals)
+    counts = expected.floor()
+    remainder = (expected - counts).round(decimals=decimals)
+    missing = total - int(counts.sum())
+    assert 0 <= missing <= len(expected), (missing, total)
+    counts = counts.long()
+    counts[remainder.argsort(descending=True, stable=True)[:missing]] += 1
+    return counts
+
+
+def exact_plan(layout: Layout, rates: Rates, *, target: float) -> Plan:
+    """The plan nearest to `rates` that removes exactly round(target * N) of all N prunable weights.
+
+    First the linears share the budget, then the rows of each linear share the linear's. At both levels the
+    rates are moved by one common offset and bounded to [0, 1] (water-filling), then rounded by largest
+    remainder.
+    Differs: the released code clips to [0.01, 0.99], floors each row and accepts the drift.
+    """
+    sizes = torch.tensor([spec.size for spec in layout], dtype=torch.float64)
+    means = torch.stack([rates[spec.linear].mean() for spec in layout])  # [linears]
+    budget = round(target * layout.prunable)
+    shares = water_level(means, sizes, float(budget)) * sizes
+    linear_budgets = largest_remainder(shares, budget, decimals=_LINEAR_DECIMALS).tolist()
+    removed = {}
+    for spec, linear_budget in zip(layout, linear_budgets, strict=True):
+        columns = torch.full((spec.rows,), float(spec.columns), dtype=torch.float64)
+        shares = water_level(rates[spec.linear], columns, float(linear_budget)) * columns
+        counts = largest_remainder(shares, linear_budget, decimals=_ROW_DECIMALS)
+        removed[spec.linear] = counts.int()
+    return Plan(removed)
+
+
+def floored_plan(layout: Layout, rates: Rates, *, floor_kept: bool) -> Plan:
+    """The released code's counts: per row floor(columns * rate) removed, or floor(columns * (1 - rate)) kept.
+
+    The two rules differ by one weight per row whenever columns * rate is no integer; neither keeps a budget.
+    """
+    removed = {}
+    for spec in layout:
+        rate = rates[spec.linear]
+        kept = spec.columns - (rate * spec.columns).floor()
+        if floor_kept:
+            kept = ((1 - rate) * spec.columns).floor()
+        removed[spec.linear] = (spec.columns - kept).int()
+    return Plan(removed)

@@ -1,0 +1,24 @@
+"""Levels and a width turned into rates with a given mean: block schedules and row redistribution."""
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+
+def spread(levels: Float[Tensor, " items"], *, lam: float, mean: float) -> Float64[Tensor, " items"]:
+    """Rates proportional to `levels`, of width 2 * lam, with the given mean (before any bound).
+
+    Min-max scaling to [0, 2 * lam], then a shift to the mean (OWL, ICML 2024, section 3; NeuronAL section 4).
+    Equal levels give equal rates.
+    """
+    levels = levels.double()
+    low, high = levels.min(), levels.max()
+    if low == high:
+        return torch.full_like(levels, mean)
+    scaled = (levels - low) / (high - low) * (2 * lam)
+    return scaled - scaled.mean() + mean
+
+
+def linear_schedule(num_blocks: int, *, lam: float, mean: float) -> Float64[Tensor, " blocks"]:
+    """Block rates rising linearly from mean - lam to mean + lam (NeuronAL section 4.1)."""
+    return spread(torch.arange(num_blocks, dtype=torch.float64), lam=lam, mean=mean)

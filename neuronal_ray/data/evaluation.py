@@ -1,0 +1,72 @@
+"""Which token windows is perplexity measured on?"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from neuronal_ray.data.text import evaluation_text, is_file_name, is_tokenized
+from neuronal_ray.data.tokens import check_vocabulary, read_token_rows
+
+FLAG = "--evaluate"
+
+logger = logging.getLogger(__name__)
+
+
+def evaluation_windows(
+    source: str, encode: Callable[[str], list[int]], *, sequence_length: int, vocabulary: int
+) -> Int64[Tensor, "windows sequence_length"]:
+    """A source tokenized once and cut into consecutive windows, the remainder dropped (GPTQ, ICLR 2023).
+
+    The rows of a safetensors source are the windows, and their own length wins over `sequence_length`.
+    Raises ValueError for a source that cannot be read, is too short or has ids outside [0, vocabulary).
+    """
+    assert sequence_length > 0
+    if is_tokenized(source):
+        windows = _window_rows(source, sequence_length=sequence_length)
+    else:
+        windows = _cut(source, encode, sequence_length=sequence_length)
+    check_vocabulary(windows, vocabulary=vocabulary, flag=FLAG)
+    return windows
+
+
+def evaluation_name(source: str) -> str:
+    """What results call a source: a file by its stem, the others by their name."""
+    return Path(source).stem if is_file_name(source) else source
+
+
+def _window_rows(source: str, *, sequence_length: int) -> Int64[Tensor, "windows length"]:
+    windows = read_token_rows(source, first=None, flag=FLAG)
+    rows, length = windows.shape
+    if rows == 0 or length < 2:
+        raise ValueError(
+            f"{FLAG}: {source!r} has {rows} rows of {length} tokens, expected at least 1 row of 2 tokens"
+        )
+    if length != sequence_length:
+        logger.warning(
+            "%s: the rows of %r have %d tokens, which are used as they are, not --sequence-length %d",
+            FLAG,
+            source,
+            length,
+            sequence_length,
+        )
+    return windows
+
+
+def _cut(
+    source: str, encode: Callable[[str], list[int]], *, sequence_length: int
+) -> Int64[Tensor, "windows sequence_length"]:
+    evaluation = evaluation_text(source, flag=FLAG)
+    tokens = encode(evaluation.text)
+    available = len(tokens) // sequence_length
+    if available == 0:
+        raise ValueError(
+            f"{FLAG}: {source!r} has {len(tokens)} tokens, expected at least one window of"
+            f" --sequence-length {sequence_length}"
+        )
+    count = available if evaluation.windows is None else min(available, evaluation.windows)
+    used = torch.tensor(tokens[: count * sequence_length], dtype=torch.int64)
+    return used.view(count, sequence_length)  # [windows * sequence_length] -> [windows, sequence_length]

@@ -1,0 +1,13 @@
+"""Magnitude: the smallest weights of each row go."""
+
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from neuronal_ray.core.stats import Statistic
+
+NEEDS_INPUTS = False
+
+
+def score(weight: Float[Tensor, "rows columns"], inputs: Statistic | None) -> Float32[Tensor, "rows columns"]:
+    """|W_ij|."""
+    return weight.float().abs()

@@ -1,0 +1,1 @@
+"""Everything that knows transformers: finding blocks, replaying them, their wiring, checkpoints."""

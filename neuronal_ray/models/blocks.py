@@ -1,0 +1,199 @@
+"""The blocks of any decoder of transformers: find them, record their arguments, replay them one at a time."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+
+class UnsupportedModel(ValueError):
+    """A model that cannot be pruned correctly, with the reason."""
+
+
+Call = tuple[tuple[object, ...], dict[str, object]]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The hidden states of a text between two blocks, and the other arguments that each block is called with."""
+
+    hidden: Float[Tensor, "sequences tokens features"]
+    calls: tuple[Call, ...]
+
+
+def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The name and the list of the transformer blocks: the one ModuleList as long as the text config says."""
+    num_blocks = model.config.get_text_config().num_hidden_layers
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_blocks
+    ]
+    if len(found) != 1:
+        raise UnsupportedModel(
+            f"--model: expected one list of {num_blocks} transformer blocks in {type(model).__name__}, "
+            f"found {len(found)}: {', '.join(name for name, _ in found) or 'none'}"
+        )
+    return found[0]
+
+
+def find_linears(block: nn.Module) -> dict[str, nn.Module]:
+    """The prunable linears of a block by path. Raises UnsupportedModel for weights that would be missed."""
+    linears = {path: module for path, module in block.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    owned = {id(parameter) for module in linears.values() for parameter in module.parameters()}
+    for name, parameter in block.named_parameters():
+        if id(parameter) in owned:
+            continue
+        if parameter.dim() >= 3:
+            raise UnsupportedModel(
+                f"--model: {name} holds {tuple(parameter.shape)} weights as one parameter (mixture of experts, "
+                "convolution); only nn.Linear weights can be pruned"
+            )
+    if not linears:
+        raise UnsupportedModel(f"--model: no nn.Linear in a block of type {type(block).__name__}")
+    weights = [module.weight for module in linears.values()]
+    if len({id(weight) for weight in weights}) != len(weights):
+        raise UnsupportedModel("--model: two linears of a block share one weight (tied)")
+    return linears
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the module keeps its weight as [input columns, output rows] (GPT-2's Conv1D)."""
+    return isinstance(module, Conv1D)
+
+
+def weight_of(module: nn.Module) -> Float[Tensor, "rows columns"]:
+    """The weight as [output rows, input columns], a view."""
+    weight = module.weight.data
+    assert isinstance(weight, Tensor)
+    return weight.t() if is_transposed(module) else weight
+
+
+def set_weight(module: nn.Module, weight: Float[Tensor, "rows columns"]) -> None:
+    """Put `weight` in place of the module's own."""
+    module.weight.data = weight.t() if is_transposed(module) else weight
+
+
+@contextmanager
+def forwards(modules: Iterator[nn.Module], wrap: Callable[[int, nn.Module], Callable[..., object]]) -> Iterator[None]:
+    """Run the modules through `wrap(index, module)` in place of their own forward, restored on exit.
+
+    The forward is replaced on the instance, not the module in its list: models read attributes of their blocks.
+    """
+    patched = []
+    try:
+        for index, module in enumerate(modules):
+            module.forward = wrap(index, module)
+            patched.append(module)
+        yield
+    finally:
+        for module in patched:
+            del module.forward
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two nests of block arguments are equal, tensors by value."""
+    leaves, structure = tree_flatten(one)
+    others, other_structure = tree_flatten(other)
+    return structure == other_structure and all(
+        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b
+        for a, b in zip(leaves, others, strict=True)
+    )
+
+
+class Stream:
+    """A model taken apart: embedding (`start`), blocks (`block`), final norm and head (`finish`).
+
+    Composed, the three equal the model's own forward bit for bit.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.blocks_name, self.blocks = find_blocks(model)
+        self._calls: dict[tuple[int, ...], tuple[Call, ...]] = {}
+        self._returns_tuple = self._first_block_returns_tuple()
+
+    @torch.no_grad()
+    def start(self, tokens: Int64[Tensor, "sequences length"]) -> Recording:
+        """Embed `tokens` and record the arguments of every block (texts of one shape share them, if they are equal)."""
+        received: list[Tensor] = []
+        calls: list[Call] = []
+
+        def record(index: int, block: nn.Module) -> Callable[..., object]:
+            def forward(hidden_states: Tensor, *args: object, **kwargs: object) -> object:
+                received.append(hidden_states)
+                calls.append((args, kwargs))
+                return self._returned(hidden_states)
+
+            return forward
+
+        with forwards(iter(self.blocks), record):
+            self._run_base(tokens)
+        if len(calls) != len(self.blocks) or any(hidden is not received[0] for hidden in received):
+            raise UnsupportedModel(
+                f"--model: {type(self.model).__name__} does more between its blocks than pass hidden states on"
+            )
+        kept = self._calls.setdefault(tuple(tokens.shape), tuple(calls))
+        return Recording(received[0], kept if _same(kept, tuple(calls)) else tuple(calls))
+
+    @torch.no_grad()
+    def block(self, index: int, recording: Recording) -> Recording:
+        """The hidden states after block `index`."""
+        args, kwargs = recording.calls[index]
+        output = self.blocks[index](recording.hidden, *args, **kwargs)
+        hidden = output[0] if isinstance(output, tuple) else output
+        return Recording(hidden, recording.calls)
+
+    @torch.no_grad()
+    def finish(
+        self, tokens: Int64[Tensor, "sequences length"], recording: Recording
+    ) -> Float[Tensor, "sequences length vocabulary"]:
+        """The logits that the model gives for `tokens` when its last block returns `recording.hidden`."""
+
+        def skip(index: int, block: nn.Module) -> Callable[..., object]:
+            def forward(hidden_states: Tensor, *args: object, **kwargs: object) -> object:
+                last = index == len(self.blocks) - 1
+                return self._returned(recording.hidden if last else hidden_states)
+
+            return forward
+
+        with forwards(iter(self.blocks), skip):
+            return self.model(input_ids=tokens, use_cache=False).logits
+
+    def _returned(self, hidden: Tensor) -> object:
+        return (hidden, None) if self._returns_tuple else hidden
+
+    def _run_base(self, tokens: Tensor) -> None:
+        self.model.base_model(input_ids=tokens, use_cache=False)
+
+    @torch.no_grad()
+    def _first_block_returns_tuple(self) -> bool:
+        """Run the model on two tokens up to its first block, for the type that its blocks return."""
+        outputs: list[object] = []
+
+        class Stop(Exception):
+            """Ends the run after the first block."""
+
+        def observe(index: int, block: nn.Module) -> Callable[..., object]:
+            own = functools.partial(type(block).forward, block)
+
+            def forward(*args: object, **kwargs: object) -> object:
+                outputs.append(own(*args, **kwargs))
+                raise Stop
+
+            return forward
+
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=self.model.device)
+        try:
+            with forwards(iter(self.blocks), observe):
+                self._run_base(tokens)
+        except Stop:
+            return isinstance(outputs[0], tuple)
+        raise UnsupportedModel(f"--model: {type(self.model).__name__} does not run its blocks")

@@ -1,0 +1,201 @@
+"""Checkpoints on disk: find, check and load one, and write its pruned copy. Safetensors only."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jaxtyping import Bool
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from neuronal_ray.models.blocks import UnsupportedModel
+
+_BUILTIN = Path(__file__).parent.parent / "builtin" / "model"
+_WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
+_UNWANTED = ["original/*", "*.bin", "*.pth", "*.msgpack", "*.h5", "*.gguf", "*.onnx"]
+_ITEM = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """Where one tensor lies: file, byte range and shape."""
+
+    path: Path
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A directory in Hugging Face's layout whose safetensors files have been found complete."""
+
+    path: Path
+    config: PretrainedConfig
+    tensors: dict[str, Stored]
+
+    @property
+    def files(self) -> list[Path]:
+        """The safetensors files, sorted."""
+        return sorted({stored.path for stored in self.tensors.values()})
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all tensors."""
+        return sum(stored.stop - stored.start for stored in self.tensors.values())
+
+    def stored_name(self, name: str) -> str:
+        """The checkpoint's name for the model's parameter `name`: the same, or with another prefix."""
+        if name in self.tensors:
+            return name
+        found = [key for key in self.tensors if name.endswith("." + key) or key.endswith("." + name)]
+        if len(found) != 1:
+            raise UnsupportedModel(f"--model: {name} is stored under {len(found)} names in {self.path}")
+        return found[0]
+
+
+def resolve_model(model: str) -> Path:
+    """The local directory of `model`: "builtin", a directory, or an id to fetch from the hub.
+
+    Raises ValueError when there is no such directory and the hub does not give one.
+    """
+    if model == "builtin":
+        return _BUILTIN
+    if Path(model).is_dir():
+        return Path(model).resolve()
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ValueError(f"--model: no directory {model}")
+    try:
+        return Path(snapshot_download(model, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--model: {model!r} is neither a directory nor on the hub ({reason})") from error
+
+
+def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoint:
+    """Check what can be checked without reading weights.
+
+    Raises ValueError for a missing or truncated file, UnsupportedModel for a kind that cannot be pruned.
+    """
+    if not (path / "config.json").is_file():
+        raise ValueError(f"--model: no config.json in {path}, expected a Hugging Face model directory")
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(f"--model: config.json in {path}: {str(error).strip().splitlines()[0]}") from error
+    if config.is_encoder_decoder:
+        raise UnsupportedModel("--model: encoder-decoder models are not supported, expected a decoder")
+    if "quantization_config" in config.to_dict():
+        raise UnsupportedModel("--model: the checkpoint is quantized; prune the original, quantize afterwards")
+    tensors: dict[str, Stored] = {}
+    for file in _safetensors_files(path):
+        tensors |= _read_header(file)
+    return Checkpoint(path=path, config=config, tensors=tensors)
+
+
+def _safetensors_files(path: Path) -> list[Path]:
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+    else:
+        files = [path / "model.safetensors"]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"--model: {file} is missing; only safetensors checkpoints are read")
+    return files
+
+
+def _read_header(path: Path) -> dict[str, Stored]:
+    """The tensors of one safetensors file. Raises ValueError when the file is shorter than its header says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise ValueError(f"--model: {path} is truncated or not a safetensors file")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise ValueError(f"--model: {path} is not a safetensors file (unreadable header)") from error
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        start, stop = (8 + length + offset for offset in entry["data_offsets"])
+        tensors[name] = Stored(path=path, start=start, stop=stop, shape=tuple(entry["shape"]))
+    if max((stored.stop for stored in tensors.values()), default=0) != size:
+        raise ValueError(f"--model: {path} is truncated: {size:,} bytes, fewer than its header lists")
+    return tensors
+
+
+def load_model(
+    checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The model in `dtype` on `device`, ready for inference. Raises ValueError when weights are missing."""
+    model, info = AutoModelForCausalLM.from_pretrained(
+        checkpoint.path,
+        config=checkpoint.config,
+        dtype=dtype,
+        device_map={"": device},
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if absent:
+        raise ValueError(f"--model: {checkpoint.path} lacks weights of the model: {', '.join(absent[:3])}")
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint directory."""
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"--model: no tokenizer in {path}: {str(error).strip().splitlines()[0]}") from error
+
+
+def copy_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
+    """Copy everything a model directory needs into `target`: configuration, tokenizer and weights, unchanged."""
+    for file in sorted(checkpoint.path.iterdir()):
+        wanted = any(file.match(pattern) for pattern in _WANTED)
+        if file.is_file() and wanted and not (file.suffix == ".safetensors" and file not in checkpoint.files):
+            shutil.copyfile(file, target / file.name)
+
+
+def zero_masked(
+    checkpoint: Checkpoint,
+    target: Path,
+    names: Iterable[str],
+    mask_of: Callable[[str], Bool[Tensor, "..."]],
+) -> dict[str, int]:
+    """Zero the masked weights of a checkpoint copied to `target`, in place, one tensor in memory at a time.
+
+    `mask_of(name)` is True where weights go, in the stored shape. Works on the bits of any dtype: what stays is
+    unchanged. Returns the number of zeros of each tensor as saved (weights that were zero before included).
+    """
+    zeros = {}
+    for name in names:
+        stored = checkpoint.tensors[checkpoint.stored_name(name)]
+        mask = mask_of(name)
+        if tuple(mask.shape) != stored.shape:
+            raise UnsupportedModel(f"--model: {name} is stored as {stored.shape}, the model has {tuple(mask.shape)}")
+        count = mask.numel()
+        item = _ITEM[(stored.stop - stored.start) // count]
+        weights = np.memmap(target / stored.path.name, item, "r+", offset=stored.start, shape=stored.shape)
+        weights[mask.cpu().numpy()] = 0
+        sign = item(1 << (8 * weights.itemsize - 1))
+        zeros[name] = count - int(np.count_nonzero(weights & ~sign))
+        weights.flush()
+    return zeros

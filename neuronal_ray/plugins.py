@@ -1,0 +1,38 @@
+"""One file is one plug-in: methods and allocations found by the stem of their file, loaded when named."""
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+_PACKAGE = Path(__file__).parent
+
+
+def names(kind: str) -> list[str]:
+    """The plug-ins of a kind ("methods", "allocations"), sorted; imports nothing."""
+    return sorted(module.name for module in pkgutil.iter_modules([str(_PACKAGE / kind)]))
+
+
+def load(kind: str, name: str) -> ModuleType:
+    """The module `neuronal_ray.<kind>.<name>`."""
+    if name not in names(kind):
+        raise ValueError(f"--{kind[:-1]}: unknown name {name!r}, expected one of: {', '.join(names(kind))}")
+    return import_module(f"neuronal_ray.{kind}.{name}")
+
+
+def check_settings(function: Callable[..., object], settings: Mapping[str, object], *, owner: str) -> None:
+    """Raise ValueError unless every setting is a keyword-only argument of `function` of the right type."""
+    known = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+    }
+    for name, value in settings.items():
+        if name not in known:
+            expected = ", ".join(f"{owner}.{key}" for key in known) or f"nothing: {owner} has no settings"
+            raise ValueError(f"--set {owner}.{name}: unknown setting, expected {expected}")
+        wanted = type(known[name].default)
+        if not isinstance(value, wanted) or isinstance(value, bool) is not (wanted is bool):
+            raise ValueError(f"--set {owner}.{name}: {value!r} is not of type {wanted.__name__}")

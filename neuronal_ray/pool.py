@@ -1,0 +1,70 @@
+"""Where workers live: the protocol that searches and evaluations are written against, and the in-process pool.
+
+A task is a function of a worker and its arguments, `Worker.trial` for example; it is sent as it is.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+from neuronal_ray.worker import Worker, WorkerSpec
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class TaskError(RuntimeError):
+    """A task failed for a reason of its own; says which item, and where."""
+
+
+class Pool(Protocol):
+    """Replicas of one model. Results do not depend on how many there are."""
+
+    @property
+    def replicas(self) -> int:
+        """Number of workers."""
+        ...
+
+    def map(self, task: Callable[..., Result], items: Sequence[Item], *shared: object) -> Iterator[Result]:
+        """`task(worker, item, *shared)` for every item, spread over the workers; results in the order of items."""
+        ...
+
+    def each(self, task: Callable[..., Result], *shared: object) -> list[Result]:
+        """`task(worker, *shared)` on every worker."""
+        ...
+
+    def first(self, task: Callable[..., Result], *args: object) -> Result:
+        """`task(worker, *args)` on the first worker."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the workers."""
+        ...
+
+
+class InProcessPool:
+    """One worker in this process, no Ray."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._worker = Worker(spec)
+
+    @property
+    def replicas(self) -> int:
+        """One."""
+        return 1
+
+    def map(self, task: Callable[..., Result], items: Sequence[Item], *shared: object) -> Iterator[Result]:
+        """See Pool."""
+        for item in items:
+            yield task(self._worker, item, *shared)
+
+    def each(self, task: Callable[..., Result], *shared: object) -> list[Result]:
+        """See Pool."""
+        return [task(self._worker, *shared)]
+
+    def first(self, task: Callable[..., Result], *args: object) -> Result:
+        """See Pool."""
+        return task(self._worker, *args)
+
+    def close(self) -> None:
+        """See Pool."""
+        del self._worker

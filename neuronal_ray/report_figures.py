@@ -1,0 +1,251 @@
+"""Which figures does a report show, and how are they drawn?
+
+One color language throughout: orange is sparser than the target, blue is denser, and the target has no color.
+Colors leave as CSS variables, so that the page decides what they are in light, in dark and in print.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+PIXEL = 1 / 72  # inches: the SVG's user unit is a point, and the page shows it as one CSS pixel
+MIN_SPREAD = 0.01  # a color scale narrower than this would make rounding look like structure
+GRID_LEVELS = 17  # odd, so that the target has a level of its own; over 50 matplotlib would rasterize the scale
+ROW_BINS = 61  # odd, for the same reason
+
+
+class Color(StrEnum):
+    """The light values; each leaves as the CSS variable of its name."""
+
+    INK = "#23262b"
+    MUTED = "#686e76"
+    LINE = "#dcdee1"
+    DENSER = "#33698f"
+    SPARSER = "#b9582c"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One lambda that was tried, and the neuron alignment it gave."""
+
+    lam: float
+    alignment: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchStep:
+    """One step of the search: `name` is "block" or "row"."""
+
+    name: str
+    selected: float
+    candidates: tuple[Candidate, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinearSparsity:
+    """What one linear lost; `row_pruned` is int32 [out]."""
+
+    block: int
+    path: str
+    columns: int
+    pruned: int
+    row_pruned: NDArray[np.int32]
+
+    @property
+    def weights(self) -> int:
+        return len(self.row_pruned) * self.columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canvas:
+    """Where a figure goes: `key` makes its ids unique in the page, `width` is in CSS pixels."""
+
+    key: str
+    width: int
+    label: str
+
+
+def search_figure(step: SearchStep, canvas: Canvas) -> str:
+    """Alignment against lambda, the selected lambda marked."""
+    candidates = sorted(step.candidates, key=lambda candidate: candidate.lam)
+    chosen = next(candidate for candidate in candidates if candidate.lam == step.selected)
+    with _style():
+        figure = _figure(canvas, height=220)
+        axes = figure.add_subplot()
+        lams = [candidate.lam for candidate in candidates]
+        axes.plot(lams, [candidate.alignment for candidate in candidates], "o-", color=Color.MUTED, ms=3.5, lw=1)
+        axes.axvline(chosen.lam, color=Color.LINE, lw=1, zorder=0)
+        axes.plot([chosen.lam], [chosen.alignment], "o", color=Color.INK, ms=8)
+        text = f"\N{GREEK SMALL LETTER LAMDA} = {chosen.lam:g}"
+        axes.annotate(
+            text,
+            (chosen.lam, chosen.alignment),
+            (0, -20),
+            textcoords="offset points",
+            ha="center",
+            color=Color.INK,
+        )
+        axes.margins(x=0.12, y=0.12)
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom - 0.16 * (top - bottom), top)  # room for the label below the minimum
+        axes.locator_params(nbins=5)
+        axes.ticklabel_format(useOffset=False)
+        axes.set_xlabel("\N{GREEK SMALL LETTER LAMDA}")
+        axes.set_ylabel("alignment")
+        return _svg(figure, canvas)
+
+
+def block_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: float) -> str:
+    """Sparsity per block, above a grid of block x path."""
+    import numpy as np
+    from matplotlib.colors import ListedColormap, to_rgba
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    paths = list(dict.fromkeys(linear.path for linear in linears))
+    first, last = min(linear.block for linear in linears), max(linear.block for linear in linears)
+    pruned = np.zeros((len(paths), last - first + 1))
+    weights = np.zeros_like(pruned)
+    for linear in linears:
+        cell = paths.index(linear.path), linear.block - first
+        pruned[cell] += linear.pruned
+        weights[cell] += linear.weights
+    grid = np.ma.masked_invalid(np.divide(pruned, weights, out=np.full_like(pruned, np.nan), where=weights > 0))
+    blocks = np.arange(first, last + 1)
+    per_block = pruned.sum(axis=0) / np.maximum(weights.sum(axis=0), 1)  # [blocks]
+    seen = weights.sum(axis=0) > 0
+    spread = max(float(np.abs(grid - target).max()), MIN_SPREAD)
+    ramp = np.linspace(-1, 1, GRID_LEVELS)
+    colors = [to_rgba(Color.SPARSER if level > 0 else Color.DENSER, abs(level)) for level in ramp]
+
+    with _style():
+        figure = _figure(canvas, height=205 + 19 * len(paths))
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[120, 19 * len(paths)])
+        for x, rate in zip(blocks[seen], per_block[seen], strict=True):
+            color = Color.SPARSER if rate > target else Color.DENSER
+            top.bar(x, rate - target, bottom=target, width=0.72, color=color, alpha=0.75, lw=0)
+        top.hlines(per_block[seen], blocks[seen] - 0.36, blocks[seen] + 0.36, color=Color.INK, lw=1.2)
+        reach = max(float(np.abs(per_block[seen] - target).max()), MIN_SPREAD) * 1.15
+        top.set_ylim(target - reach, target + reach)
+        top.axhline(target, color=Color.INK, lw=0.8, ls=(0, (4, 3)))
+        top.yaxis.set_major_formatter(PercentFormatter(1))
+        top.yaxis.set_major_locator(MaxNLocator(5))
+        top.set_ylabel("sparsity")
+        top.tick_params(axis="x", length=0, labelbottom=False)
+        top.spines["bottom"].set_visible(False)
+
+        edges = np.arange(first, last + 2) - 0.5
+        mesh = bottom.pcolormesh(edges, np.arange(len(paths) + 1) - 0.5, grid, cmap=ListedColormap(colors))
+        mesh.set_clim(target - spread, target + spread)
+        mesh.set(edgecolor=Color.LINE, linewidth=0.5)
+        bottom.set_yticks(range(len(paths)), paths)
+        bottom.invert_yaxis()
+        bottom.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+        bottom.set_xlabel("block")
+        bottom.tick_params(length=0)
+        bottom.spines[:].set_visible(False)
+
+        ends = [target - spread, target, target + spread]
+        scale = figure.colorbar(mesh, ax=bottom, orientation="horizontal", ticks=ends, aspect=28, shrink=0.5)
+        scale.set_ticklabels([f"-{100 * spread:.1f}", "target", f"+{100 * spread:.1f} points"])
+        scale.outline.set_visible(False)
+        scale.ax.tick_params(length=0)
+        return _svg(figure, canvas)
+
+
+def row_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: float) -> str:
+    """Distribution of the sparsity of all output rows, one ridge per path, each as high as its own mode."""
+    import numpy as np
+    from matplotlib.ticker import PercentFormatter
+
+    rates: dict[str, list[NDArray[np.float64]]] = {}
+    for linear in linears:
+        rates.setdefault(linear.path, []).append(linear.row_pruned / linear.columns)
+    ridges = {path: np.concatenate(parts) for path, parts in rates.items()}
+    low = min(float(ridge.min()) for ridge in ridges.values())
+    high = max(float(ridge.max()) for ridge in ridges.values())
+    spread = max(target - low, high - target, MIN_SPREAD)
+    edges = target + spread * np.linspace(-1, 1, ROW_BINS + 1)
+    middle = ROW_BINS // 2
+
+    with _style():
+        figure = _figure(canvas, height=60 + 30 * len(ridges))
+        axes = figure.add_subplot()
+        for line, ridge in enumerate(ridges.values()):
+            counts, _ = np.histogram(ridge, edges)
+            heights = 0.82 * counts / max(counts.max(), 1)
+            _ridge(axes, heights[:middle], edges[: middle + 1], base=-line, color=Color.DENSER)
+            _ridge(axes, heights[middle : middle + 1], edges[middle : middle + 2], base=-line, color=Color.MUTED)
+            _ridge(axes, heights[middle + 1 :], edges[middle + 1 :], base=-line, color=Color.SPARSER)
+            axes.axhline(-line, color=Color.LINE, lw=0.8, zorder=0)
+        axes.axvline(target, color=Color.INK, lw=0.8, ls=(0, (4, 3)))
+        axes.set_yticks([0.25 - line for line in range(len(ridges))], list(ridges))
+        axes.set_ylim(-len(ridges) + 0.9, 1)
+        margin = 0.04 * (max(high, target) - min(low, target)) + 0.1 * MIN_SPREAD
+        axes.set_xlim(min(low, target) - margin, max(high, target) + margin)
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.locator_params(axis="x", nbins=7)
+        axes.set_xlabel("sparsity of an output row")
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        return _svg(figure, canvas)
+
+
+def _ridge(axes: Axes, heights: NDArray[np.float64], edges: NDArray[np.float64], *, base: float, color: Color) -> None:
+    axes.stairs(base + heights, edges, baseline=base, fill=True, color=color, alpha=0.75, lw=0)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """matplotlib's defaults with ours on top, whatever the user's own matplotlibrc says; restored on exit."""
+    import matplotlib.style
+
+    ours = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "neuronal_ray",
+        "font.size": 11,
+        "axes.labelsize": 11,
+        "text.color": Color.INK,
+        "axes.labelcolor": Color.MUTED,
+        "axes.edgecolor": Color.LINE,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "xtick.color": Color.LINE,
+        "ytick.color": Color.LINE,
+        "xtick.labelcolor": Color.MUTED,
+        "ytick.labelcolor": Color.MUTED,
+    }
+    with matplotlib.style.context(["default", ours]):
+        yield
+
+
+def _figure(canvas: Canvas, *, height: int) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(canvas.width * PIXEL, height * PIXEL), facecolor="none", layout="constrained")
+
+
+def _svg(figure: Figure, canvas: Canvas) -> str:
+    """The figure as an inline `<svg>`: no prolog, no metadata, ids of its own, colors as CSS variables."""
+    for axes in figure.axes:
+        axes.set_facecolor("none")
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = re.sub(r'\b(id="|url\(#|href="#)', rf"\g<1>{canvas.key}-", text[text.index("<svg") :])
+    for color in Color:
+        text = text.replace(color.value, f"var(--{color.name.lower()})")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(canvas.label)}" ', 1)

@@ -1,0 +1,198 @@
+"""What do the three files say that a pruning run leaves behind? Read whole and checked, for the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow
+    from numpy.typing import NDArray
+
+T = TypeVar("T")
+FORMAT = 1
+FILES = ("pruning.json", "allocation.parquet", "search.parquet")
+STEPS = ("block", "row")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One lambda that was tried in the step of that name, and the neuron alignment it gave."""
+
+    step: str
+    lam: float
+    alignment: float
+    selected: bool
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchStep:
+    """One step of the search; `seconds` is the wall time of all its candidates together."""
+
+    name: str
+    selected: Candidate
+    candidates: tuple[Candidate, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinearSparsity:
+    """What one linear lost; `row_pruned` is int32 [out]."""
+
+    block: int
+    path: str
+    columns: int
+    pruned: int
+    row_pruned: NDArray[np.int32]
+
+    @property
+    def weights(self) -> int:
+        return len(self.row_pruned) * self.columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One evaluation set: `metric` is "perplexity" or "accuracy", `detail` says over what."""
+
+    name: str
+    metric: str
+    dense: float
+    pruned: float
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All that a report shows; `target` and `achieved` are fractions removed."""
+
+    model: str
+    method: str
+    allocation: str
+    mode: str
+    target: float
+    achieved: float
+    pruned: int
+    prunable: int
+    steps: tuple[SearchStep, ...]
+    scores: tuple[Score, ...]
+    seconds: Mapping[str, float]
+    calibration: Mapping[str, object]
+    versions: Mapping[str, object]
+    devices: tuple[str, ...]
+    config: Mapping[str, object]
+    linears: tuple[LinearSparsity, ...]
+
+
+def read_run(directory: Path) -> Run:
+    """Read a run's files; ValueError says which is missing or malformed, and how."""
+    missing = [name for name in FILES if not (directory / name).is_file()]
+    if missing:
+        raise ValueError(f"no {' and no '.join(missing)} there, expected a directory that neuronal_ray.prune wrote")
+    try:
+        document = json.loads((directory / "pruning.json").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"pruning.json is not JSON: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ValueError(f'pruning.json is of another format, expected an object with "format": {FORMAT}')
+    sparsity = _get(document, "sparsity", dict)
+    search = _get(document, "search", dict)
+    evaluation = _get(document, "evaluation", dict)
+    seconds = _get(document, "seconds", dict)
+    candidates = _candidates(directory / "search.parquet")
+    return Run(
+        model=_get(document, "model", str),
+        method=_get(document, "method", str),
+        allocation=_get(document, "allocation", str),
+        mode=_get(document, "mode", str),
+        target=_get(sparsity, "target", float),
+        achieved=_get(sparsity, "achieved", float),
+        pruned=_get(sparsity, "pruned", int),
+        prunable=_get(sparsity, "prunable", int),
+        steps=tuple(_step(name, _get(search, name, dict), candidates) for name in STEPS if name in search),
+        scores=tuple(_score(name, _get(evaluation, name, dict)) for name in evaluation),
+        seconds={stage: _get(seconds, stage, float) for stage in seconds},
+        calibration=_get(document, "calibration", dict),
+        versions=_get(document, "versions", dict),
+        devices=tuple(str(device) for device in _get(document, "devices", list)),
+        config=_get(document, "config", dict),
+        linears=_linears(directory / "allocation.parquet"),
+    )
+
+
+def _get(node: Mapping[str, Any], key: str, kind: type[T]) -> T:
+    value = node.get(key)
+    given: object = float(value) if kind is float and type(value) is int else value  # JSON has one kind of number
+    if not isinstance(given, kind) or isinstance(given, bool):
+        raise ValueError(f"pruning.json: {key!r} is {value!r:.60}, expected {kind.__name__}")
+    return given
+
+
+def _step(name: str, node: Mapping[str, Any], candidates: Sequence[Candidate]) -> SearchStep:
+    mine = tuple(candidate for candidate in candidates if candidate.step == name)
+    selected = [candidate for candidate in mine if candidate.selected]
+    lam = _get(node, "selected", float)
+    if [candidate.lam for candidate in selected] != [lam]:
+        given = ", ".join(f"{candidate.lam:g}" for candidate in selected) or "none"
+        raise ValueError(f"search.parquet selects {given} in the {name} step, expected {lam:g} as in pruning.json")
+    return SearchStep(name=name, selected=selected[0], candidates=mine, seconds=_get(node, "seconds", float))
+
+
+def _score(name: str, node: Mapping[str, Any]) -> Score:
+    metric = "accuracy" if "accuracy" in node else "perplexity"
+    dense = _get(_get(node, "dense", dict), metric, float)
+    detail = ""
+    if metric == "perplexity":
+        detail = f"{_get(node, 'windows', int):,} \u00d7 {_get(node, 'sequence_length', int):,}"
+    return Score(name=name, metric=metric, dense=dense, pruned=_get(node, metric, float), detail=detail)
+
+
+def _candidates(path: Path) -> tuple[Candidate, ...]:
+    import pyarrow as pa
+
+    columns = [("step", pa.string()), ("lambda", pa.float64()), ("alignment", pa.float64())]
+    schema = pa.schema([*columns, ("selected", pa.bool_()), ("seconds", pa.float64())])
+    return tuple(Candidate(lam=row.pop("lambda"), **row) for row in _table(path, schema).to_pylist())
+
+
+def _linears(path: Path) -> tuple[LinearSparsity, ...]:
+    import pyarrow as pa
+
+    columns = [("block", pa.int32()), ("path", pa.string()), ("rows", pa.int32()), ("columns", pa.int32())]
+    schema = pa.schema([*columns, ("pruned", pa.int64()), ("row_pruned", pa.list_(pa.int32()))])
+    table = _table(path, schema)
+    if table.num_rows == 0:
+        raise ValueError(f"{path.name} has no rows, expected one per linear")
+    linears = []
+    for head, row in zip(table.drop_columns(["row_pruned"]).to_pylist(), table.column("row_pruned"), strict=True):
+        num_rows = head.pop("rows")
+        row_pruned = row.values.to_numpy(zero_copy_only=False)  # int32 [out]
+        if len(row_pruned) != num_rows or row_pruned.sum() != head["pruned"]:
+            given = f"{len(row_pruned)} rows that lost {row_pruned.sum():.0f}"
+            expected = f"{num_rows} rows that lost {head['pruned']}"
+            raise ValueError(f"{path.name}: block {head['block']} {head['path']} has {given}, expected {expected}")
+        linears.append(LinearSparsity(row_pruned=row_pruned, **head))
+    return tuple(linears)
+
+
+def _table(path: Path, schema: pyarrow.Schema) -> pyarrow.Table:
+    """The columns of `schema`, in its types, without nulls."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+        missing = [name for name in schema.names if name not in table.column_names]
+        if missing:
+            raise ValueError(f"{path.name} lacks the column {', '.join(missing)}, expected {', '.join(schema.names)}")
+        table = table.select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"{path.name} cannot be read, expected {', '.join(schema.names)}: {error}") from error
+    nulls = [name for name in schema.names if table.column(name).null_count]
+    if nulls:
+        raise ValueError(f"{path.name} has nulls in {', '.join(nulls)}, expected none")
+    return table

@@ -1,0 +1,37 @@
+"""Where a worker's time goes: seconds per activity, an inner activity's time taken out of the outer one's."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Stopwatch:
+    """Exclusive wall-clock seconds by name. `synchronize` waits for the device at each change (for benchmarks)."""
+
+    def __init__(self, device: torch.device, *, synchronize: bool) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._synchronize = synchronize and device.type == "cuda"
+        self._running: list[str] = []
+        self._since = 0.0
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Count the time of the body under `name`, except what it measures under other names."""
+        self._charge()
+        self._running.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._running.pop()
+
+    def _charge(self) -> None:
+        if self._synchronize:
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self._running:
+            self.seconds[self._running[-1]] += now - self._since
+        self._since = now
