@@ -6,140 +6,72 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
-from neuronal_ray.report_figures import (
-    Candidate,
-    Canvas,
-    LinearSparsity,
-    SearchStep,
-    block_figure,
-    row_figure,
-    search_figure,
-)
+from neuronal_ray.report_figures import Canvas, block_figure, row_figure, search_figure
+from neuronal_ray.report_inputs import STEPS, Run, Score, SearchStep, read_run
 
-if TYPE_CHECKING:
-    import pyarrow
-
-T = TypeVar("T")
-FORMAT = 1
-INPUTS = ("pruning.json", "allocation.parquet", "search.parquet")
-STEPS = ("block", "row")
 WIDE, HALF, NARROW = 736, 352, 340  # CSS pixels: the page, half of it, a phone
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #23262b; --muted: #686e76; --line: #dcdee1;
   --denser: #33698f; --sparser: #b9582c; }
-@media screen and (prefers-color-scheme: dark) {
-  :root { --paper: #15171a; --ink: #e4e6e9; --muted: #989fa8; --line: #34383e; --denser: #6ea9d8; --sparser: #e58d5c; } }
+@media screen and (prefers-color-scheme: dark) { :root { --paper: #15171a; --ink: #e4e6e9; --muted: #989fa8;
+  --line: #34383e; --denser: #6ea9d8; --sparser: #e58d5c; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); -webkit-text-size-adjust: 100%;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
   font-variant-numeric: tabular-nums lining-nums; }
 main { max-width: 784px; margin: 0 auto; padding: 72px 24px 96px; }
-h1 { margin: 0; font-size: 2rem; font-weight: 600; line-height: 1.2; letter-spacing: -.02em; overflow-wrap: anywhere; }
-h2 { margin: 64px 0 12px; font-size: 1.05rem; font-weight: 600; }
-p { margin: 8px 0; max-width: 38em; }
+h1, h2, b { font-weight: 600; }
+h1 { margin: 0; font-size: 2rem; line-height: 1.2; letter-spacing: -.02em; overflow-wrap: anywhere; }
+h2 { margin: 64px 0 12px; font-size: 1.05rem; }
+p { margin: 8px 0; }
 .lead { font-size: 1.15rem; }
-.muted, figcaption, th, summary small { color: var(--muted); }
+.muted, figcaption, th, small { color: var(--muted); }
 .tally { display: flex; flex-wrap: wrap; gap: 16px 56px; margin: 40px 0 0; }
 .tally div { display: flex; flex-direction: column-reverse; }
 .tally dt { color: var(--muted); font-size: .875rem; }
 .tally dd { margin: 0; font-size: 1.75rem; font-weight: 300; letter-spacing: -.01em; }
 table { width: 100%; border-collapse: collapse; font-size: .9375rem; }
-th, td { padding: 7px 0 7px 20px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: baseline; }
+th, td { padding: 7px 0 7px 20px; border-bottom: 1px solid var(--line); text-align: right; }
+th { font-weight: 400; vertical-align: baseline; }
 th:first-child { padding-left: 0; text-align: left; }
-th { font-weight: 400; }
 thead th { font-size: .8125rem; }
-tbody tr.chosen > * { font-weight: 600; color: var(--ink); }
+.chosen > *, .scores td:nth-child(3) { font-weight: 600; color: var(--ink); }
 .scores tbody th { color: var(--ink); }
-.scores td:nth-child(3) { font-weight: 600; }
 .facts td { text-align: left; overflow-wrap: anywhere; }
 .facts th { width: 13em; }
-.share { width: 45%; }
-.share i { display: block; height: 7px; background: var(--denser); opacity: .75; print-color-adjust: exact;
-  -webkit-print-color-adjust: exact; }
+.bar { width: 50%; }
+.bar i { display: block; height: 7px; background: var(--denser); opacity: .75; print-color-adjust: exact; }
 figure { margin: 16px 0 0; break-inside: avoid; }
-figcaption { font-size: .875rem; max-width: 46em; }
+figcaption { margin-top: 6px; font-size: .875rem; }
+.sparser { color: var(--sparser); }
+.denser { color: var(--denser); }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-family: inherit !important; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 8px 32px; }
 .narrow { display: none; }
-details { border-bottom: 1px solid var(--line); padding: 10px 0; }
-details table { margin-top: 8px; }
-details tr:last-child > * { border-bottom: 0; }
-summary { cursor: pointer; }
-@media screen and (max-width: 600px) {
-  main { padding: 40px 16px 64px; }
-  h1 { font-size: 1.6rem; }
-  .pair { grid-template-columns: 1fr; }
-  .wide { display: none; }
-  .narrow { display: block; }
-  .facts th { width: 8.5em; }
-  th, td { padding-left: 10px; } }
-@media print {
-  body { font-size: 10.5pt; }
-  main { max-width: none; padding: 0; }
-  h2 { break-after: avoid; margin-top: 32px; }
-  tr { break-inside: avoid; }
-  details::details-content { content-visibility: visible; } }
+details { margin-top: 24px; }
+summary { cursor: pointer; padding: 4px 0; }
+@media screen and (max-width: 600px) { main { padding: 40px 16px 64px; } h1 { font-size: 1.6rem; }
+  .pair { grid-template-columns: 1fr; } .wide { display: none; } .narrow { display: block; }
+  .facts th { width: 9em; } th, td { padding-left: 10px; } }
+@media print { body { font-size: 10.5pt; } main { max-width: none; padding: 0; } tr { break-inside: avoid; }
+  h2 { break-after: avoid; margin-top: 32px; } details::details-content { content-visibility: visible; } }
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """One evaluation set: `metric` is "perplexity" or "accuracy"."""
-
-    name: str
-    metric: str
-    dense: float
-    pruned: float
-    detail: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One row of search.parquet."""
-
-    step: str
-    lam: float
-    alignment: float
-    selected: bool
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """All that the page shows."""
-
-    model: str
-    method: str
-    allocation: str
-    mode: str
-    target: float
-    achieved: float
-    pruned: int
-    prunable: int
-    steps: tuple[SearchStep, ...]
-    scores: tuple[Score, ...]
-    seconds: Mapping[str, float]
-    calibration: Mapping[str, object]
-    versions: Mapping[str, object]
-    devices: tuple[str, ...]
-    config: Mapping[str, object]
-    linears: tuple[LinearSparsity, ...]
-    trials: tuple[Trial, ...]
-
-
 def write_report(directory: Path) -> Path:
-    """Write `directory`/report.html, whole or not at all; ValueError says which input is missing or malformed."""
-    page = _page(_read(directory))
+    """Write report.html into `directory`, whole or not at all.
+
+    Raises ValueError, which says what is missing or malformed.
+    """
+    page = _page(read_run(directory))
     path = directory / "report.html"
-    temporary = directory / f".report.html.{os.getpid()}"
+    temporary = directory / f".report.html.partial-{os.getpid()}"
     try:
         temporary.write_text(page, encoding="utf-8")
         os.replace(temporary, path)
@@ -148,147 +80,181 @@ def write_report(directory: Path) -> Path:
     return path
 
 
-def _read(directory: Path) -> Run:
-    missing = [name for name in INPUTS if not (directory / name).is_file()]
-    if missing:
-        raise ValueError(f"no {' and no '.join(missing)} there, expected a directory that neuronal_ray.prune wrote")
-    try:
-        document = json.loads((directory / "pruning.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"pruning.json is not JSON: {error}") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ValueError(f'pruning.json has another format, expected an object with "format": {FORMAT}')
-    sparsity = _get(document, "sparsity", dict)
-    search = _get(document, "search", dict)
-    evaluation = _get(document, "evaluation", dict)
-    seconds = _get(document, "seconds", dict)
-    return Run(
-        model=_get(document, "model", str),
-        method=_get(document, "method", str),
-        allocation=_get(document, "allocation", str),
-        mode=_get(document, "mode", str),
-        target=_get(sparsity, "target", float),
-        achieved=_get(sparsity, "achieved", float),
-        pruned=_get(sparsity, "pruned", int),
-        prunable=_get(sparsity, "prunable", int),
-        steps=tuple(_search_step(name, _get(search, name, dict)) for name in STEPS if name in search),
-        scores=tuple(_score(name, _get(evaluation, name, dict)) for name in evaluation),
-        seconds={stage: _get(seconds, stage, float) for stage in seconds},
-        calibration=_get(document, "calibration", dict),
-        versions=_get(document, "versions", dict),
-        devices=tuple(str(device) for device in _get(document, "devices", list)),
-        config=_get(document, "config", dict),
-        linears=_linears(directory / "allocation.parquet"),
-        trials=_trials(directory / "search.parquet"),
-    )
-
-
-def _get(node: Mapping[str, Any], key: str, kind: type[T]) -> T:
-    value = node.get(key)
-    if kind is float and type(value) is int:
-        value = float(value)  # JSON has one kind of number
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"pruning.json: {key!r} is {value!r:.80}, expected {kind.__name__}")
-    return value
-
-
-def _search_step(name: str, node: Mapping[str, Any]) -> SearchStep:
-    candidates = tuple(
-        Candidate(lam=_get(candidate, "lambda", float), alignment=_get(candidate, "alignment", float))
-        for candidate in _get(node, "candidates", list)
-    )
-    selected = _get(node, "selected", float)
-    if selected not in [candidate.lam for candidate in candidates]:
-        raise ValueError(f"pruning.json: 'selected' of the {name} step is {selected:g}, expected one of its candidates")
-    return SearchStep(name=name, selected=selected, candidates=candidates, seconds=_get(node, "seconds", float))
-
-
-def _score(name: str, node: Mapping[str, Any]) -> Score:
-    metric = "accuracy" if "accuracy" in node else "perplexity"
-    detail = ""
-    if metric == "perplexity":
-        detail = f"{_get(node, 'windows', int):,} \u00d7 {_get(node, 'sequence_length', int):,}"
-    dense = _get(_get(node, "dense", dict), metric, float)
-    return Score(name=name, metric=metric, dense=dense, pruned=_get(node, metric, float), detail=detail)
-
-
-def _linears(path: Path) -> tuple[LinearSparsity, ...]:
-    import pyarrow as pa
-
-    row_type = pa.list_(pa.int32())
-    types = dict(block=pa.int32(), path=pa.string(), rows=pa.int32(), columns=pa.int32(), pruned=pa.int64())
-    table = _table_of(path, pa.schema({**types, "row_pruned": row_type}.items()))
-    if table.num_rows == 0:
-        raise ValueError(f"{path.name} has no rows, expected one per linear")
-    heads = table.drop_columns(["row_pruned"]).to_pylist()
-    row_pruned = [row.values.to_numpy(zero_copy_only=False) for row in table.column("row_pruned")]
-    for head, counts in zip(heads, row_pruned, strict=True):
-        if len(counts) != head["rows"] or int(counts.sum()) != head["pruned"]:
-            given = f"{len(counts)} rows that sum to {counts.sum()}"
-            expected = f"{head['rows']} that sum to {head['pruned']}"
-            raise ValueError(f"{path.name}: block {head['block']} {head['path']} has {given}, expected {expected}")
-    return tuple(
-        LinearSparsity(
-            block=head["block"],
-            path=head["path"],
-            columns=head["columns"],
-            pruned=head["pruned"],
-            row_pruned=counts,
-        )
-        for head, counts in zip(heads, row_pruned, strict=True)
-    )
-
-
-def _trials(path: Path) -> tuple[Trial, ...]:
-    import pyarrow as pa
-
-    types = {"step": pa.string(), "lambda": pa.float64(), "alignment": pa.float64(), "selected": pa.bool_()}
-    rows = _table_of(path, pa.schema({**types, "seconds": pa.float64()}.items())).to_pylist()
-    return tuple(
-        Trial(
-            step=row["step"],
-            lam=row["lambda"],
-            alignment=row["alignment"],
-            selected=row["selected"],
-            seconds=row["seconds"],
-        )
-        for row in rows
-    )
-
-
-def _table_of(path: Path, schema: pyarrow.Schema) -> pyarrow.Table:
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-        missing = [name for name in schema.names if name not in table.column_names]
-        if missing:
-            raise ValueError(f"{path.name} has no column {', '.join(missing)}, expected {', '.join(schema.names)}")
-        table = table.select(schema.names).cast(schema)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"{path.name} is not the parquet file that was expected: {error}") from error
-    for name in schema.names:
-        if table.column(name).null_count:
-            raise ValueError(f"{path.name}: column {name} has nulls, expected none")
-    return table
-
-
 def _page(run: Run) -> str:
-    title = f"{run.model} pruned to {100 * run.target:g}%"
-    parts = [
-        f'<h1>{escape(run.model)}</h1>\n<p class="lead">{escape(run.method)} with {escape(run.allocation)} allocation, '
-        f'target {100 * run.target:g}% <span class="muted">&middot; {escape(run.mode)} mode</span></p>',
-        _tally(run),
-        *_scores(run.scores),
-        *_search(run.steps),
-        *_allocation(run),
-        *_provenance(run),
-    ]
-    body = "\n".join(parts)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    target = f"{100 * run.target:g}%"
+    method = f"{escape(run.method)} with {escape(run.allocation)} allocation"
+    sections = [_tally(run), _scores(run.scores), _search(run.steps), _allocation(run), _provenance(run)]
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(run.model)} pruned to {target}</title>\n<style>{STYLE}</style>\n</head>",
+            f"<body>\n<main>\n<h1>{escape(run.model)}</h1>",
+            f'<p class="lead">{method}, target {target} <small>&middot; mode {escape(run.mode)}</small></p>',
+            *sections,
+            "</main>\n</body>\n</html>\n",
+        ]
     )
+
+
+def _tally(run: Run) -> str:
+    """Achieved against target; exact means that no other number of weights is nearer to the target."""
+    exact = abs(run.pruned - run.target * run.prunable) < 1
+    drift = f"{100 * (run.achieved - run.target):+.3f} points from the target"
+    facts = [
+        (f"{100 * run.achieved:.3f}%", "sparsity, exact to the weight" if exact else f"sparsity, {drift}"),
+        (f"{run.pruned:,}", f"weights removed, of {run.prunable:,} prunable"),
+    ]
+    items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for value, name in facts)
+    planned = sum(linear.pruned for linear in run.linears)
+    note = f"<p>The allocation asked for {planned:,} weights; the saved tensors hold {run.pruned:,} zeros.</p>"
+    return f'<dl class="tally">{items}</dl>' + (note if planned != run.pruned else "")
+
+
+def _scores(scores: Sequence[Score]) -> str:
+    if not scores:
+        return '<h2>Perplexity</h2>\n<p class="muted">The model was not evaluated.</p>'
+    perplexities = [
+        [s.name, f"{s.dense:,.2f}", f"{s.pruned:,.2f}", f"\u00d7 {s.pruned / s.dense:,.2f}", s.detail]
+        for s in scores
+        if s.metric == "perplexity"
+    ]
+    accuracies = [
+        [s.name, f"{100 * s.dense:.1f}%", f"{100 * s.pruned:.1f}%", f"{100 * (s.pruned - s.dense):+.1f}"]
+        for s in scores
+        if s.metric == "accuracy"
+    ]
+    parts = []
+    if perplexities:
+        head = ["Text", "Dense", "Pruned", "Ratio", "Windows \u00d7 tokens"]
+        parts.append("<h2>Perplexity</h2>\n" + _table(perplexities, head=head, kind="scores"))
+    if accuracies:
+        head = ["Task", "Dense", "Pruned", "Points"]
+        parts.append("<h2>Accuracy</h2>\n" + _table(accuracies, head=head, kind="scores"))
+    return "\n".join(parts)
+
+
+def _search(steps: Sequence[SearchStep]) -> str:
+    parts = ["<h2>Search for &lambda;</h2>"]
+    ran = [step.name for step in steps]
+    if steps:
+        parts.append("<p>Each step tries its candidates and keeps the one with the lowest neuron alignment.</p>")
+        parts.append(f'<div class="pair">{"".join(_step_figure(step) for step in steps)}</div>')
+    parts.extend(f'<p class="muted">The {name} step did not run.</p>' for name in STEPS if name not in ran)
+    tried = [candidate for step in steps for candidate in step.candidates]
+    if tried:
+        rows = [
+            [c.step, f"{c.lam:g}", f"{c.alignment:,.6g}", f"{c.seconds:,.1f}", "selected" * c.selected] for c in tried
+        ]
+        chosen = [number for number, candidate in enumerate(tried) if candidate.selected]
+        table = _table(rows, head=["Step", "\u03bb", "Alignment", "Seconds", ""], chosen=chosen)
+        parts.append(_details("All candidates", len(rows), table))
+    return "\n".join(parts)
+
+
+def _step_figure(step: SearchStep) -> str:
+    num_candidates, lam = len(step.candidates), f"{step.selected.lam:g}"
+    label = f"Alignment of the {num_candidates} candidates of the {step.name} step; {lam} is selected"
+    figure = search_figure(step, Canvas(key=step.name, width=HALF, label=label))
+    name = step.name.capitalize()
+    caption = f"{name} step: &lambda; = {lam} of {num_candidates} candidates, in {step.seconds:,.1f} s"
+    return f"<figure>{figure}<figcaption>{caption}</figcaption></figure>"
+
+
+def _allocation(run: Run) -> str:
+    num_blocks = len({linear.block for linear in run.linears})
+    num_rows = sum(len(linear.row_pruned) for linear in run.linears)
+    blocks = f"{num_blocks:,} block{'s' if num_blocks > 1 else ''}"
+    return "\n".join(
+        [
+            "<h2>Blocks</h2>\n<figure>",
+            _both_widths(
+                "blocks",
+                f"Sparsity of {blocks} and of their {len(run.linears):,} linears, relative to the target",
+                lambda canvas: block_figure(run.linears, canvas, target=run.target),
+            ),
+            f"<figcaption>Sparsity of {blocks} and of the {len(run.linears):,} linears in them.",
+            'What is <b class="sparser">sparser</b> than the target is orange,',
+            'what is <b class="denser">denser</b> is blue; the dashed line is the target.</figcaption>',
+            "</figure>\n<h2>Rows</h2>\n<figure>",
+            _both_widths(
+                "rows",
+                f"Distribution of the sparsity of {num_rows:,} output rows, by kind of linear",
+                lambda canvas: row_figure(run.linears, canvas, target=run.target),
+            ),
+            f"<figcaption>Sparsity of {num_rows:,} output rows, all blocks together.",
+            "Each ridge is drawn to its own peak.</figcaption>\n</figure>",
+        ]
+    )
+
+
+def _both_widths(key: str, label: str, draw: Callable[[Canvas], str]) -> str:
+    """The same figure for a page and for a phone, so that its letters are as large as the text in both."""
+    wide = draw(Canvas(key=f"{key}-wide", width=WIDE, label=label))
+    narrow = draw(Canvas(key=f"{key}-narrow", width=NARROW, label=label))
+    return f'<div class="wide">{wide}</div>\n<div class="narrow">{narrow}</div>'
+
+
+def _provenance(run: Run) -> str:
+    longest = max(run.seconds.values(), default=0.0) or 1.0
+    stages = "".join(
+        f'<tr><th scope="row">{escape(stage)}</th>'
+        f'<td class="bar"><i style="width:{100 * seconds / longest:.1f}%"></i></td><td>{seconds:,.1f}</td></tr>\n'
+        for stage, seconds in run.seconds.items()
+    )
+    made_with = {**run.versions, "devices": ", ".join(run.devices)}
+    return "\n".join(
+        [
+            f"<h2>Seconds</h2>\n<table><tbody>\n{stages}</tbody></table>",
+            f"<h2>Calibration</h2>\n{_facts(run.calibration)}",
+            f"<h2>Made with</h2>\n{_facts(made_with)}",
+            _details("Configuration", len(run.config), _facts(run.config)),
+        ]
+    )
+
+
+def _facts(facts: Mapping[str, object]) -> str:
+    rows = [[key, value if isinstance(value, str) else json.dumps(value)] for key, value in facts.items()]
+    return _table(rows, kind="facts")
+
+
+def _table(
+    rows: Sequence[Sequence[str]],
+    *,
+    head: Sequence[str] = (),
+    kind: str = "plain",
+    chosen: Sequence[int] = (),
+) -> str:
+    """A table of plain strings, escaped here; the first cell of a row is its heading."""
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = []
+    for number, (first, *others) in enumerate(rows):
+        mark = ' class="chosen"' if number in chosen else ""
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+        body.append(f'<tr{mark}><th scope="row">{escape(first)}</th>{cells}</tr>\n')
+    return f'<table class="{kind}"><thead><tr>{top}</tr></thead><tbody>\n{"".join(body)}</tbody></table>'
+
+
+def _details(title: str, count: int, content: str) -> str:
+    return f"<details><summary>{title} <small>{count}</small></summary>\n{content}</details>"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: 0 done, 2 bad input, in one line on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m neuronal_ray.report",
+        description="Write report.html from the files that a pruning run left in its output directory.",
+    )
+    parser.add_argument("directory", metavar="DIR", type=Path, help="the --output of neuronal_ray.prune")
+    directory: Path = parser.parse_args(argv).directory
+    try:
+        print(write_report(directory))
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        print(f"{parser.prog}: DIR {str(directory)!r}: {reason}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,6 +15,8 @@ from enum import StrEnum
 from html import escape
 from typing import TYPE_CHECKING
 
+from neuronal_ray.report_inputs import LinearSparsity, SearchStep
+
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
@@ -38,39 +40,6 @@ class Color(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One lambda that was tried, and the neuron alignment it gave."""
-
-    lam: float
-    alignment: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchStep:
-    """One step of the search: `name` is "block" or "row"."""
-
-    name: str
-    selected: float
-    candidates: tuple[Candidate, ...]
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LinearSparsity:
-    """What one linear lost; `row_pruned` is int32 [out]."""
-
-    block: int
-    path: str
-    columns: int
-    pruned: int
-    row_pruned: NDArray[np.int32]
-
-    @property
-    def weights(self) -> int:
-        return len(self.row_pruned) * self.columns
-
-
-@dataclass(frozen=True, kw_only=True)
 class Canvas:
     """Where a figure goes: `key` makes its ids unique in the page, `width` is in CSS pixels."""
 
@@ -82,7 +51,7 @@ class Canvas:
 def search_figure(step: SearchStep, canvas: Canvas) -> str:
     """Alignment against lambda, the selected lambda marked."""
     candidates = sorted(step.candidates, key=lambda candidate: candidate.lam)
-    chosen = next(candidate for candidate in candidates if candidate.lam == step.selected)
+    chosen = step.selected
     with _style():
         figure = _figure(canvas, height=220)
         axes = figure.add_subplot()

@@ -136,7 +136,7 @@ def _step(name: str, node: Mapping[str, Any], candidates: Sequence[Candidate]) -
     mine = tuple(candidate for candidate in candidates if candidate.step == name)
     selected = [candidate for candidate in mine if candidate.selected]
     lam = _get(node, "selected", float)
-    if [candidate.lam for candidate in selected] != [lam]:
+    if {candidate.lam for candidate in selected} != {lam}:
         given = ", ".join(f"{candidate.lam:g}" for candidate in selected) or "none"
         raise ValueError(f"search.parquet selects {given} in the {name} step, expected {lam:g} as in pruning.json")
     return SearchStep(name=name, selected=selected[0], candidates=mine, seconds=_get(node, "seconds", float))
@@ -171,7 +171,9 @@ def _linears(path: Path) -> tuple[LinearSparsity, ...]:
     for head, row in zip(table.drop_columns(["row_pruned"]).to_pylist(), table.column("row_pruned"), strict=True):
         num_rows = head.pop("rows")
         row_pruned = row.values.to_numpy(zero_copy_only=False)  # int32 [out]
-        if len(row_pruned) != num_rows or row_pruned.sum() != head["pruned"]:
+        if head["columns"] < 1 or row_pruned.min(initial=0) < 0 or row_pruned.max(initial=0) > head["columns"]:
+            raise ValueError(f"{path.name}: block {head['block']} {head['path']} lost more weights than a row has")
+        if not 0 < len(row_pruned) == num_rows or row_pruned.sum() != head["pruned"]:
             given = f"{len(row_pruned)} rows that lost {row_pruned.sum():.0f}"
             expected = f"{num_rows} rows that lost {head['pruned']}"
             raise ValueError(f"{path.name}: block {head['block']} {head['path']} has {given}, expected {expected}")

@@ -66,7 +66,7 @@ class Worker:
         model = load_model(
             self.checkpoint,
             device=self.device,
-            dtype=getattr(torch, spec.dtype),
+            dtype=self._dtype(),
             trust_remote_code=spec.trust_remote_code,
         )
         self.stream = Stream(model)
@@ -77,6 +77,12 @@ class Worker:
         self._ranks: dict[Linear, Tensor] = {}
         self._search: list[Recording] = []
         self._dense: Statistics = {}
+
+    def _dtype(self) -> torch.dtype:
+        if self.spec.dtype != "auto":
+            return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.spec.dtype]
+        stored: torch.dtype | None = self.checkpoint.config.get_text_config().dtype
+        return torch.float32 if stored is None or self.device.type == "cpu" else stored
 
     def describe(self) -> Layout:
         """The layout of the model."""

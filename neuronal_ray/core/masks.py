@@ -10,10 +10,15 @@ from torch import Tensor
 _INT16_COLUMNS = 2**15
 
 
+def rank_dtype(columns: int) -> torch.dtype:
+    """The integer type of ranks in rows of `columns` weights."""
+    return torch.int16 if columns <= _INT16_COLUMNS else torch.int32
+
+
 def rank_rows(score: Float[Tensor, "rows columns"]) -> Int[Tensor, "rows columns"]:
-    """Position of each weight in its row's ascending order of score, int16 where the width allows, else int32."""
+    """Position of each weight in its row's ascending order of score, in `rank_dtype`."""
     columns = score.shape[1]
-    dtype = torch.int16 if columns <= _INT16_COLUMNS else torch.int32
+    dtype = rank_dtype(columns)
     order = score.argsort(dim=1, stable=True)
     positions = torch.arange(columns, dtype=dtype, device=score.device).expand_as(order)
     return torch.empty_like(order, dtype=dtype).scatter_(1, order, positions)

@@ -36,27 +36,20 @@ def calibration_tokens(
         documents = calibration_documents(source, flag=FLAG)
         if documents.count == 0:
             raise ValueError(f"{FLAG}: {source!r} is empty, expected at least one document")
-        tokens = _draw(
-            documents, encode, source=source, samples=samples, sequence_length=sequence_length, seed=seed
-        )
+        tokens = _draw(documents, encode, source=source, samples=samples, sequence_length=sequence_length, seed=seed)
     check_vocabulary(tokens, vocabulary=vocabulary, flag=FLAG)
     return tokens
 
 
-def _first_rows(
-    source: str, *, samples: int, sequence_length: int
-) -> Int64[Tensor, "samples sequence_length"]:
+def _first_rows(source: str, *, samples: int, sequence_length: int) -> Int64[Tensor, "samples sequence_length"]:
     tokens = read_token_rows(source, first=samples, flag=FLAG)
     rows, length = tokens.shape
     if length != sequence_length:
         raise ValueError(
-            f"{FLAG}: the rows of {source!r} have {length} tokens, expected"
-            f" --sequence-length {sequence_length}"
+            f"{FLAG}: the rows of {source!r} have {length} tokens, expected --sequence-length {sequence_length}"
         )
     if rows < samples:
-        raise ValueError(
-            f"{FLAG}: {source!r} has {rows} rows, expected at least --calibration-samples {samples}"
-        )
+        raise ValueError(f"{FLAG}: {source!r} has {rows} rows, expected at least --calibration-samples {samples}")
     return tokens
 
 

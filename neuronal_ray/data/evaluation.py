@@ -42,9 +42,7 @@ def _window_rows(source: str, *, sequence_length: int) -> Int64[Tensor, "windows
     windows = read_token_rows(source, first=None, flag=FLAG)
     rows, length = windows.shape
     if rows == 0 or length < 2:
-        raise ValueError(
-            f"{FLAG}: {source!r} has {rows} rows of {length} tokens, expected at least 1 row of 2 tokens"
-        )
+        raise ValueError(f"{FLAG}: {source!r} has {rows} rows of {length} tokens, expected at least 1 row of 2 tokens")
     if length != sequence_length:
         logger.warning(
             "%s: the rows of %r have %d tokens, which are used as they are, not --sequence-length %d",

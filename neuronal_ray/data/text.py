@@ -167,7 +167,7 @@ def one_line(error: Exception) -> str:
 
 
 def _continuous(text: str) -> Documents:
-    return Documents(count=1, read=lambda index: text, continuous=True)
+    return Documents(count=1, read=lambda _: text, continuous=True)
 
 
 def _builtin_path(name: str) -> Path:
@@ -273,7 +273,5 @@ def _parquet_column(path: Path, *, flag: str) -> Any:
         raise ValueError(f"{flag}: column {COLUMN!r} of {str(path)!r} is {column.type}, expected string")
     if column.null_count > 0:
         row = column.is_null().index(True).as_py() + 1
-        raise ValueError(
-            f"{flag}: row {row} of {str(path)!r} has no {COLUMN!r}, expected a string in each row"
-        )
+        raise ValueError(f"{flag}: row {row} of {str(path)!r} has no {COLUMN!r}, expected a string in each row")
     return column

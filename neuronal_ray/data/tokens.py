@@ -23,7 +23,8 @@ def read_token_rows(source: str, *, first: int | None, flag: str) -> Int64[Tenso
         with safe_open(path, framework="pt") as file:
             names = sorted(file.keys())
             if TENSOR not in names:
-                raise ValueError(f"{flag}: {source!r} has the tensors {names}, expected {TENSOR!r}")
+                found = f"{len(names)} tensors, first {names[:3]}"
+                raise ValueError(f"{flag}: {source!r} has {found}, expected one named {TENSOR!r}")
             rows = file.get_slice(TENSOR)
             if rows.get_dtype() != "I64" or len(rows.get_shape()) != 2:
                 found = f"{rows.get_dtype()} {rows.get_shape()}"

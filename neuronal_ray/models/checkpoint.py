@@ -1,5 +1,6 @@
 """Checkpoints on disk: find, check and load one, and write its pruned copy. Safetensors only."""
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -158,12 +159,27 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint directory."""
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"--model: no tokenizer in {path}: {str(error).strip().splitlines()[0]}") from error
+def empty_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model without weights (on the meta device), for its shapes."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(checkpoint.config, trust_remote_code=trust_remote_code)
+
+
+@functools.lru_cache(maxsize=4)
+def load_encoder(path: Path, *, trust_remote_code: bool = False) -> Callable[[str], list[int]]:
+    """Text to token ids by the checkpoint's tokenizer, with its own special tokens; read at the first text."""
+
+    @functools.cache
+    def tokenizer() -> PreTrainedTokenizerBase:
+        try:
+            return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, ImportError) as error:
+            raise ValueError(f"--model: no tokenizer in {path}: {str(error).strip().splitlines()[0]}") from error
+
+    def encode(text: str) -> list[int]:
+        return tokenizer()(text, verbose=False).input_ids
+
+    return encode
 
 
 def copy_checkpoint(checkpoint: Checkpoint, target: Path) -> None:

@@ -8,11 +8,14 @@ import ast
 import copy
 import hashlib
 import math
+import platform
 import sysconfig
 import time
-from collections import Counter
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, islice
 from pathlib import Path
 
 import torch
@@ -25,11 +28,15 @@ HEAD_DIM = 32
 QUERIES_PER_KEY = 3
 SEQLEN = 256
 SKIPPED_FOLDERS = frozenset(
-    "test tests idlelib idle_test lib2to3 pydoc_data site-packages dist-packages _bundled".split()
+    {"test", "tests", "idlelib", "idle_test", "lib2to3", "pydoc_data"} | {"site-packages", "dist-packages", "_bundled"}
 )
 HELD_OUT_RATE = 0.08
 REPEAT_MIN_CHARACTERS = 60
 CALIBRATION_BYTES = 450_000
+BATCH = 16
+PEAK_RATE = 3e-3
+NUM_EVALUATIONS = 20
+BIGRAM_PRIOR = 64.0
 
 
 @dataclass(frozen=True)
@@ -45,18 +52,9 @@ class Corpus:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Number of optimizer steps, sequences per step, peak learning rate, steps between evaluations."""
-
-    num_steps: int
-    batch: int
-    peak: float
-    evaluate_every: int
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Progress:
+    """`train_loss` is the mean since the last report; `perplexity` is of the held-out tokens."""
+
     step: int
     train_loss: float
     perplexity: float
@@ -120,15 +118,15 @@ def split(documents: list[Document]) -> Corpus:
     )
 
 
-def join(documents: list[Document], *, max_bytes: int) -> str:
-    """The first documents that fit in `max_bytes` of UTF-8, with blank lines between them."""
-    text = ""
-    for document in documents:
-        longer = f"{text}{document.text}\n\n"
-        if len(longer.encode()) > max_bytes:
-            break
-        text = longer
-    return text
+def join(documents: list[Document]) -> str:
+    """The documents with a blank line after each."""
+    return "".join(f"{document.text}\n\n" for document in documents)
+
+
+def first_fitting(documents: list[Document], *, max_bytes: int) -> list[Document]:
+    """The longest run of first documents whose joined UTF-8 fits in `max_bytes`."""
+    ends = list(accumulate(len(join([document]).encode()) for document in documents))
+    return documents[: bisect_right(ends, max_bytes)]
 
 
 def train_tokenizer(documents: list[Document], *, vocabulary: int) -> PreTrainedTokenizerFast:
@@ -197,20 +195,155 @@ def perplexity(model: LlamaForCausalLM, tokens: torch.Tensor) -> float:
     return math.exp(total / sum(len(batch) for batch in batches))
 
 
-def training_batches(tokens: torch.Tensor, schedule: Schedule) -> Iterator[torch.Tensor]:
-    """Endless batches `[batch, SEQLEN]`: each epoch shifts the windows and shuffles them."""
-    generator = torch.Generator().manual_seed(schedule.seed)
+def unigram_perplexity(train: torch.Tensor, tokens: torch.Tensor, *, vocabulary: int) -> float:
+    """Of the targets of `perplexity`, under the add-one frequencies of `train` `[tokens]`."""
+    counts = torch.bincount(train[train > EOS_ID], minlength=vocabulary).double() + 1
+    targets = windows(tokens)[:, 1:]
+    return math.exp(-(counts / counts.sum()).log()[targets].mean().item())
+
+
+def bigram_perplexity(train: torch.Tensor, tokens: torch.Tensor, *, vocabulary: int) -> float:
+    """Of the same targets; pair counts of `train` `[tokens]` plus `BIGRAM_PRIOR` unigram draws."""
+    unigram = torch.bincount(train, minlength=vocabulary).double() + 1
+    unigram /= unigram.sum()
+    pairs = torch.bincount(train[:-1] * vocabulary + train[1:], minlength=vocabulary**2)
+    counts = pairs.reshape(vocabulary, vocabulary).double() + BIGRAM_PRIOR * unigram
+    rows = windows(tokens)
+    chances = counts[rows[:, :-1], rows[:, 1:]] / counts.sum(dim=1)[rows[:, :-1]]
+    return math.exp(-chances.log().mean().item())
+
+
+def training_batches(tokens: torch.Tensor, *, seed: int) -> Iterator[torch.Tensor]:
+    """Endless batches `[BATCH, SEQLEN]`: each epoch shifts the windows and shuffles them."""
+    generator = torch.Generator().manual_seed(seed)
     while True:
         offset = int(torch.randint(SEQLEN, (), generator=generator))
         epoch = windows(tokens[offset:])
         order = torch.randperm(len(epoch), generator=generator)
-        yield from (epoch[rows] for rows in order.split(schedule.batch) if len(rows) == schedule.batch)
+        yield from (epoch[rows] for rows in order.split(BATCH) if len(rows) == BATCH)
 
 
-def learning_rate(step: int, schedule: Schedule) -> float:
-    """Linear warm-up over a twentieth of the steps, then a cosine to a twentieth of the peak."""
-    warm_up = max(1, schedule.num_steps // 20)
+def rate_factor(step: int, *, steps: int) -> float:
+    """Linear warm-up over a twentieth of the steps, then a cosine down to a twentieth of the peak."""
+    warm_up = max(1, steps // 20)
     if step < warm_up:
-        return schedule.peak * (step + 1) / warm_up
-    done = (step - warm_up) / max(1, schedule.num_steps - warm_up)
-    return schedule.peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+        return (step + 1) / warm_up
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
+
+
+def make_optimizer(model: LlamaForCausalLM) -> torch.optim.AdamW:
+    """AdamW that decays the matrices and leaves the norms alone."""
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95), fused=True)
+
+
+def train(
+    model: LlamaForCausalLM,
+    batches: Iterator[torch.Tensor],
+    *,
+    held_out: torch.Tensor,
+    steps: int,
+    report: Callable[[Progress], None],
+) -> None:
+    """Train in bfloat16 autocast; leave `model` with the weights that were best on `held_out` `[tokens]`."""
+    started = time.monotonic()
+    optimizer = make_optimizer(model)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate_factor, steps=steps))
+    best, best_state = math.inf, copy.deepcopy(model.state_dict())
+    losses: list[float] = []
+    for step, batch in enumerate(islice(batches, steps), start=1):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        losses.append(loss.item())
+        if step % max(1, steps // NUM_EVALUATIONS) == 0 or step == steps:
+            current = perplexity(model, held_out)
+            if current < best:
+                best, best_state = current, copy.deepcopy(model.state_dict())
+            elapsed_s = time.monotonic() - started
+            train_loss = sum(losses) / len(losses)
+            report(Progress(step=step, train_loss=train_loss, perplexity=current, elapsed_s=elapsed_s))
+            losses.clear()
+    model.load_state_dict(best_state)
+
+
+def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    model.generation_config = GenerationConfig(bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=EOS_ID)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m neuronal_ray.models.train_builtin",
+        description="Make the built-in model and its text from the documentation inside CPython: the topics "
+        "of help() and the docstrings of the standard library. Nothing is downloaded. Writes "
+        "OUTPUT/model/, OUTPUT/calibration.txt (documents trained on) and OUTPUT/evaluation.txt (documents "
+        "held out, by a hash of their names), replacing what is there.",
+        epilog="The text, and so every number, depends on the Python version. A quick try: "
+        "--output /tmp/tiny --steps 20 --hidden 96 --blocks 2 --vocabulary 512",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder to write, made if absent")
+    parser.add_argument("--steps", type=int, default=1400, help="optimizer steps of 16 x 256 tokens [1400]")
+    parser.add_argument("--hidden", type=int, default=192, help="hidden size, a multiple of 96 [192]")
+    parser.add_argument("--blocks", type=int, default=6, help="transformer blocks [6]")
+    parser.add_argument("--vocabulary", type=int, default=2048, help="tokens, at least 258 [2048]")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of the text [0]")
+    arguments = parser.parse_args()
+    if arguments.hidden < 96 or arguments.hidden % (HEAD_DIM * QUERIES_PER_KEY):
+        parser.error(f"--hidden {arguments.hidden}: expected a positive multiple of 96")
+    if arguments.vocabulary < 258:
+        parser.error(f"--vocabulary {arguments.vocabulary}: expected at least 258 (256 bytes, 2 special)")
+    if arguments.steps < 1 or arguments.blocks < 1:
+        parser.error("--steps and --blocks: expected at least 1")
+    return arguments
+
+
+def print_progress(progress: Progress) -> None:
+    print(
+        f"step {progress.step:5d}  training loss {progress.train_loss:.3f}  "
+        f"held-out perplexity {progress.perplexity:.2f}  {progress.elapsed_s:.0f} s",
+        flush=True,
+    )
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.manual_seed(arguments.seed)
+    corpus = split(drop_repeats(collect()))
+    calibration = join(first_fitting(corpus.train, max_bytes=CALIBRATION_BYTES))
+    evaluation = join(corpus.held_out)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "calibration.txt").write_text(calibration, encoding="utf-8")
+    (arguments.output / "evaluation.txt").write_text(evaluation, encoding="utf-8")
+    print(f"Python {platform.python_version()}, {torch.get_num_threads()} threads")
+    print(f"trained on {len(corpus.train)} documents, {len(join(corpus.train).encode())} bytes")
+    print(f"held out {len(corpus.held_out)} documents, {len(evaluation.encode())} bytes")
+
+    tokenizer = train_tokenizer(corpus.train, vocabulary=arguments.vocabulary)
+    stream = token_stream(corpus.train, tokenizer)
+    held_out = torch.tensor(tokenizer(evaluation).input_ids)
+    print(f"{len(stream)} training tokens, {len(held_out)} held-out tokens")
+
+    model = make_model(hidden=arguments.hidden, blocks=arguments.blocks, vocabulary=arguments.vocabulary)
+    print(f"{model.num_parameters()} parameters")
+    batches = training_batches(stream, seed=arguments.seed)
+    train(model, batches, held_out=held_out, steps=arguments.steps, report=print_progress)
+    save_model(model, tokenizer, arguments.output / "model")
+
+    saved = LlamaForCausalLM.from_pretrained(arguments.output / "model", dtype=torch.float32)
+    unigram = unigram_perplexity(stream, held_out, vocabulary=arguments.vocabulary)
+    bigram = bigram_perplexity(stream, held_out, vocabulary=arguments.vocabulary)
+    print(f"tokens seen {arguments.steps * BATCH * SEQLEN}")
+    print(f"held-out perplexity: saved model {perplexity(saved, held_out):.3f}")
+    print(f"held-out perplexity: unigram {unigram:.1f}, bigram {bigram:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""`neuronal-ray COMMAND`: the installed script; the same as `python -m neuronal_ray.COMMAND`."""
+
+import sys
+from importlib import import_module
+
+_COMMANDS = {
+    "prune": "prune a model to 60-80 % unstructured sparsity",
+    "evaluate": "measure perplexity",
+    "report": "write report.html again from the files of a run",
+    "benchmark": "time the search against a literal implementation",
+}
+
+
+def main() -> int:
+    """Hand over to the command; 2 for an unknown one."""
+    usage = "usage: neuronal-ray COMMAND [options]\n" + "".join(
+        f"  {name:<10} {what}\n" for name, what in _COMMANDS.items()
+    )
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in ("-h", "--help"):
+        print(usage + "Options of a command: neuronal-ray COMMAND --help")
+        return 0
+    if name not in _COMMANDS:
+        print(f"neuronal-ray: unknown command {name!r}, expected one of: {', '.join(_COMMANDS)}", file=sys.stderr)
+        return 2
+    code: int = import_module(f"neuronal_ray.{name}").main(sys.argv[2:])
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""`python -m neuronal_ray.prune`: prune a model, say what it cost in perplexity, write it down."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from neuronal_ray.config import PruneConfig, parse_config
+from neuronal_ray.entry import exit_code
+
+_DESCRIPTION = """Prune the linear weights of a language model to an unstructured sparsity, without re-training.
+By default: Wanda's scores, spread over blocks and rows by NeuronAL. Example:
+neuronal-ray prune --model huggyllama/llama-7b --output pruned --sparsity 0.7 --evaluate wikitext2,c4,ptb"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0 when done, 2 for bad input, 1 for anything else."""
+    return exit_code("neuronal-ray prune", lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> None:
+    config = parse_config(PruneConfig, argv, prog="neuronal-ray prune", description=_DESCRIPTION)
+    # What follows imports torch and transformers: after the options are known to be good.
+    from neuronal_ray.dry_run import describe_run
+    from neuronal_ray.launch import check_device, open_pool
+    from neuronal_ray.output import check_output, staged
+    from neuronal_ray.pipeline import prepare, run
+    from neuronal_ray.progress import Progress
+    from neuronal_ray.report import write_report
+
+    if config.output is not None:
+        check_output(config.output, overwrite=config.overwrite)
+    check_device(config)
+    inputs = prepare(config)
+    if config.output is None or config.dry_run:
+        print(describe_run(config, inputs))
+        return
+    with staged(config.output) as staging, ExitStack() as stack:
+        progress = Progress(staging / "events.jsonl")
+        with progress.stage("loading", 1) as advance:
+            pool = stack.enter_context(
+                open_pool(config, inputs.checkpoint, method=config.method, method_settings=config.settings_of("method"))
+            )
+            advance(f"{pool.replicas} replica{'s' * (pool.replicas > 1)}")
+        summary = run(config, inputs, pool, staging, progress)
+        write_report(staging)
+    print(_table(summary, config.output))
+
+
+def _table(summary: Mapping[str, Any], output: Path) -> str:
+    """What a run found, for the terminal."""
+    sparsity, search = summary["sparsity"], summary["search"]
+    lines = [
+        "",
+        f"{summary['model']} pruned to {sparsity['achieved']:.4%} "
+        f"({sparsity['pruned']:,} of {sparsity['prunable']:,} weights) with {summary['method']}, "
+        f"{summary['allocation']} ({summary['mode']} mode)",
+        "",
+    ]
+    for name, measured in summary["evaluation"].items():
+        lines.append(f"perplexity on {name} ({measured['windows']} windows of {measured['sequence_length']} tokens)")
+        names = {"dense": "dense", "uniform": "uniform", "block": "NeuronAL, block step"}
+        rows = [(label, measured[key]["perplexity"]) for key, label in names.items() if key in measured]
+        label = {"neuronal": "NeuronAL, " + " + ".join(search)}.get(summary["allocation"], summary["allocation"])
+        rows.append((label, measured["perplexity"]))
+        lines += [
+            f"  {label:<24} {'overflow' if value is None else format(value, '12.3f'):>12}" for label, value in rows
+        ]
+    for step, found in search.items():
+        lines.append(
+            f"{step} step: lambda {found['selected']:g} of {len(found['candidates'])} candidates, "
+            f"{found['seconds']:.1f} s"
+        )
+    lines.append(f"seconds in all: {sum(summary['seconds'].values()):.1f}")
+    lines += [f"report: {output / 'report.html'}", f"model:  {output}"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
