@@ -144,7 +144,7 @@ def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress
             step.name: {
                 "selected": step.selected,
                 "candidates": [
-                    {"lambda": lam, "alignment": score}
+                    {"lambda": lam, "alignment": score if math.isfinite(score) else None}
                     for lam, score in zip(step.lambdas, step.misalignments, strict=True)
                 ],
                 "seconds": progress.seconds[f"{step.name} search"],

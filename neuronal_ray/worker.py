@@ -129,13 +129,18 @@ class Worker:
         _check_finite(statistics)
         return statistics
 
-    def _compare(self, dense: Statistics, sparse: Statistics) -> Trial:
-        """Equation 2 over all linears, and the signed differences of the norms that the row step reads."""
+    def _compare(self, dense: Statistics, sparse: Statistics, *, dead_is_infinite: bool = False) -> Trial:
+        """Equation 2 over all linears, and the signed differences of the norms that the row step reads.
+
+        The released code divides by the sum of the norms: an input that pruning has silenced makes its score NaN.
+        """
         terms = []
         signals = {}
         for group, specs in self.layout.groups.items():
             ours, theirs = dense[group].norm, sparse[group].norm
-            terms.append((misalignment(ours, theirs), len(specs)))
+            term = misalignment(ours, theirs)
+            dead = dead_is_infinite and not bool(theirs.any())
+            terms.append((torch.full_like(term, math.inf) if dead else term, len(specs)))
             signals[group] = (ours - theirs).cpu()
         total = total_misalignment(terms)
         return Trial(misalignment=total if math.isfinite(total) else math.inf, signals=signals)
@@ -154,7 +159,7 @@ class Worker:
             recordings, observed = self._sparse_pass(index, recordings, plan, ranks, RunningNorm)
             dense |= reference
             sparse |= observed
-        return self._compare(dense, sparse)
+        return self._compare(dense, sparse, dead_is_infinite=True)
 
     def rank_on_pruned_stream(self, plan: Plan, tokens: Int64[Tensor, "sequences length"], *, chunk: int) -> None:
         """Rank block after block on the stream of the blocks already pruned by `plan` (Wanda's own order)."""

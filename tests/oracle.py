@@ -1,4 +1,4 @@
-"""What NeuronAL computes, written out literally and slowly from the paper and the specification, for other tests.
+"""What does NeuronAL compute, written out literally and slowly from the paper and the specification?
 
 It shares no code with the package and is over 300 lines because it spells every rule out again. Sequences go
 through the model one at a time. A mask is True where weights are removed; a rate is a fraction removed.
@@ -17,7 +17,7 @@ Key = tuple[int, str]  # block index, path of the linear inside its block
 
 @dataclass(frozen=True)
 class OracleResult:
-    """What one run chose; scores are by lambda in the order of evaluation, empty for a step that was not taken."""
+    """What one run chose; scores are by lambda in the order of evaluation, none for a step not taken."""
 
     block_scores: dict[float, float]
     row_scores: dict[float, float]
@@ -38,7 +38,7 @@ class Consumer:
 class Family:
     """Where a family keeps its blocks, and for each linear of a block its consumer.
 
-    `paper` lists the linears in the order the block runs them, `authors` in the order the released code visits them.
+    `paper` lists the linears in the order the block runs them, `authors` in the released code's order.
     """
 
     blocks: str
@@ -104,7 +104,7 @@ QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 @dataclass(frozen=True)
 class Carried:
-    """One sequence on its way through the blocks: hidden states [1, seqlen, hidden] and the blocks' other arguments."""
+    """One sequence on its way: hidden states [1, seqlen, hidden] and the blocks' other arguments."""
 
     hidden: torch.Tensor
     arguments: dict
@@ -195,7 +195,7 @@ class Model:
 
 
 def cut(scores: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """The mask [out, in] that removes from row i of `scores` the counts[i] lowest, of equals the lower column first."""
+    """The mask that removes the counts[i] lowest of row i of `scores` [out, in], of equals the lower column."""
     mask = torch.zeros(scores.shape, dtype=torch.bool)
     for row, count in enumerate(counts):
         order = torch.sort(scores[row], stable=True).indices  # [in]
@@ -239,7 +239,7 @@ class SquareSums:
 def paper_norms(
     model: Model, tokens: torch.Tensor, masks: dict[Key, torch.Tensor]
 ) -> dict[Key, torch.Tensor]:
-    """The input norms [in] of every linear when the whole model, without the masked weights, reads `tokens`."""
+    """The input norms [in] of every linear while the model without the masked weights reads `tokens`."""
     sums = SquareSums()
     with model.unchanged():
         for key, mask in masks.items():
@@ -253,7 +253,7 @@ def paper_norms(
 def share(rates: Sequence[float], sizes: Sequence[int], total: int, decimals: int) -> list[int]:
     """Counts near (rate + one common shift) * size, between 0 and the size, that sum to `total` exactly.
 
-    Largest remainder; remainders are compared after rounding to `decimals`, of equals the earlier gets the weight.
+    Largest remainder; remainders are compared after rounding to `decimals`, of equals the earlier gains.
     """
 
     def shares(shift: float) -> list[float]:
@@ -281,7 +281,7 @@ def share(rates: Sequence[float], sizes: Sequence[int], total: int, decimals: in
 
 
 def paper_counts(model: Model, rates: dict[Key, list[float]], sparsity: float) -> dict[Key, list[int]]:
-    """Removed weights per row of every linear, together round(sparsity * weights), first by linear, then by row."""
+    """Removed weights per row of every linear, together round(sparsity * all weights): linears, then rows."""
     sizes = [linear.weight.numel() for linear in model.linears.values()]
     means = [math.fsum(rates[key]) / len(rates[key]) for key in model.linears]
     of_linears = share(means, sizes, round(sparsity * sum(sizes)), decimals=4)
@@ -303,7 +303,7 @@ def same_rates(model: Model, block_rates: Sequence[float]) -> dict[Key, list[flo
 
 
 def rows_of_signal(model: Model, path: str, signal: list[float]) -> list[float]:
-    """The consumer's signal, one value per row of the linear at `path`; grouped key and value rows get the mean."""
+    """The consumer's signal for each row of the linear at `path`; grouped key and value rows get the mean."""
     heads, groups = model.query_heads(), model.key_value_heads()
     if path not in ("self_attn.k_proj", "self_attn.v_proj") or heads == groups:
         return signal
@@ -394,7 +394,7 @@ def paper_final(
     rates: dict[Key, list[float]],
     score_stream: str,
 ) -> dict[Key, torch.Tensor]:
-    """The final masks, cut from the dense scores or from scores taken block after block on the pruned stream."""
+    """The final masks, from the dense scores or from scores taken block after block on the pruned stream."""
     counts = setting.counts(rates)
     if score_stream == "dense":
         return {key: cut(setting.dense_scores[key], counts[key]) for key in counts}
@@ -451,7 +451,10 @@ class RunningMeans:
 
 
 def authors_block_rates(sparsity: float, lam: float, num_blocks: int) -> list[float]:
-    """A ramp of densities of width 2 lam about 1 - sparsity, the densest first; rates 0 and 1 become 0.01 and 0.99."""
+    """A ramp of densities of width 2 lam about 1 - sparsity, the densest first.
+
+    Rates of 0 or less become 0.01, of 1 or more 0.99.
+    """
     ramp = torch.arange(1, num_blocks + 1, dtype=torch.float64).numpy()
     if num_blocks > 1:
         ramp = (ramp - ramp.min()) * (1 / (ramp.max() - ramp.min()) * lam * 2)
@@ -464,7 +467,7 @@ def authors_block_rates(sparsity: float, lam: float, num_blocks: int) -> list[fl
 
 
 def authors_row_rates(signal: torch.Tensor, rate: float, lam: float) -> list[float]:
-    """The same for rows by their signal [out], in float64, bounded by 0.01 and 0.99."""
+    """Rates per row whose densities rise with the signal [out], in float64, bounded by 0.01 and 0.99."""
     values = signal.double().numpy()
     if values.max() == values.min():
         return [rate] * len(values)
@@ -493,7 +496,7 @@ class Walk:
 
 
 def authors_walk(model: Model, tokens: torch.Tensor, method: str, counts: dict[Key, list[int]]) -> Walk:
-    """Prunes block after block on the pruned stream, comparing each block with its dense self on the same inputs."""
+    """Prunes block after block, comparing each with its dense self on the pruned model's inputs."""
     score = 0.0
     differences, masks = {}, {}
     with model.unchanged():

@@ -90,7 +90,7 @@ def _rates_of_rows(
     if spec.consumer is None or (problem.mode == "authors" and not _adapted_by_authors(problem, spec)):
         return rates
     shrunk = spec.row_levels(winner.signals[spec.consumer].double())
-    moved = spread(-shrunk, lam=lam, mean=float(rates[0]))
+    moved = 1 - spread(shrunk, lam=lam, mean=1 - float(rates[0]))
     return moved.clamp(_LOWEST, _HIGHEST) if problem.mode == "authors" else moved
 
 

@@ -15,10 +15,11 @@ def spread(levels: Float[Tensor, " items"], *, lam: float, mean: float) -> Float
     low, high = levels.min(), levels.max()
     if low == high:
         return torch.full_like(levels, mean)
-    scaled = (levels - low) / (high - low) * (2 * lam)
+    scaled = (levels - low) * (1 / (high - low) * lam * 2)  # in the released code's order of operations
     return scaled - scaled.mean() + mean
 
 
 def linear_schedule(num_blocks: int, *, lam: float, mean: float) -> Float64[Tensor, " blocks"]:
     """Block rates rising linearly from mean - lam to mean + lam (NeuronAL section 4.1)."""
-    return spread(torch.arange(num_blocks, dtype=torch.float64), lam=lam, mean=mean)
+    density = spread(torch.arange(num_blocks, dtype=torch.float64), lam=lam, mean=1 - mean)
+    return 1 - density.flip(0)

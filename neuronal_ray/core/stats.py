@@ -64,7 +64,7 @@ class RunningNorm:
     def of(cls, inputs: Float[Tensor, "sequences tokens columns"]) -> Self:
         """The statistic of one sequence."""
         assert inputs.shape[0] == 1, inputs.shape
-        norms = torch.linalg.vector_norm(inputs[0].float().t(), dim=1)  # [tokens, columns] -> [columns]
+        norms = torch.linalg.vector_norm(inputs[0].float(), dim=0)  # [tokens, columns] -> [columns]
         return cls(norms.square(), 1)
 
     def merge(self, other: Self) -> Self:

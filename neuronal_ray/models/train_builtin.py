@@ -9,10 +9,11 @@ import copy
 import hashlib
 import math
 import platform
+import sys
 import sysconfig
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, islice
@@ -87,7 +88,7 @@ def paragraphs(text: str) -> list[str]:
     return [block.strip("\n") for block in "\n".join(lines).split("\n\n") if block.strip()]
 
 
-def drop_repeats(documents: Iterator[Document]) -> list[Document]:
+def drop_repeats(documents: Iterable[Document]) -> list[Document]:
     """Keep the first copy of every paragraph, spacing aside; short ones may repeat in other documents."""
     seen: set[str] = set()
     kept = []
@@ -189,10 +190,11 @@ def make_model(*, hidden: int, blocks: int, vocabulary: int) -> LlamaForCausalLM
 def perplexity(model: LlamaForCausalLM, tokens: torch.Tensor) -> float:
     """exp of the mean loss of the windows of `tokens` `[tokens]`."""
     total = 0.0
-    batches = windows(tokens).split(16)
-    for batch in batches:
+    rows = windows(tokens)
+    for start in range(0, len(rows), BATCH):
+        batch = rows[start : start + BATCH]  # [batch, SEQLEN]
         total += model(input_ids=batch, labels=batch).loss.item() * len(batch)
-    return math.exp(total / sum(len(batch) for batch in batches))
+    return math.exp(total / len(rows))
 
 
 def unigram_perplexity(train: torch.Tensor, tokens: torch.Tensor, *, vocabulary: int) -> float:
@@ -220,7 +222,8 @@ def training_batches(tokens: torch.Tensor, *, seed: int) -> Iterator[torch.Tenso
         offset = int(torch.randint(SEQLEN, (), generator=generator))
         epoch = windows(tokens[offset:])
         order = torch.randperm(len(epoch), generator=generator)
-        yield from (epoch[rows] for rows in order.split(BATCH) if len(rows) == BATCH)
+        for start in range(0, len(epoch) - BATCH + 1, BATCH):
+            yield epoch[order[start : start + BATCH]]
 
 
 def rate_factor(step: int, *, steps: int) -> float:
@@ -279,7 +282,7 @@ def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fold
     tokenizer.save_pretrained(folder)
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m neuronal_ray.models.train_builtin",
         description="Make the built-in model and its text from the documentation inside CPython: the topics "
@@ -295,7 +298,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=6, help="transformer blocks [6]")
     parser.add_argument("--vocabulary", type=int, default=2048, help="tokens, at least 258 [2048]")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of the text [0]")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.hidden < 96 or arguments.hidden % (HEAD_DIM * QUERIES_PER_KEY):
         parser.error(f"--hidden {arguments.hidden}: expected a positive multiple of 96")
     if arguments.vocabulary < 258:
@@ -313,8 +316,8 @@ def print_progress(progress: Progress) -> None:
     )
 
 
-def main() -> None:
-    arguments = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     torch.manual_seed(arguments.seed)
     corpus = split(drop_repeats(collect()))
     calibration = join(first_fitting(corpus.train, max_bytes=CALIBRATION_BYTES))
