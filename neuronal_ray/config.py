@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 from neuronal_ray import plugins
 
@@ -265,7 +265,7 @@ def parse_config(kind: type[AnyConfig], argv: Sequence[str], *, prog: str, descr
     path = given.pop("config", None)
     if "settings" in given:
         given["settings"] = dict(given["settings"])
-    values = ({} if path is None else _read_toml(path, options)) | given
+    values: dict[str, Any] = ({} if path is None else _read_toml(path, options)) | given
     for entry in fields(kind):
         if _is_required(entry) and entry.name not in values:
             raise ValueError(f"{_flag(entry.name)}: missing (see --help)")

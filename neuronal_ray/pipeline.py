@@ -17,7 +17,7 @@ from neuronal_ray.allocations import Allocation, Problem
 from neuronal_ray.config import PruneConfig, RunConfig
 from neuronal_ray.core.layout import Group
 from neuronal_ray.core.plan import Plan
-from neuronal_ray.core.stats import SquareSum
+from neuronal_ray.core.stats import Statistic
 from neuronal_ray.data.calibration import calibration_tokens
 from neuronal_ray.data.evaluation import evaluation_name, evaluation_windows
 from neuronal_ray.evaluation.perplexity import perplexity, split_windows
@@ -171,7 +171,7 @@ def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress
 
 def rank_once(pool: Pool, calibration: Int64[Tensor, "samples length"] | None, progress: Progress) -> None:
     """One dense pass over the calibration text, spread over the workers, then one ranking on each of them."""
-    statistics: dict[Group, SquareSum] | None = None
+    statistics: dict[Group, Statistic] | None = None
     if calibration is not None:
         statistics = {}
         parts = calibration.split(chunk_sequences(calibration.shape[1]))

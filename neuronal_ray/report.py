@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from neuronal_ray.entry import exit_code
 from neuronal_ray.report_figures import Canvas, block_figure, row_figure, search_figure
 from neuronal_ray.report_inputs import STEPS, Run, Score, SearchStep, read_run
 
 WIDE, HALF, NARROW = 736, 352, 340  # CSS pixels: the page, half of it, a phone
+_BASELINES = {"uniform": "Uniform", "block": "Block step only"}  # the same budget, spread otherwise
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #23262b; --muted: #686e76; --line: #dcdee1;
@@ -40,7 +44,7 @@ th, td { padding: 7px 0 7px 20px; border-bottom: 1px solid var(--line); text-ali
 th { font-weight: 400; vertical-align: baseline; }
 th:first-child { padding-left: 0; text-align: left; }
 thead th { font-size: .8125rem; }
-.chosen > *, .scores td:nth-child(3) { font-weight: 600; color: var(--ink); }
+.chosen > *, .scores td:nth-last-child(3), tfoot td { font-weight: 600; color: var(--ink); }
 .scores tbody th { color: var(--ink); }
 .facts td { text-align: left; overflow-wrap: anywhere; }
 .facts th { width: 13em; }
@@ -114,24 +118,25 @@ def _tally(run: Run) -> str:
 def _scores(scores: Sequence[Score]) -> str:
     if not scores:
         return '<h2>Perplexity</h2>\n<p class="muted">The model was not evaluated.</p>'
-    perplexities = [
-        [s.name, f"{s.dense:,.2f}", f"{s.pruned:,.2f}", f"\u00d7 {s.pruned / s.dense:,.2f}", s.detail]
-        for s in scores
-        if s.metric == "perplexity"
+    baselines = list(dict.fromkeys(name for score in scores for name in score.baselines))
+    rows = [
+        [
+            score.name,
+            _perplexity(score.dense),
+            *(_perplexity(score.baselines[name]) if name in score.baselines else "" for name in baselines),
+            _perplexity(score.pruned),
+            f"\u00d7 {_perplexity(score.pruned / score.dense)}",
+            f"{score.windows:,} \u00d7 {score.sequence_length:,}",
+        ]
+        for score in scores
     ]
-    accuracies = [
-        [s.name, f"{100 * s.dense:.1f}%", f"{100 * s.pruned:.1f}%", f"{100 * (s.pruned - s.dense):+.1f}"]
-        for s in scores
-        if s.metric == "accuracy"
-    ]
-    parts = []
-    if perplexities:
-        head = ["Text", "Dense", "Pruned", "Ratio", "Windows \u00d7 tokens"]
-        parts.append("<h2>Perplexity</h2>\n" + _table(perplexities, head=head, kind="scores"))
-    if accuracies:
-        head = ["Task", "Dense", "Pruned", "Points"]
-        parts.append("<h2>Accuracy</h2>\n" + _table(accuracies, head=head, kind="scores"))
-    return "\n".join(parts)
+    others = [_BASELINES.get(name, name) for name in baselines]
+    head = ["Text", "Dense", *others, "This model", "Ratio", "Windows \u00d7 tokens"]
+    return "<h2>Perplexity</h2>\n" + _table(rows, head=head, kind="scores")
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:,.2f}" if math.isfinite(value) else "overflow"
 
 
 def _search(steps: Sequence[SearchStep]) -> str:
@@ -197,17 +202,21 @@ def _both_widths(key: str, label: str, draw: Callable[[Canvas], str]) -> str:
 
 def _provenance(run: Run) -> str:
     longest = max(run.seconds.values(), default=0.0) or 1.0
-    stages = "".join(
+    stages = [
         f'<tr><th scope="row">{escape(stage)}</th>'
-        f'<td class="bar"><i style="width:{100 * seconds / longest:.1f}%"></i></td><td>{seconds:,.1f}</td></tr>\n'
+        f'<td class="bar"><i style="width:{100 * seconds / longest:.1f}%"></i></td>'
+        f"<td>{seconds:,.1f}</td></tr>"
         for stage, seconds in run.seconds.items()
-    )
-    made_with = {**run.versions, "devices": ", ".join(run.devices)}
+    ]
+    total = f'<tr><th scope="row">total</th><td></td><td>{sum(run.seconds.values()):,.1f}</td></tr>'
+    devices = [f"{count} \u00d7 {device}" for device, count in Counter(run.devices).items()]
     return "\n".join(
         [
-            f"<h2>Seconds</h2>\n<table><tbody>\n{stages}</tbody></table>",
+            "<h2>Seconds</h2>\n<table><tbody>",
+            *stages,
+            f"</tbody><tfoot>{total}</tfoot></table>",
             f"<h2>Calibration</h2>\n{_facts(run.calibration)}",
-            f"<h2>Made with</h2>\n{_facts(made_with)}",
+            f"<h2>Made with</h2>\n{_facts({**run.versions, 'devices': ', '.join(devices)})}",
             _details("Configuration", len(run.config), _facts(run.config)),
         ]
     )
@@ -232,7 +241,8 @@ def _table(
         mark = ' class="chosen"' if number in chosen else ""
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
         body.append(f'<tr{mark}><th scope="row">{escape(first)}</th>{cells}</tr>\n')
-    return f'<table class="{kind}"><thead><tr>{top}</tr></thead><tbody>\n{"".join(body)}</tbody></table>'
+    thead = f"<thead><tr>{top}</tr></thead>" if head else ""
+    return f'<table class="{kind}">{thead}<tbody>\n{"".join(body)}</tbody></table>'
 
 
 def _details(title: str, count: int, content: str) -> str:
@@ -240,20 +250,22 @@ def _details(title: str, count: int, content: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 done, 2 bad input, in one line on stderr."""
+    """Exit code 0 when done, 2 for bad input, 1 for anything else."""
+    return exit_code("neuronal-ray report", lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m neuronal_ray.report",
-        description="Write report.html from the files that a pruning run left in its output directory.",
+        prog="neuronal-ray report",
+        description="Write report.html again from the files that a pruning run left in its output directory.",
     )
-    parser.add_argument("directory", metavar="DIR", type=Path, help="the --output of neuronal_ray.prune")
+    parser.add_argument("directory", metavar="DIR", type=Path, help="the --output of neuronal-ray prune")
     directory: Path = parser.parse_args(argv).directory
     try:
-        print(write_report(directory))
+        path = write_report(directory)
     except ValueError as error:
-        reason = " ".join(str(error).split())
-        print(f"{parser.prog}: DIR {str(directory)!r}: {reason}", file=sys.stderr)
-        return 2
-    return 0
+        raise ValueError(f"DIR: {directory}: {error}") from error
+    print(path)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,13 +58,14 @@ class LinearSparsity:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One evaluation set: `metric` is "perplexity" or "accuracy", `detail` says over what."""
+    """Perplexities on one text, inf where a model overflowed; `baselines` are other plans of the same budget."""
 
     name: str
-    metric: str
     dense: float
+    baselines: Mapping[str, float]
     pruned: float
-    detail: str
+    windows: int
+    sequence_length: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,12 +145,26 @@ def _step(name: str, node: Mapping[str, Any], candidates: Sequence[Candidate]) -
 
 
 def _score(name: str, node: Mapping[str, Any]) -> Score:
-    metric = "accuracy" if "accuracy" in node else "perplexity"
-    dense = _get(_get(node, "dense", dict), metric, float)
-    detail = ""
-    if metric == "perplexity":
-        detail = f"{_get(node, 'windows', int):,} \u00d7 {_get(node, 'sequence_length', int):,}"
-    return Score(name=name, metric=metric, dense=dense, pruned=_get(node, metric, float), detail=detail)
+    plans = {plan: _perplexity(_get(node, plan, dict)) for plan, value in node.items() if isinstance(value, dict)}
+    if "dense" not in plans:
+        raise ValueError(f"pruning.json: 'evaluation' of {name!r} has no 'dense', expected its perplexity")
+    return Score(
+        name=name,
+        dense=plans.pop("dense"),
+        baselines=plans,
+        pruned=_perplexity(node),
+        windows=_get(node, "windows", int),
+        sequence_length=_get(node, "sequence_length", int),
+    )
+
+
+def _perplexity(node: Mapping[str, Any]) -> float:
+    if "perplexity" in node and node["perplexity"] is None:
+        return math.inf  # JSON has no number for it
+    value = _get(node, "perplexity", float)
+    if value <= 0:
+        raise ValueError(f"pruning.json: 'perplexity' is {value:g}, expected more than 0")
+    return value
 
 
 def _candidates(path: Path) -> tuple[Candidate, ...]:

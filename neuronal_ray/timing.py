@@ -1,7 +1,7 @@
 """Where a worker's time goes: seconds per activity, an inner activity's time taken out of the outer one's."""
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,7 +12,7 @@ class Stopwatch:
     """Exclusive wall-clock seconds by name. `synchronize` waits for the device at each change (for benchmarks)."""
 
     def __init__(self, device: torch.device, *, synchronize: bool) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._synchronize = synchronize and device.type == "cuda"
         self._running: list[str] = []
         self._since = 0.0

@@ -262,7 +262,8 @@ class Worker:
 
     def _scored(self, spec: LinearSpec, statistics: Mapping[Group, Statistic] | None) -> Tensor:
         inputs = None if statistics is None else statistics[spec.reads].to(self.device)
-        return self._score(self._weight(spec), inputs, **self.spec.method_settings)
+        score: Tensor = self._score(self._weight(spec), inputs, **self.spec.method_settings)
+        return score
 
     def _weight(self, spec: LinearSpec) -> Float[Tensor, "rows columns"]:
         return weight_of(self._module(spec))
@@ -286,11 +287,11 @@ def _check_finite(statistics: Mapping[Group, Statistic]) -> None:
 @contextmanager
 def _swapped(linears: Mapping[str, nn.Module], weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Linears with other weights [rows, columns] in place of their own, which are put back on exit."""
-    own = {path: linears[path].weight.data for path in weights}
+    own = {path: weight_of(linears[path]) for path in weights}
     try:
         for path, weight in weights.items():
             set_weight(linears[path], weight)
         yield
     finally:
         for path, weight in own.items():
-            linears[path].weight.data = weight
+            set_weight(linears[path], weight)

@@ -33,7 +33,8 @@ def misalignment(dense: Float[Tensor, " columns"], sparse: Float[Tensor, " colum
     The norms are per input feature over the calibration sequences (SquareSum.norm), as in the released code;
     |A_D| in the paper is their number.
     """
-    return torch.linalg.vector_norm(normalized(dense) - normalized(sparse)) / len(dense)
+    distance: Tensor = torch.linalg.vector_norm(normalized(dense) - normalized(sparse))
+    return distance / len(dense)
 
 
 def total_misalignment(terms: Iterable[tuple[Float64[Tensor, ""], int]]) -> float:

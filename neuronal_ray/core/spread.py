@@ -15,8 +15,9 @@ def spread(levels: Float[Tensor, " items"], *, lam: float, mean: float) -> Float
     low, high = levels.min(), levels.max()
     if low == high:
         return torch.full_like(levels, mean)
-    scaled = (levels - low) * (1 / (high - low) * lam * 2)  # in the released code's order of operations
-    return scaled - scaled.mean() + mean
+    # The released code's order of operations and numpy's order of summation: a last bit decides a floor.
+    scaled = (levels - low) * (1 / (high - low) * lam * 2)
+    return scaled - float(scaled.numpy().mean()) + mean
 
 
 def linear_schedule(num_blocks: int, *, lam: float, mean: float) -> Float64[Tensor, " blocks"]:

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
@@ -81,7 +81,8 @@ class RayPool:
 
     def first(self, task: Callable[..., Result], *args: object) -> Result:
         """See Pool."""
-        return _result(self._actors[0].call.remote(task, *args), _name(task))
+        result: Result = _result(self._actors[0].call.remote(task, *args), _name(task))
+        return result
 
     def close(self) -> None:
         """Kill the actors and, if this pool started a Ray, end it."""
@@ -140,7 +141,7 @@ def _name(task: Callable[..., object]) -> str:
     return task.func.__qualname__ if isinstance(task, partial) else task.__qualname__
 
 
-def _result(reference: ray.ObjectRef, item: str, *, timeout: float | None = None) -> Result:
+def _result(reference: ray.ObjectRef, item: str, *, timeout: float | None = None) -> Any:
     """The value, or the error of the task said once: ValueError as it was, anything else as TaskError."""
     try:
         return ray.get(reference, timeout=timeout)

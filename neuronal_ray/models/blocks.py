@@ -165,7 +165,8 @@ class Stream:
             return forward
 
         with forwards(iter(self.blocks), skip):
-            return self.model(input_ids=tokens, use_cache=False).logits
+            logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits
+        return logits
 
     def _returned(self, hidden: Tensor) -> object:
         return (hidden, None) if self._returns_tuple else hidden

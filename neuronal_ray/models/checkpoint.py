@@ -27,7 +27,7 @@ from neuronal_ray.models.blocks import UnsupportedModel
 _BUILTIN = Path(__file__).parent.parent / "builtin" / "model"
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 _UNWANTED = ["original/*", "*.bin", "*.pth", "*.msgpack", "*.h5", "*.gguf", "*.onnx"]
-_ITEM = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+_ITEM: dict[int, type[np.unsignedinteger]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,8 @@ def load_encoder(path: Path, *, trust_remote_code: bool = False) -> Callable[[st
             raise ValueError(f"--model: no tokenizer in {path}: {str(error).strip().splitlines()[0]}") from error
 
     def encode(text: str) -> list[int]:
-        return tokenizer()(text, verbose=False).input_ids
+        tokens: list[int] = tokenizer()(text, verbose=False).input_ids
+        return tokens
 
     return encode
 
@@ -211,7 +212,7 @@ def zero_masked(
         item = _ITEM[(stored.stop - stored.start) // count]
         weights = np.memmap(target / stored.path.name, item, "r+", offset=stored.start, shape=stored.shape)
         weights[mask.cpu().numpy()] = 0
-        sign = item(1 << (8 * weights.itemsize - 1))
-        zeros[name] = count - int(np.count_nonzero(weights & ~sign))
+        all_but_sign = (1 << (8 * weights.itemsize - 1)) - 1
+        zeros[name] = count - int(np.count_nonzero(weights & item(all_but_sign)))
         weights.flush()
     return zeros

@@ -61,7 +61,7 @@ def trace_layout(stream: Stream) -> Layout:
     specs: list[LinearSpec] = []
     for index, block in enumerate(stream.blocks):
         linears = find_linears(block)
-        signature = tuple((path, tuple(module.weight.shape)) for path, module in linears.items())
+        signature = tuple((path, weight_of(module).shape) for path, module in linears.items())
         if signature not in known:
             known[signature] = _Prober(stream, index, recording, num_heads).specs()
         specs += [_in_block(spec, index, last=index == len(stream.blocks) - 1) for spec in known[signature]]
