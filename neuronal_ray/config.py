@@ -47,11 +47,12 @@ def _setting(text: str) -> tuple[str, object]:
 
 @dataclass(frozen=True)
 class _Kind:
-    """How a type of option is read: from a word on the command line and from a TOML value."""
+    """How a type of option is read: from a word on the command line and from a TOML value, or from its items."""
 
     parse: Callable[[str], object]
     expected: str
     accepts: tuple[type, ...]
+    items: tuple[type, ...] = ()
 
 
 _KINDS = {
@@ -59,8 +60,8 @@ _KINDS = {
     "int": _Kind(int, "an integer", (int,)),
     "float": _Kind(_number, "a number", (int, float)),
     "path": _Kind(Path, "a path", (str,)),
-    "numbers": _Kind(_numbers, "numbers separated by commas", (list,)),
-    "names": _Kind(_names, "names separated by commas", (list, str)),
+    "numbers": _Kind(_numbers, "numbers separated by commas", (list,), (int, float)),
+    "names": _Kind(_names, "names separated by commas", (list, str), (str,)),
     "settings": _Kind(_setting, "KEY=VALUE, for example method.power=0.5", (dict,)),
     "switch": _Kind(str, "true or false", (bool,)),
 }
@@ -263,9 +264,10 @@ def parse_config(kind: type[AnyConfig], argv: Sequence[str], *, prog: str, descr
         _add_option(parser, name, declared, default=defaults.get(name))
     given = vars(parser.parse_args(argv))
     path = given.pop("config", None)
+    values: dict[str, Any] = {} if path is None else _read_toml(path, options)
     if "settings" in given:
-        given["settings"] = dict(given["settings"])
-    values: dict[str, Any] = ({} if path is None else _read_toml(path, options)) | given
+        given["settings"] = values.get("settings", {}) | dict(given["settings"])
+    values |= given
     for entry in fields(kind):
         if _is_required(entry) and entry.name not in values:
             raise ValueError(f"{_flag(entry.name)}: missing (see --help)")
@@ -329,7 +331,7 @@ def _read_toml(path: Path, options: Mapping[str, Option]) -> dict[str, object]:
         table = tomllib.loads(path.read_text())
     except OSError as error:
         raise ValueError(f"--config: cannot read {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"--config: {path} is not TOML: {error}") from error
     values: dict[str, object] = {}
     for key, value in table.items():
@@ -343,12 +345,24 @@ def _read_toml(path: Path, options: Mapping[str, Option]) -> dict[str, object]:
 
 def _from_toml(value: object, option: Option, *, where: str) -> object:
     kind = _KINDS[option.kind]
-    if not isinstance(value, kind.accepts) or (isinstance(value, bool) and option.kind != "switch"):
+    if not _is_a(value, kind.accepts) or (isinstance(value, list) and not all(_is_a(x, kind.items) for x in value)):
         raise ValueError(f"{where}: {value!r} is not {kind.expected}")
     if isinstance(value, dict):
+        if not all(isinstance(table, dict) for table in value.values()):
+            raise ValueError(f"{where}: expected tables, for example [set.method]")
         return {f"{owner}.{name}": item for owner, table in value.items() for name, item in table.items()}
-    if isinstance(value, list):
-        return tuple(value)
     if option.choices and value not in option.choices:
         raise ValueError(f"{where}: {value!r} is not one of: {', '.join(option.choices)}")
-    return value if isinstance(value, bool) else kind.parse(str(value))
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, list) and option.kind == "names":
+        return tuple(value)  # a name in a list may hold a comma
+    try:
+        return kind.parse(",".join(map(str, value)) if isinstance(value, list) else str(value))
+    except ValueError as error:
+        raise ValueError(f"{where}: {value!r} is not {kind.expected}") from error
+
+
+def _is_a(value: object, types: tuple[type, ...]) -> bool:
+    """`isinstance`, but True and False are no numbers."""
+    return isinstance(value, types) and (bool in types or not isinstance(value, bool))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from neuronal_ray.config import EvaluateConfig, parse_config
 from neuronal_ray.entry import exit_code
 
-_DESCRIPTION = """Measure the perplexity of a model by the protocol of the pruning papers: consecutive windows, losses in
-float32. Example: neuronal-ray evaluate --model pruned --evaluate wikitext2,c4,ptb"""
+_DESCRIPTION = """Measure the perplexity of a model by the protocol of the pruning papers: consecutive windows, losses
+in float32. Example: neuronal-ray evaluate --model pruned --evaluate wikitext2,c4,ptb"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -42,6 +42,8 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise ValueError(f"--output: {path} exists already; name another directory or add --overwrite")
     if path.exists() and not path.is_dir():
         raise ValueError(f"--output: {path} is not a directory")
+    if path.exists() and any(path.iterdir()) and not (path / "pruning.json").is_file():
+        raise ValueError(f"--overwrite: {path} holds no pruning.json, so no earlier run wrote it; remove it yourself")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ValueError(f"--output: cannot write to {parent}")
@@ -52,6 +54,7 @@ def staged(path: Path) -> Iterator[Path]:
     """A directory beside `path` that takes its place when the body succeeds and vanishes when it does not."""
     path = path.absolute()
     staging = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    missing = [folder for folder in path.parents if not folder.exists()]  # the innermost first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         staging.mkdir()
@@ -68,6 +71,10 @@ def staged(path: Path) -> Iterator[Path]:
             staging.rename(path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if not path.exists():
+            for folder in missing:
+                with suppress(OSError):  # somebody else's files
+                    folder.rmdir()
 
 
 def write_allocation(path: Path, layout: Layout, plan: Plan) -> None:

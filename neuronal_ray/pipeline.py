@@ -54,6 +54,8 @@ def prepare(config: PruneConfig) -> Inputs:
         module = plugins.load(kind + "s", name)
         function = module.score if kind == "method" else module.allocate
         plugins.check_settings(function, config.settings_of(kind), owner=kind)
+    for name in set(_flag_settings(config)) & set(config.settings_of("allocation")):
+        raise ValueError(f"--set allocation.{name}: has a flag of its own (see --help)")
     checkpoint = open_checkpoint(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
     length = sequence_length(config, checkpoint)
     calibration = calibration_tokens(
@@ -197,16 +199,21 @@ def rank_on_pruned_stream(
 
 def allocate(config: PruneConfig, problem: Problem) -> Allocation:
     """The plan of the allocation asked for, with its settings."""
-    settings = config.settings_of("allocation")
-    if config.allocation == "neuronal":
-        settings |= {
-            "steps": config.neuronal_steps,
-            "block_lambdas": config.block_lambdas,
-            "row_lambdas": config.row_lambdas,
-        }
+    settings = config.settings_of("allocation") | _flag_settings(config)
     allocation: Allocation = plugins.load("allocations", config.allocation).allocate(problem, **settings)
     allocation.plan.check(problem.layout)
     return allocation
+
+
+def _flag_settings(config: PruneConfig) -> dict[str, object]:
+    """The settings of the allocation that have flags of their own."""
+    if config.allocation != "neuronal":
+        return {}
+    return {
+        "steps": config.neuronal_steps,
+        "block_lambdas": config.block_lambdas,
+        "row_lambdas": config.row_lambdas,
+    }
 
 
 def evaluate_plans(

@@ -4,6 +4,7 @@ A task is a function of a worker and its arguments, `Worker.trial` for example; 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol, TypeVar
 
 from neuronal_ray.worker import Worker, WorkerSpec
@@ -54,17 +55,32 @@ class InProcessPool:
 
     def map(self, task: Callable[..., Result], items: Sequence[Item], *shared: object) -> Iterator[Result]:
         """See Pool."""
-        for item in items:
-            yield task(self._worker, item, *shared)
+        for index, item in enumerate(items):
+            yield _said_once(task, f"item {index + 1} of {len(items)}", self._worker, item, *shared)
 
     def each(self, task: Callable[..., Result], *shared: object) -> list[Result]:
         """See Pool."""
-        return [task(self._worker, *shared)]
+        return [_said_once(task, "worker 1", self._worker, *shared)]
 
     def first(self, task: Callable[..., Result], *args: object) -> Result:
         """See Pool."""
-        return task(self._worker, *args)
+        return _said_once(task, "worker 1", self._worker, *args)
 
     def close(self) -> None:
         """See Pool."""
         del self._worker
+
+
+def task_name(task: Callable[..., object]) -> str:
+    """What errors call a task."""
+    return task.func.__qualname__ if isinstance(task, partial) else task.__qualname__
+
+
+def _said_once(task: Callable[..., Result], item: str, *args: object) -> Result:
+    """`task(*args)`; its ValueError as it is, any other error of it as TaskError."""
+    try:
+        return task(*args)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise TaskError(f"{task_name(task)}, {item} failed: {type(error).__name__}: {error}") from error

@@ -111,7 +111,9 @@ def _tally(run: Run) -> str:
     ]
     items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for value, name in facts)
     planned = sum(linear.pruned for linear in run.linears)
-    note = f"<p>The allocation asked for {planned:,} weights; the saved tensors hold {run.pruned:,} zeros.</p>"
+    note = (
+        f"<p>The allocation asked for {planned:,} weights; the saved tensors hold {run.pruned:,} zeros.</p>"
+    )
     return f'<dl class="tally">{items}</dl>' + (note if planned != run.pruned else "")
 
 
@@ -143,13 +145,16 @@ def _search(steps: Sequence[SearchStep]) -> str:
     parts = ["<h2>Search for &lambda;</h2>"]
     ran = [step.name for step in steps]
     if steps:
-        parts.append("<p>Each step tries its candidates and keeps the one with the lowest neuron alignment.</p>")
+        parts.append(
+            "<p>Each step tries its candidates and keeps the one with the lowest neuron alignment.</p>"
+        )
         parts.append(f'<div class="pair">{"".join(_step_figure(step) for step in steps)}</div>')
     parts.extend(f'<p class="muted">The {name} step did not run.</p>' for name in STEPS if name not in ran)
     tried = [candidate for step in steps for candidate in step.candidates]
     if tried:
         rows = [
-            [c.step, f"{c.lam:g}", f"{c.alignment:,.6g}", f"{c.seconds:,.1f}", "selected" * c.selected] for c in tried
+            [c.step, f"{c.lam:g}", f"{c.alignment:,.6g}", f"{c.seconds:,.1f}", "selected" * c.selected]
+            for c in tried
         ]
         chosen = [number for number, candidate in enumerate(tried) if candidate.selected]
         table = _table(rows, head=["Step", "\u03bb", "Alignment", "Seconds", ""], chosen=chosen)

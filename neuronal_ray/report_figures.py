@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 PIXEL = 1 / 72  # inches: the SVG's user unit is a point, and the page shows it as one CSS pixel
 MIN_SPREAD = 0.01  # a color scale narrower than this would make rounding look like structure
-GRID_LEVELS = 17  # odd, so that the target has a level of its own; over 50 matplotlib would rasterize the scale
-ROW_BINS = 61  # odd, for the same reason
+GRID_LEVELS = (
+    17  # odd, so that the target has a level of its own; over 50 matplotlib would rasterize the scale
+)
+MAX_ROW_BINS = 61
 
 
 class Color(StrEnum):
@@ -56,7 +58,9 @@ def search_figure(step: SearchStep, canvas: Canvas) -> str:
         figure = _figure(canvas, height=220)
         axes = figure.add_subplot()
         lams = [candidate.lam for candidate in candidates]
-        axes.plot(lams, [candidate.alignment for candidate in candidates], "o-", color=Color.MUTED, ms=3.5, lw=1)
+        axes.plot(
+            lams, [candidate.alignment for candidate in candidates], "o-", color=Color.MUTED, ms=3.5, lw=1
+        )
         axes.axvline(chosen.lam, color=Color.LINE, lw=1, zorder=0)
         axes.plot([chosen.lam], [chosen.alignment], "o", color=Color.INK, ms=8)
         text = f"\N{GREEK SMALL LETTER LAMDA} = {chosen.lam:g}"
@@ -82,7 +86,7 @@ def block_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: f
     """Sparsity per block, above a grid of block x path."""
     import numpy as np
     from matplotlib.colors import ListedColormap, to_rgba
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import MaxNLocator
 
     paths = list(dict.fromkeys(linear.path for linear in linears))
     first, last = min(linear.block for linear in linears), max(linear.block for linear in linears)
@@ -92,7 +96,9 @@ def block_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: f
         cell = paths.index(linear.path), linear.block - first
         pruned[cell] += linear.pruned
         weights[cell] += linear.weights
-    grid = np.ma.masked_invalid(np.divide(pruned, weights, out=np.full_like(pruned, np.nan), where=weights > 0))
+    grid = np.ma.masked_invalid(
+        np.divide(pruned, weights, out=np.full_like(pruned, np.nan), where=weights > 0)
+    )
     blocks = np.arange(first, last + 1)
     per_block = pruned.sum(axis=0) / np.maximum(weights.sum(axis=0), 1)  # [blocks]
     seen = weights.sum(axis=0) > 0
@@ -110,7 +116,7 @@ def block_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: f
         reach = max(float(np.abs(per_block[seen] - target).max()), MIN_SPREAD) * 1.15
         top.set_ylim(target - reach, target + reach)
         top.axhline(target, color=Color.INK, lw=0.8, ls=(0, (4, 3)))
-        top.yaxis.set_major_formatter(PercentFormatter(1))
+        top.yaxis.set_major_formatter(_percent)
         top.yaxis.set_major_locator(MaxNLocator(5))
         top.set_ylabel("sparsity")
         top.tick_params(axis="x", length=0, labelbottom=False)
@@ -138,26 +144,30 @@ def block_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: f
 def row_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: float) -> str:
     """Distribution of the sparsity of all output rows, one ridge per path, each as high as its own mode."""
     import numpy as np
-    from matplotlib.ticker import PercentFormatter
 
     rates: dict[str, list[NDArray[np.float64]]] = {}
+    columns: dict[str, set[int]] = {}
     for linear in linears:
         rates.setdefault(linear.path, []).append(linear.row_pruned / linear.columns)
+        columns.setdefault(linear.path, set()).add(linear.columns)
     ridges = {path: np.concatenate(parts) for path, parts in rates.items()}
     low = min(float(ridge.min()) for ridge in ridges.values())
     high = max(float(ridge.max()) for ridge in ridges.values())
     spread = max(target - low, high - target, MIN_SPREAD)
-    edges = target + spread * np.linspace(-1, 1, ROW_BINS + 1)
-    middle = ROW_BINS // 2
+    coarsest = min(min(widths) for widths in columns.values())
+    middle = min(MAX_ROW_BINS, int(spread * coarsest)) // 2
+    edges = target + spread * np.linspace(-1, 1, 2 * middle + 2)
 
     with _style():
         figure = _figure(canvas, height=60 + 30 * len(ridges))
         axes = figure.add_subplot()
-        for line, ridge in enumerate(ridges.values()):
-            counts, _ = np.histogram(ridge, edges)
-            heights = 0.82 * counts / max(counts.max(), 1)
+        for line, (path, ridge) in enumerate(ridges.items()):
+            heights = np.histogram(ridge, edges)[0] / _possible(columns[path], edges)
+            heights *= 0.82 / heights.max()
             _ridge(axes, heights[:middle], edges[: middle + 1], base=-line, color=Color.DENSER)
-            _ridge(axes, heights[middle : middle + 1], edges[middle : middle + 2], base=-line, color=Color.MUTED)
+            _ridge(
+                axes, heights[middle : middle + 1], edges[middle : middle + 2], base=-line, color=Color.MUTED
+            )
             _ridge(axes, heights[middle + 1 :], edges[middle + 1 :], base=-line, color=Color.SPARSER)
             axes.axhline(-line, color=Color.LINE, lw=0.8, zorder=0)
         axes.axvline(target, color=Color.INK, lw=0.8, ls=(0, (4, 3)))
@@ -165,7 +175,7 @@ def row_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: flo
         axes.set_ylim(-len(ridges) + 0.9, 1)
         margin = 0.04 * (max(high, target) - min(low, target)) + 0.1 * MIN_SPREAD
         axes.set_xlim(min(low, target) - margin, max(high, target) + margin)
-        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.xaxis.set_major_formatter(_percent)
         axes.locator_params(axis="x", nbins=7)
         axes.set_xlabel("sparsity of an output row")
         axes.tick_params(axis="y", length=0)
@@ -173,8 +183,22 @@ def row_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: flo
         return _svg(figure, canvas)
 
 
-def _ridge(axes: Axes, heights: NDArray[np.float64], edges: NDArray[np.float64], *, base: float, color: Color) -> None:
+def _possible(columns: set[int], edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many rates a row can have in each bin, at least 1: without it, whole weights beat against the bins."""
+    import numpy as np
+
+    rates = np.concatenate([np.arange(width + 1) / width for width in sorted(columns)])
+    return np.maximum(np.histogram(rates, edges)[0], 1).astype(np.float64)
+
+
+def _ridge(
+    axes: Axes, heights: NDArray[np.float64], edges: NDArray[np.float64], *, base: float, color: Color
+) -> None:
     axes.stairs(base + heights, edges, baseline=base, fill=True, color=color, alpha=0.75, lw=0)
+
+
+def _percent(rate: float, position: int | None) -> str:
+    return f"{round(100 * rate, 6):g}%"
 
 
 @contextmanager
@@ -212,7 +236,9 @@ def _svg(figure: Figure, canvas: Canvas) -> str:
     for axes in figure.axes:
         axes.set_facecolor("none")
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     text = buffer.getvalue()
     text = re.sub(r'\b(id="|url\(#|href="#)', rf"\g<1>{canvas.key}-", text[text.index("<svg") :])
     for color in Color:

@@ -179,8 +179,9 @@ class Model:
 
         handle = self.blocks[0].register_forward_pre_hook(hook, with_kwargs=True)
         try:
-            for row in tokens:
-                self.model(row[None], use_cache=False)
+            with self.unchanged():
+                for row in tokens:
+                    self.model(row[None], use_cache=False)
         finally:
             handle.remove()
         return carried
@@ -195,7 +196,7 @@ class Model:
 
 
 def cut(scores: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """The mask that removes the counts[i] lowest of row i of `scores` [out, in], of equals the lower column."""
+    """The mask that removes the counts[i] lowest of row i of `scores` [out, in], of ties the lower column."""
     mask = torch.zeros(scores.shape, dtype=torch.bool)
     for row, count in enumerate(counts):
         order = torch.sort(scores[row], stable=True).indices  # [in]
@@ -495,12 +496,11 @@ class Walk:
     masks: dict[Key, torch.Tensor]
 
 
-def authors_walk(model: Model, tokens: torch.Tensor, method: str, counts: dict[Key, list[int]]) -> Walk:
+def authors_walk(model: Model, carried: list[Carried], method: str, counts: dict[Key, list[int]]) -> Walk:
     """Prunes block after block, comparing each with its dense self on the pruned model's inputs."""
     score = 0.0
     differences, masks = {}, {}
     with model.unchanged():
-        carried = model.first_carried(tokens)
         for index in range(len(model.blocks)):
             keys = model.authors_keys(index)
             means = RunningMeans()
@@ -564,7 +564,9 @@ def uniform(
     wrapped = Model(model)
     rates = [sparsity] * len(wrapped.blocks)
     if mode == "authors":
-        walk = authors_walk(wrapped, calibration, method, authors_block_counts(wrapped, rates))
+        walk = authors_walk(
+            wrapped, wrapped.first_carried(calibration), method, authors_block_counts(wrapped, rates)
+        )
         return OracleResult({}, {}, None, None, walk.masks)
     assert mode == "paper", mode
     setting = paper_setting(wrapped, calibration, search_samples=1, method=method, sparsity=sparsity)
@@ -596,7 +598,7 @@ def neuronal(
         return authors_neuronal(
             wrapped,
             calibration,
-            search_tokens=calibration[:search_samples],
+            search_samples=search_samples,
             method=method,
             sparsity=sparsity,
             steps=steps,
@@ -633,13 +635,15 @@ def authors_neuronal(
     model: Model,
     calibration: torch.Tensor,
     *,
-    search_tokens: torch.Tensor,
+    search_samples: int,
     method: str,
     sparsity: float,
     steps: str,
     block_lambdas: Sequence[float],
     row_lambdas: Sequence[float],
 ) -> OracleResult:
+    carried = model.first_carried(calibration)
+    search_carried = carried[:search_samples]
     block_scores: dict[float, float] = {}
     row_scores: dict[float, float] = {}
     lambda_block = lambda_row = None
@@ -647,17 +651,17 @@ def authors_neuronal(
     if steps != "row":
         for lam in block_lambdas:
             rates = authors_block_rates(sparsity, lam, len(model.blocks))
-            walk = authors_walk(model, search_tokens, method, authors_block_counts(model, rates))
+            walk = authors_walk(model, search_carried, method, authors_block_counts(model, rates))
             block_scores[lam] = walk.score
         lambda_block = first_minimum(block_scores)
         block_rates = authors_block_rates(sparsity, lambda_block, len(model.blocks))
     final_counts = authors_block_counts(model, block_rates)
     if steps != "block":
-        differences = authors_walk(model, search_tokens, method, final_counts).differences
+        differences = authors_walk(model, search_carried, method, final_counts).differences
         for lam in row_lambdas:
             counts = authors_row_counts(model, block_rates, differences, lam)
-            row_scores[lam] = authors_walk(model, search_tokens, method, counts).score
+            row_scores[lam] = authors_walk(model, search_carried, method, counts).score
         lambda_row = first_minimum(row_scores)
         final_counts = authors_row_counts(model, block_rates, differences, lambda_row)
-    masks = authors_walk(model, calibration, method, final_counts).masks
+    masks = authors_walk(model, carried, method, final_counts).masks
     return OracleResult(block_scores, row_scores, lambda_block, lambda_row, masks)

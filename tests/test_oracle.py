@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,15 @@ needs_golden = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The models are too small for more, and waiting threads would slow everything else on the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def recorded(name: str, *, method: str, top_up: str, sparsity: float) -> dict:
     cases = json.loads((GOLDEN / f"{name}.json").read_text())["cases"]
     wanted = (method, top_up, sparsity)
@@ -58,14 +68,14 @@ def assert_masks_recorded(result: OracleResult, case: dict) -> None:
 
 
 def near(scores: list[list[float]], lam: float) -> dict[float, float]:
-    """The recorded scores of `lam`, its two neighbours and the first lambda: the minimum is among them."""
+    """The recorded scores of `lam`, the lambda before it and the first: the minimum is among them."""
     position = [score[0] for score in scores].index(lam)
-    chosen = sorted({0, max(position - 1, 0), position, min(position + 1, len(scores) - 1)})
+    chosen = sorted({0, max(position - 1, 0), position})
     return {scores[index][0]: scores[index][1] for index in chosen}
 
 
 @needs_golden
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "multiflow"])
+@pytest.mark.parametrize("method", ["wanda", "multiflow"])
 def test_uniform_in_authors_mode_gives_the_recorded_masks(method: str) -> None:
     case = recorded("stories260K", method=method, top_up="uniform", sparsity=0.7)
     result = uniform(
@@ -195,7 +205,11 @@ def test_authors_mode_takes_only_the_steps_asked_for(family: str, steps: str) ->
 def test_table_lists_the_linears_in_the_order_they_run(family: str) -> None:
     model = Model(tiny_model(family))
     ran: list[tuple[int, str]] = []
-    with model.unchanged(), model.observed(lambda key, inputs: ran.append(key), list(model.linears)):
+
+    def note(key: tuple[int, str], inputs: torch.Tensor) -> None:
+        ran.append(key)
+
+    with model.unchanged(), model.observed(note, list(model.linears)):
         model.model(tiny_calibration()[:1], use_cache=False)
     assert ran == list(model.linears)
 

@@ -44,7 +44,7 @@ class Plan:
         """Equal for equal plans only."""
         sha = hashlib.sha256()
         for linear in sorted(self.removed):
-            sha.update(f"{linear.block} {linear.path} ".encode())
+            sha.update(f"{linear.block} {linear.path} {len(self.removed[linear])} ".encode())
             sha.update(self.removed[linear].contiguous().numpy().tobytes())
         return sha.digest()
 
@@ -74,7 +74,7 @@ def water_level(
 
     The sum is a non-decreasing, piecewise linear function of the offset: Newton's step, kept inside a bracket.
     """
-    low, high = -float(rates.max()), 1.0 - float(rates.min())
+    low, high = -1.0 - float(rates.max()), 2.0 - float(rates.min())  # all rates below 0, all above 1
     offset = 0.0
     for _ in range(_NEWTON_STEPS):
         moved = rates + offset
@@ -84,8 +84,8 @@ def water_level(
             break
         low, high = (low, offset) if excess > 0 else (offset, high)
         slope = float(sizes[(moved > 0) & (moved < 1)].sum())
-        step = offset - excess / slope if slope > 0 else high
-        offset = step if low <= step <= high else (low + high) / 2
+        step = offset - excess / slope if slope > 0 else high  # no slope: all are at a bound, only the bracket helps
+        offset = step if low < step < high else (low + high) / 2
         if offset in (low, high):
             break
     return (rates + offset).clamp(0.0, 1.0)

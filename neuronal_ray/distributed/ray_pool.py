@@ -4,13 +4,12 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from neuronal_ray.pool import TaskError
+from neuronal_ray.pool import TaskError, task_name
 from neuronal_ray.worker import Worker, WorkerSpec
 
 logger = logging.getLogger(__name__)
@@ -24,13 +23,18 @@ _START_TIMEOUT_S = 1800.0
 
 
 class _ReplicaActor:
-    """A worker in a process of its own."""
+    """A worker in a process of its own. Built by a call, not here: only a call's error reaches the driver whole."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+
+    def build(self, spec: WorkerSpec) -> None:
+        """Build the worker; raises what the worker raises."""
         self._worker = Worker(spec)
 
     def call(self, task: Callable[..., Result], *args: object) -> Result:
         """`task(worker, *args)`."""
+        assert self._worker is not None
         return task(self._worker, *args)
 
 
@@ -39,11 +43,11 @@ class RayPool:
 
     def __init__(self, spec: WorkerSpec, *, address: str, replicas: int | None) -> None:
         self._started_ray = not ray.is_initialized()
+        self._actors: list[ray.actor.ActorHandle] = []
         _connect(address)
         try:
-            self._actors = self._start_actors(spec, replicas)
+            self._start_actors(spec, replicas)
         except BaseException:
-            self._actors = []
             self.close()
             raise
 
@@ -70,18 +74,18 @@ class RayPool:
                 (ready, *_), _ = ray.wait(list(flight), num_returns=1)
                 index, actor = flight.pop(ready)
                 load[actor] -= 1
-                done[index] = _result(ready, f"{_name(task)}, item {index + 1} of {len(items)}")
+                done[index] = _result(ready, f"{task_name(task)}, item {index + 1} of {len(items)}")
             yield done.pop(turn)
 
     def each(self, task: Callable[..., Result], *shared: object) -> list[Result]:
         """See Pool."""
         references = [ray.put(value) for value in shared]
         calls = [actor.call.remote(task, *references) for actor in self._actors]
-        return [_result(call, f"{_name(task)}, worker {index + 1}") for index, call in enumerate(calls)]
+        return [_result(call, f"{task_name(task)}, worker {index + 1}") for index, call in enumerate(calls)]
 
     def first(self, task: Callable[..., Result], *args: object) -> Result:
         """See Pool."""
-        result: Result = _result(self._actors[0].call.remote(task, *args), _name(task))
+        result: Result = _result(self._actors[0].call.remote(task, *args), task_name(task))
         return result
 
     def close(self) -> None:
@@ -92,7 +96,7 @@ class RayPool:
         if self._started_ray:
             ray.shutdown()
 
-    def _start_actors(self, spec: WorkerSpec, replicas: int | None) -> list[ray.actor.ActorHandle]:
+    def _start_actors(self, spec: WorkerSpec, replicas: int | None) -> None:
         resources = ray.cluster_resources()
         num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         on_gpu = spec.device == "cuda" or (spec.device == "auto" and num_gpus > 0)
@@ -112,15 +116,10 @@ class RayPool:
             max_task_retries=0,
             allow_out_of_order_execution=True,
         )
-        actors = [actor.remote(spec) for _ in range(count)]
-        self._actors = actors
-        for index, handle in enumerate(actors):
-            _result(handle.call.remote(_ready), f"start of worker {index + 1}", timeout=_START_TIMEOUT_S)
-        return actors
-
-
-def _ready(worker: Worker) -> None:
-    """Returns when the worker has been built."""
+        self._actors = [actor.remote() for _ in range(count)]
+        builds = [handle.build.remote(spec) for handle in self._actors]
+        for index, build in enumerate(builds):
+            _result(build, f"start of worker {index + 1}", timeout=_START_TIMEOUT_S)
 
 
 def _connect(address: str) -> None:
@@ -135,10 +134,6 @@ def _connect(address: str) -> None:
         ray.init(address=address, **quiet)
     except ConnectionError as error:
         raise ValueError(f"--address: no Ray to join at {address!r}; start one, or use --address local") from error
-
-
-def _name(task: Callable[..., object]) -> str:
-    return task.func.__qualname__ if isinstance(task, partial) else task.__qualname__
 
 
 def _result(reference: ray.ObjectRef, item: str, *, timeout: float | None = None) -> Any:

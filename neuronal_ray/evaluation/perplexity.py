@@ -38,7 +38,7 @@ def perplexity(
     windows: Int64[Tensor, "windows length"],
     plan: Plan | None,
     *,
-    advance: Callable[[str], None] = lambda note: None,
+    advance: Callable[[str], None] = lambda _: None,
 ) -> float:
     """exp of the mean of the windows' losses of the model under `plan` (None: dense); infinite on overflow.
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from jaxtyping import Bool
 from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -97,6 +98,8 @@ def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoin
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, KeyError) as error:
         raise ValueError(f"--model: config.json in {path}: {str(error).strip().splitlines()[0]}") from error
+    except StrictDataclassError as error:
+        raise ValueError(f"--model: config.json in {path}: {' '.join(str(error).split())}") from error
     if config.is_encoder_decoder:
         raise UnsupportedModel("--model: encoder-decoder models are not supported, expected a decoder")
     if "quantization_config" in config.to_dict():
@@ -110,7 +113,10 @@ def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoin
 def _safetensors_files(path: Path) -> list[Path]:
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+        try:
+            files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"--model: {index} is not the index of a sharded checkpoint") from error
     else:
         files = [path / "model.safetensors"]
     for file in files:
@@ -128,22 +134,25 @@ def _read_header(path: Path) -> dict[str, Stored]:
             raise ValueError(f"--model: {path} is truncated or not a safetensors file")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
+            header.pop("__metadata__", None)
+            tensors = {name: _stored(path, 8 + length, entry) for name, entry in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"--model: {path} is not a safetensors file (unreadable header)") from error
-    header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        start, stop = (8 + length + offset for offset in entry["data_offsets"])
-        tensors[name] = Stored(path=path, start=start, stop=stop, shape=tuple(entry["shape"]))
     if max((stored.stop for stored in tensors.values()), default=0) != size:
         raise ValueError(f"--model: {path} is truncated: {size:,} bytes, fewer than its header lists")
     return tensors
 
 
+def _stored(path: Path, data: int, entry: dict[str, list[int]]) -> Stored:
+    """Where the tensor of one header entry lies in the file whose data begin at byte `data`."""
+    start, stop = entry["data_offsets"]
+    return Stored(path=path, start=data + start, stop=data + stop, shape=tuple(entry["shape"]))
+
+
 def load_model(
     checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """The model in `dtype` on `device`, ready for inference. Raises ValueError when weights are missing."""
+    """The model in `dtype` on `device`, ready for inference. Raises ValueError when weights are missing or of another shape."""
     model, info = AutoModelForCausalLM.from_pretrained(
         checkpoint.path,
         config=checkpoint.config,
@@ -152,6 +161,7 @@ def load_model(
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
     )
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if absent:
@@ -163,6 +173,12 @@ def empty_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> P
     """The model without weights (on the meta device), for its shapes."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(checkpoint.config, trust_remote_code=trust_remote_code)
+
+
+def write_random_llama(path: Path, **config: int) -> None:
+    """A LLaMA with random weights, in float32, for benchmarks."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(LlamaConfig(**config)).save_pretrained(path)
 
 
 @functools.lru_cache(maxsize=4)

@@ -28,9 +28,8 @@ BOS_ID, EOS_ID = 0, 1
 HEAD_DIM = 32
 QUERIES_PER_KEY = 3
 SEQLEN = 256
-SKIPPED_FOLDERS = frozenset(
-    {"test", "tests", "idlelib", "idle_test", "lib2to3", "pydoc_data"} | {"site-packages", "dist-packages", "_bundled"}
-)
+TEST_FOLDERS = {"test", "tests", "idlelib", "idle_test", "lib2to3"}
+SKIPPED_FOLDERS = TEST_FOLDERS | {"pydoc_data", "site-packages", "dist-packages", "_bundled"}
 HELD_OUT_RATE = 0.08
 REPEAT_MIN_CHARACTERS = 60
 CALIBRATION_BYTES = 450_000
@@ -79,7 +78,8 @@ def collect() -> Iterator[Document]:
     relative_paths = sorted(path.relative_to(root) for path in root.rglob("*.py"))
     for relative in relative_paths:
         if not SKIPPED_FOLDERS.intersection(relative.parts[:-1]):
-            yield Document(f"module {relative.as_posix()}", "\n\n".join(docstrings((root / relative).read_bytes())))
+            texts = docstrings((root / relative).read_bytes())
+            yield Document(f"module {relative.as_posix()}", "\n\n".join(texts))
 
 
 def paragraphs(text: str) -> list[str]:

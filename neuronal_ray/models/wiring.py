@@ -21,6 +21,7 @@ from neuronal_ray.models.blocks import Recording, Stream, UnsupportedModel, find
 logger = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 6
+_CHANGED = 0.05  # a change counts from this fraction of the largest: a norm over all heads leaks a little
 
 
 class _Trace:
@@ -53,18 +54,18 @@ class _Trace:
 def trace_layout(stream: Stream) -> Layout:
     """The layout of all blocks; each distinct kind of block is run a few times on a handful of tokens."""
     model = stream.model
+    linears_of_block = [find_linears(block) for block in stream.blocks]
     vocabulary = model.get_input_embeddings().weight.shape[0]
     tokens = torch.arange(_PROBE_TOKENS, device=model.device)[None] % vocabulary  # [1, tokens]
     recording = stream.start(tokens)
     num_heads = model.config.get_text_config().num_attention_heads
     known: dict[tuple[object, ...], list[LinearSpec]] = {}
     specs: list[LinearSpec] = []
-    for index, block in enumerate(stream.blocks):
-        linears = find_linears(block)
+    for index, linears in enumerate(linears_of_block):
         signature = tuple((path, weight_of(module).shape) for path, module in linears.items())
         if signature not in known:
             known[signature] = _Prober(stream, index, recording, num_heads).specs()
-        specs += [_in_block(spec, index, last=index == len(stream.blocks) - 1) for spec in known[signature]]
+        specs += [_in_block(spec, index, last=index == len(linears_of_block) - 1) for spec in known[signature]]
     return Layout(tuple(specs))
 
 
@@ -134,7 +135,7 @@ class _Prober:
             row = differing[:1]
             change = self._run(disturb=path, rows=row).inputs[reader] - self.baseline.inputs[reader]
             change = change.float().abs().flatten(0, -2).mean(dim=0).cpu()  # [sequences, tokens, columns] -> [columns]
-            if _contrast(change, other.reached()[row[0]]) > _contrast(change, best.reached()[row[0]]):
+            if _agreement(change, other.reached()[row[0]]) > _agreement(change, best.reached()[row[0]]):
                 best = other
         return best.sources
 
@@ -219,7 +220,10 @@ def _noisy(output: Tensor, rows: Tensor | None) -> Tensor:
     return output + (noise * chosen).to(output)
 
 
-def _contrast(change: Tensor, reached: Tensor) -> float:
-    """How much more the columns said to be reached have changed than the others."""
-    others = change[~reached]
-    return float(change[reached].mean() - (others.mean() if len(others) else 0.0))
+def _agreement(change: Tensor, reached: Tensor) -> float:
+    """How well the columns that changed and the columns said to be reached coincide: common ones over all.
+
+    Counted, not averaged: one column that changed a lot must not outweigh the rest of its attention head.
+    """
+    changed = change > _CHANGED * change.max()
+    return float((changed & reached).sum() / (changed | reached).sum())

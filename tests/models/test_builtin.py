@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
 import neuronal_ray
@@ -57,9 +58,7 @@ def perplexity(model: LlamaForCausalLM, windows: torch.Tensor) -> float:
     with torch.no_grad():
         for batch in windows.split(16):
             logits = model(batch).logits[:, :-1].transpose(1, 2)  # [windows, vocabulary, WINDOW - 1]
-            losses.append(
-                torch.nn.functional.cross_entropy(logits, batch[:, 1:], reduction="none").mean(dim=1)
-            )
+            losses.append(cross_entropy(logits, batch[:, 1:], reduction="none").mean(dim=1))
     return math.exp(torch.cat(losses).double().mean().item())
 
 
@@ -115,9 +114,7 @@ def test_calibration_and_evaluation_share_no_long_paragraph(calibration: str, ev
     assert not [paragraph for paragraph in shared if len(paragraph) > 200]
 
 
-def test_the_script_writes_a_checkpoint_and_both_texts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_script_writes_a_model_and_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape = ["--hidden", "96", "--blocks", "1", "--vocabulary", "512"]
     train_builtin.main(["--output", str(tmp_path), "--steps", "2", *shape])
     assert "held-out perplexity: saved model" in capsys.readouterr().out
@@ -130,9 +127,7 @@ def test_the_script_writes_a_checkpoint_and_both_texts(
         assert tokenizer.decode(tokenizer(text).input_ids) == text, name
 
 
-def test_the_script_refuses_a_width_without_whole_heads(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_script_refuses_a_partial_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         train_builtin.main(["--output", str(tmp_path / "new"), "--hidden", "100"])
     assert "--hidden 100" in capsys.readouterr().err

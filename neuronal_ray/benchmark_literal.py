@@ -1,0 +1,64 @@
+"""The yardstick of the benchmark: one candidate as the released code evaluates it, with nothing shared or saved.
+
+For every candidate and every block: dense weights on the sparse stream, one sequence at a time, statistics in a hook
+on every linear; a new score, a new sort and a new mask for every linear; sparse weights on the same inputs.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from neuronal_ray.core.plan import Plan
+from neuronal_ray.models.blocks import Recording, set_weight, weight_of
+from neuronal_ray.worker import Worker
+
+
+class _Hook:
+    """Running statistics of one linear's inputs."""
+
+    def __init__(self, *, all_statistics: bool) -> None:
+        self.all_statistics = all_statistics
+        self.count = 0
+        self.square = torch.zeros(())
+        self.mean, self.variance = torch.zeros(()), torch.zeros(())
+
+    def __call__(self, _: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
+        inputs = args[0].reshape(-1, args[0].shape[-1]).t().float()  # [columns, tokens]
+        kept, self.count = self.count / (self.count + 1), self.count + 1
+        self.square = self.square * kept + torch.norm(inputs, p=2, dim=1) ** 2 / self.count
+        if self.all_statistics:
+            self.mean = self.mean * kept + inputs.sum(dim=1) / self.count
+            self.variance = self.variance * kept + inputs.var(dim=1, unbiased=False) / self.count
+
+
+def literal_candidate(worker: Worker, inputs: list[Recording], plan: Plan, *, all_statistics: bool) -> float:
+    """The alignment score of `plan`; `inputs` are single sequences before the first block."""
+    score = 0.0
+    for index, linears in enumerate(worker.linears):
+        dense, _ = _observed_pass(worker, index, inputs, all_statistics=all_statistics)
+        own = {path: weight_of(module).clone() for path, module in linears.items()}
+        for spec in worker.layout.blocks[index]:
+            weight = own[spec.linear.path]
+            metric = weight.abs().float() * dense[spec.linear.path].square.sqrt()
+            order = torch.sort(metric, dim=-1, stable=True)[1]
+            removed = plan.removed[spec.linear].to(weight.device)[:, None]
+            goes = torch.arange(spec.columns, device=weight.device) < removed  # [rows, columns]
+            pruned = weight.clone()
+            pruned[torch.zeros_like(goes).scatter_(1, order, goes)] = 0
+            set_weight(linears[spec.linear.path], pruned)
+        sparse, inputs = _observed_pass(worker, index, inputs, all_statistics=all_statistics)
+        for path, weight in own.items():
+            set_weight(linears[path], weight)
+            ours, theirs = dense[path].square.sqrt(), sparse[path].square.sqrt()
+            score += float(torch.norm(ours / ours.sum() - theirs / theirs.sum())) / len(ours)
+    return score
+
+
+def _observed_pass(
+    worker: Worker, index: int, inputs: list[Recording], *, all_statistics: bool
+) -> tuple[dict[str, _Hook], list[Recording]]:
+    hooks = {path: _Hook(all_statistics=all_statistics) for path in worker.linears[index]}
+    handles = [worker.linears[index][path].register_forward_hook(hook) for path, hook in hooks.items()]
+    outputs = [worker.stream.block(index, recording) for recording in inputs]
+    for handle in handles:
+        handle.remove()
+    return hooks, outputs

@@ -1,0 +1,165 @@
+"""Do imports point down, do the heavy libraries stay where they belong, and does importing do nothing?"""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+import neuronal_ray
+
+PACKAGE = Path(neuronal_ray.__file__).parent
+
+LAYERS = """
+neuronal_ray
+neuronal_ray.plugins
+neuronal_ray.config
+neuronal_ray.core
+neuronal_ray.core.layout neuronal_ray.core.masks neuronal_ray.core.spread neuronal_ray.core.stats
+neuronal_ray.core.alignment neuronal_ray.core.plan
+neuronal_ray.methods
+neuronal_ray.methods.*
+neuronal_ray.models
+neuronal_ray.models.blocks
+neuronal_ray.models.checkpoint neuronal_ray.models.wiring
+neuronal_ray.models.train_builtin
+neuronal_ray.data
+neuronal_ray.data.text
+neuronal_ray.data.tokens
+neuronal_ray.data.calibration neuronal_ray.data.evaluation
+neuronal_ray.timing neuronal_ray.progress
+neuronal_ray.worker
+neuronal_ray.pool
+neuronal_ray.allocations
+neuronal_ray.allocations.*
+neuronal_ray.distributed
+neuronal_ray.distributed.ray_pool
+neuronal_ray.evaluation
+neuronal_ray.evaluation.perplexity
+neuronal_ray.search
+neuronal_ray.output neuronal_ray.launch
+neuronal_ray.pipeline
+neuronal_ray.dry_run
+neuronal_ray.report_inputs
+neuronal_ray.report_figures
+neuronal_ray.entry
+neuronal_ray.report neuronal_ray.benchmark_literal
+neuronal_ray.prune neuronal_ray.evaluate neuronal_ray.benchmark
+neuronal_ray.__main__
+"""
+"""One row per layer: a module imports from rows above its own only. A star stands for the plug-ins of a folder."""
+
+ROWS = [row.split() for row in LAYERS.strip().splitlines()]
+
+HOMES = {
+    "ray": "neuronal_ray.distributed",
+    "transformers": "neuronal_ray.models",
+    "lm_eval": "neuronal_ray.evaluation",
+    "matplotlib": "neuronal_ray.report",
+}
+"""The only part of the package, by the start of its name, that imports a library."""
+
+JUNK_DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc"}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def row_of(module: str) -> int:
+    """The row that names the module, or else the row whose star it falls under."""
+    for row in range(len(ROWS)):
+        if module in ROWS[row]:
+            return row
+    starred = [row for row in range(len(ROWS)) if any("*" in name and fnmatch(module, name) for name in ROWS[row])]
+    assert starred, f"{module} has no place in LAYERS"
+    return starred[0]
+
+
+def imports(module: str) -> Iterator[str]:
+    """Full names of what a module imports, inside functions and `if TYPE_CHECKING` too."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} line {node.lineno}: a relative import"
+            assert node.module is not None
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else node.module
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_from_rows_above_its_own(module: str) -> None:
+    upward = [
+        imported
+        for imported in imports(module)
+        if imported.split(".")[0] == "neuronal_ray" and row_of(imported) >= row_of(module)
+    ]
+    assert not upward, f"{module} (row {row_of(module)}) imports {upward}"
+
+
+def test_every_name_in_the_list_is_a_module() -> None:
+    named = [name for row in ROWS for name in row if "*" not in name]
+    assert len(named) == len(set(named))
+    assert set(named) <= set(MODULES), set(named) - set(MODULES)
+
+
+@pytest.mark.parametrize(("library", "home"), HOMES.items())
+def test_a_library_is_imported_at_home_only(library: str, home: str) -> None:
+    users = {module for module in MODULES for imported in imports(module) if imported.split(".")[0] == library}
+    assert all(module.startswith(home) for module in users), f"{library} is imported by {sorted(users)}"
+
+
+def test_there_is_no_junk_drawer() -> None:
+    assert not [module for module in MODULES if set(module.split(".")) & JUNK_DRAWERS]
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """Top-level modules in `sys.modules` at the end of `python ARGUMENTS`."""
+    report = "import atexit, json, sys; atexit.register(lambda: print('\\n' + json.dumps(sorted(sys.modules))))"
+    code = f"import runpy, sys; {report}; sys.argv = {list(arguments)!r}; {{}}"
+    action = (
+        f"runpy.run_module({arguments[0]!r}, run_name='__main__')" if len(arguments) > 1 else f"import {arguments[0]}"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code.format(action)], capture_output=True, text=True, cwd=PACKAGE.parent, timeout=120
+    )
+    assert finished.returncode == 0, finished.stderr
+    return {module.split(".")[0] for module in json.loads(finished.stdout.splitlines()[-1])}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("neuronal_ray",),
+        ("neuronal_ray.prune", "--help"),
+        ("neuronal_ray.evaluate", "--help"),
+        ("neuronal_ray.report", "--help"),
+        ("neuronal_ray", "prune", "--help"),
+    ],
+    ids=" ".join,
+)
+def test_help_answers_without_the_heavy_libraries(arguments: tuple[str, ...]) -> None:
+    loaded = loaded_by(*arguments)
+    assert "neuronal_ray" in loaded
+    heavy = {"torch", "transformers", "ray", "datasets", "lm_eval", "matplotlib", "numpy", "pyarrow"}
+    assert not loaded & heavy
+
+
+@pytest.mark.parametrize("command", ["prune", "evaluate", "report", "benchmark"])
+def test_every_command_of_the_script_is_a_module_with_main(command: str) -> None:
+    functions = [
+        node.name
+        for node in ast.parse(MODULES[f"neuronal_ray.{command}"].read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    ]
+    assert "main" in functions
