@@ -126,7 +126,7 @@ class RunConfig:
             if value is not None and value < 1:
                 raise ValueError(f"--{flag}: {value} is not positive")
         if self.sequence_length is not None and self.sequence_length < 2:
-            raise ValueError("--sequence-length: a sequence needs at least 2 tokens")
+            raise ValueError(f"--sequence-length: {self.sequence_length} is too short, expected at least 2 tokens")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"--threads: {self.threads} is not positive")
         if self.address == "none" and self.replicas not in (None, 1):

@@ -40,15 +40,17 @@ p { margin: 8px 0; }
 .tally dt { color: var(--muted); font-size: .875rem; }
 .tally dd { margin: 0; font-size: 1.75rem; font-weight: 300; letter-spacing: -.01em; }
 table { width: 100%; border-collapse: collapse; font-size: .9375rem; }
-th, td { padding: 7px 0 7px 20px; border-bottom: 1px solid var(--line); text-align: right; }
-th { font-weight: 400; vertical-align: baseline; }
+th, td { padding: 7px 0 7px 16px; border-bottom: 1px solid var(--line); text-align: right;
+  vertical-align: baseline; }
+th { font-weight: 400; }
 th:first-child { padding-left: 0; text-align: left; }
 thead th { font-size: .8125rem; }
-.chosen > *, .scores td:nth-last-child(3), tfoot td { font-weight: 600; color: var(--ink); }
+.chosen > *, .scores td:nth-last-child(2), tfoot td { font-weight: 600; color: var(--ink); }
 .scores tbody th { color: var(--ink); }
 .facts td { text-align: left; overflow-wrap: anywhere; }
 .facts th { width: 13em; }
-.bar { width: 50%; }
+.bar { width: 50%; vertical-align: middle; }
+.scores td { white-space: nowrap; }
 .bar i { display: block; height: 7px; background: var(--denser); opacity: .75; print-color-adjust: exact; }
 figure { margin: 16px 0 0; break-inside: avoid; }
 figcaption { margin-top: 6px; font-size: .875rem; }
@@ -57,12 +59,14 @@ figcaption { margin-top: 6px; font-size: .875rem; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-family: inherit !important; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 8px 32px; }
+.scroll { overflow-x: auto; }
 .narrow { display: none; }
 details { margin-top: 24px; }
 summary { cursor: pointer; padding: 4px 0; }
 @media screen and (max-width: 600px) { main { padding: 40px 16px 64px; } h1 { font-size: 1.6rem; }
   .pair { grid-template-columns: 1fr; } .wide { display: none; } .narrow { display: block; }
-  .facts th { width: 9em; } th, td { padding-left: 10px; } }
+  .facts th { width: 9em; } th, td { padding-left: 10px; } .scores { font-size: .8125rem; }
+  .scores td, .scores th { padding-left: 6px; } }
 @media print { body { font-size: 10.5pt; } main { max-width: none; padding: 0; } tr { break-inside: avoid; }
   h2 { break-after: avoid; margin-top: 32px; } details::details-content { content-visibility: visible; } }
 """
@@ -111,9 +115,7 @@ def _tally(run: Run) -> str:
     ]
     items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for value, name in facts)
     planned = sum(linear.pruned for linear in run.linears)
-    note = (
-        f"<p>The allocation asked for {planned:,} weights; the saved tensors hold {run.pruned:,} zeros.</p>"
-    )
+    note = f"<p>The allocation asked for {planned:,} weights; the saved tensors hold {run.pruned:,} zeros.</p>"
     return f'<dl class="tally">{items}</dl>' + (note if planned != run.pruned else "")
 
 
@@ -128,13 +130,15 @@ def _scores(scores: Sequence[Score]) -> str:
             *(_perplexity(score.baselines[name]) if name in score.baselines else "" for name in baselines),
             _perplexity(score.pruned),
             f"\u00d7 {_perplexity(score.pruned / score.dense)}",
-            f"{score.windows:,} \u00d7 {score.sequence_length:,}",
         ]
         for score in scores
     ]
     others = [_BASELINES.get(name, name) for name in baselines]
-    head = ["Text", "Dense", *others, "This model", "Ratio", "Windows \u00d7 tokens"]
-    return "<h2>Perplexity</h2>\n" + _table(rows, head=head, kind="scores")
+    table = _table(rows, head=["Text", "Dense", *others, "This model", "Ratio"], kind="scores")
+    texts = ", ".join(f"{s.name}: {s.windows:,} windows of {s.sequence_length:,} tokens" for s in scores)
+    return (
+        f'<h2>Perplexity</h2>\n<div class="scroll">{table}</div>\n<p class="muted"><small>{escape(texts)}</small></p>'
+    )
 
 
 def _perplexity(value: float) -> str:
@@ -145,15 +149,19 @@ def _search(steps: Sequence[SearchStep]) -> str:
     parts = ["<h2>Search for &lambda;</h2>"]
     ran = [step.name for step in steps]
     if steps:
-        parts.append(
-            "<p>Each step tries its candidates and keeps the one with the lowest neuron alignment.</p>"
-        )
+        parts.append("<p>Each step tries its candidates and keeps the one with the lowest neuron alignment.</p>")
         parts.append(f'<div class="pair">{"".join(_step_figure(step) for step in steps)}</div>')
     parts.extend(f'<p class="muted">The {name} step did not run.</p>' for name in STEPS if name not in ran)
     tried = [candidate for step in steps for candidate in step.candidates]
     if tried:
         rows = [
-            [c.step, f"{c.lam:g}", f"{c.alignment:,.6g}", f"{c.seconds:,.1f}", "selected" * c.selected]
+            [
+                c.step,
+                f"{c.lam:g}",
+                f"{c.alignment:#,.6g}".rstrip("."),
+                f"{c.seconds:,.1f}",
+                "selected" * c.selected,
+            ]
             for c in tried
         ]
         chosen = [number for number, candidate in enumerate(tried) if candidate.selected]

@@ -19,15 +19,12 @@ from neuronal_ray.report_inputs import LinearSparsity, SearchStep
 
 if TYPE_CHECKING:
     import numpy as np
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 PIXEL = 1 / 72  # inches: the SVG's user unit is a point, and the page shows it as one CSS pixel
 MIN_SPREAD = 0.01  # a color scale narrower than this would make rounding look like structure
-GRID_LEVELS = (
-    17  # odd, so that the target has a level of its own; over 50 matplotlib would rasterize the scale
-)
+GRID_LEVELS = 17  # odd, so that the target has a level of its own; over 50 matplotlib would rasterize the scale
 MAX_ROW_BINS = 61
 
 
@@ -58,10 +55,7 @@ def search_figure(step: SearchStep, canvas: Canvas) -> str:
         figure = _figure(canvas, height=220)
         axes = figure.add_subplot()
         lams = [candidate.lam for candidate in candidates]
-        axes.plot(
-            lams, [candidate.alignment for candidate in candidates], "o-", color=Color.MUTED, ms=3.5, lw=1
-        )
-        axes.axvline(chosen.lam, color=Color.LINE, lw=1, zorder=0)
+        axes.plot(lams, [candidate.alignment for candidate in candidates], "o-", color=Color.MUTED, ms=3.5, lw=1)
         axes.plot([chosen.lam], [chosen.alignment], "o", color=Color.INK, ms=8)
         text = f"\N{GREEK SMALL LETTER LAMDA} = {chosen.lam:g}"
         axes.annotate(
@@ -96,9 +90,7 @@ def block_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: f
         cell = paths.index(linear.path), linear.block - first
         pruned[cell] += linear.pruned
         weights[cell] += linear.weights
-    grid = np.ma.masked_invalid(
-        np.divide(pruned, weights, out=np.full_like(pruned, np.nan), where=weights > 0)
-    )
+    grid = np.ma.masked_invalid(np.divide(pruned, weights, out=np.full_like(pruned, np.nan), where=weights > 0))
     blocks = np.arange(first, last + 1)
     per_block = pruned.sum(axis=0) / np.maximum(weights.sum(axis=0), 1)  # [blocks]
     seen = weights.sum(axis=0) > 0
@@ -128,7 +120,7 @@ def block_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: f
         mesh.set(edgecolor=Color.LINE, linewidth=0.5)
         bottom.set_yticks(range(len(paths)), paths)
         bottom.invert_yaxis()
-        bottom.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+        bottom.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
         bottom.set_xlabel("block")
         bottom.tick_params(length=0)
         bottom.spines[:].set_visible(False)
@@ -142,7 +134,7 @@ def block_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: f
 
 
 def row_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: float) -> str:
-    """Distribution of the sparsity of all output rows, one ridge per path, each as high as its own mode."""
+    """Distribution of the sparsity of all output rows, one ridge per path, each scaled to its own peak."""
     import numpy as np
 
     rates: dict[str, list[NDArray[np.float64]]] = {}
@@ -153,22 +145,24 @@ def row_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: flo
     ridges = {path: np.concatenate(parts) for path, parts in rates.items()}
     low = min(float(ridge.min()) for ridge in ridges.values())
     high = max(float(ridge.max()) for ridge in ridges.values())
-    spread = max(target - low, high - target, MIN_SPREAD)
+    spread = max(target - low, high - target, MIN_SPREAD) * (1 + 1e-9)  # the outermost rows stay inside
     coarsest = min(min(widths) for widths in columns.values())
-    middle = min(MAX_ROW_BINS, int(spread * coarsest)) // 2
+    middle = max(1, min(MAX_ROW_BINS, int(spread * coarsest)) // 2)
     edges = target + spread * np.linspace(-1, 1, 2 * middle + 2)
 
     with _style():
         figure = _figure(canvas, height=60 + 30 * len(ridges))
         axes = figure.add_subplot()
-        for line, (path, ridge) in enumerate(ridges.items()):
-            heights = np.histogram(ridge, edges)[0] / _possible(columns[path], edges)
+        for line, (path, values) in enumerate(ridges.items()):
+            heights = np.histogram(values, edges)[0] / _possible(columns[path], edges)
             heights *= 0.82 / heights.max()
-            _ridge(axes, heights[:middle], edges[: middle + 1], base=-line, color=Color.DENSER)
-            _ridge(
-                axes, heights[middle : middle + 1], edges[middle : middle + 2], base=-line, color=Color.MUTED
-            )
-            _ridge(axes, heights[middle + 1 :], edges[middle + 1 :], base=-line, color=Color.SPARSER)
+            for first, last, color in (
+                (0, middle, Color.DENSER),
+                (middle, middle + 1, Color.MUTED),  # holds the target
+                (middle + 1, len(heights), Color.SPARSER),
+            ):
+                ridge, span = heights[first:last] - line, edges[first : last + 1]
+                axes.stairs(ridge, span, baseline=-line, fill=True, color=color, alpha=0.75, lw=0)
             axes.axhline(-line, color=Color.LINE, lw=0.8, zorder=0)
         axes.axvline(target, color=Color.INK, lw=0.8, ls=(0, (4, 3)))
         axes.set_yticks([0.25 - line for line in range(len(ridges))], list(ridges))
@@ -184,20 +178,15 @@ def row_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: flo
 
 
 def _possible(columns: set[int], edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How many rates a row can have in each bin, at least 1: without it, whole weights beat against the bins."""
+    """How many rates a row can have in each bin, at least 1: bins and whole weights would beat without it."""
     import numpy as np
 
     rates = np.concatenate([np.arange(width + 1) / width for width in sorted(columns)])
-    return np.maximum(np.histogram(rates, edges)[0], 1).astype(np.float64)
+    possible: NDArray[np.float64] = np.maximum(np.histogram(rates, edges)[0], 1).astype(np.float64)
+    return possible
 
 
-def _ridge(
-    axes: Axes, heights: NDArray[np.float64], edges: NDArray[np.float64], *, base: float, color: Color
-) -> None:
-    axes.stairs(base + heights, edges, baseline=base, fill=True, color=color, alpha=0.75, lw=0)
-
-
-def _percent(rate: float, position: int | None) -> str:
+def _percent(rate: float, position: float) -> str:
     return f"{round(100 * rate, 6):g}%"
 
 
@@ -236,9 +225,7 @@ def _svg(figure: Figure, canvas: Canvas) -> str:
     for axes in figure.axes:
         axes.set_facecolor("none")
     buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = re.sub(r'\b(id="|url\(#|href="#)', rf"\g<1>{canvas.key}-", text[text.index("<svg") :])
     for color in Color:

@@ -94,9 +94,7 @@ def read_run(directory: Path) -> Run:
     """Read a run's files; ValueError says which is missing or malformed, and how."""
     missing = [name for name in FILES if not (directory / name).is_file()]
     if missing:
-        raise ValueError(
-            f"no {' and no '.join(missing)} there, expected a directory that neuronal_ray.prune wrote"
-        )
+        raise ValueError(f"no {' and no '.join(missing)} there, expected a directory that neuronal_ray.prune wrote")
     try:
         document = json.loads((directory / "pruning.json").read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -130,9 +128,7 @@ def read_run(directory: Path) -> Run:
 
 def _get(node: Mapping[str, Any], key: str, kind: type[T]) -> T:
     value = node.get(key)
-    given: object = (
-        float(value) if kind is float and type(value) is int else value
-    )  # JSON has one kind of number
+    given: object = float(value) if kind is float and type(value) is int else value  # JSON has one kind of number
     if not isinstance(given, kind) or isinstance(given, bool):
         raise ValueError(f"pruning.json: {key!r} is {value!r:.60}, expected {kind.__name__}")
     return given
@@ -144,16 +140,12 @@ def _step(name: str, node: Mapping[str, Any], candidates: Sequence[Candidate]) -
     lam = _get(node, "selected", float)
     if {candidate.lam for candidate in selected} != {lam}:
         given = ", ".join(f"{candidate.lam:g}" for candidate in selected) or "none"
-        raise ValueError(
-            f"search.parquet selects {given} in the {name} step, expected {lam:g} as in pruning.json"
-        )
+        raise ValueError(f"search.parquet selects {given} in the {name} step, expected {lam:g} as in pruning.json")
     return SearchStep(name=name, selected=selected[0], candidates=mine, seconds=_get(node, "seconds", float))
 
 
 def _score(name: str, node: Mapping[str, Any]) -> Score:
-    plans = {
-        plan: _perplexity(_get(node, plan, dict)) for plan, value in node.items() if isinstance(value, dict)
-    }
+    plans = {plan: _perplexity(_get(node, plan, dict)) for plan, value in node.items() if isinstance(value, dict)}
     if "dense" not in plans:
         raise ValueError(f"pruning.json: 'evaluation' of {name!r} has no 'dense', expected its perplexity")
     return Score(
@@ -192,25 +184,15 @@ def _linears(path: Path) -> tuple[LinearSparsity, ...]:
     if table.num_rows == 0:
         raise ValueError(f"{path.name} has no rows, expected one per linear")
     linears = []
-    for head, row in zip(
-        table.drop_columns(["row_pruned"]).to_pylist(), table.column("row_pruned"), strict=True
-    ):
+    for head, row in zip(table.drop_columns(["row_pruned"]).to_pylist(), table.column("row_pruned"), strict=True):
         num_rows = head.pop("rows")
         row_pruned = row.values.to_numpy(zero_copy_only=False)  # int32 [out]
-        if (
-            head["columns"] < 1
-            or row_pruned.min(initial=0) < 0
-            or row_pruned.max(initial=0) > head["columns"]
-        ):
-            raise ValueError(
-                f"{path.name}: block {head['block']} {head['path']} lost more weights than a row has"
-            )
+        if head["columns"] < 1 or row_pruned.min(initial=0) < 0 or row_pruned.max(initial=0) > head["columns"]:
+            raise ValueError(f"{path.name}: block {head['block']} {head['path']} lost more weights than a row has")
         if not 0 < len(row_pruned) == num_rows or row_pruned.sum() != head["pruned"]:
             given = f"{len(row_pruned)} rows that lost {row_pruned.sum():.0f}"
             expected = f"{num_rows} rows that lost {head['pruned']}"
-            raise ValueError(
-                f"{path.name}: block {head['block']} {head['path']} has {given}, expected {expected}"
-            )
+            raise ValueError(f"{path.name}: block {head['block']} {head['path']} has {given}, expected {expected}")
         linears.append(LinearSparsity(row_pruned=row_pruned, **head))
     return tuple(linears)
 
@@ -224,14 +206,10 @@ def _table(path: Path, schema: pyarrow.Schema) -> pyarrow.Table:
         table = pyarrow.parquet.read_table(path)
         missing = [name for name in schema.names if name not in table.column_names]
         if missing:
-            raise ValueError(
-                f"{path.name} lacks the column {', '.join(missing)}, expected {', '.join(schema.names)}"
-            )
+            raise ValueError(f"{path.name} lacks the column {', '.join(missing)}, expected {', '.join(schema.names)}")
         table = table.select(schema.names).cast(schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(
-            f"{path.name} cannot be read, expected {', '.join(schema.names)}: {error}"
-        ) from error
+        raise ValueError(f"{path.name} cannot be read, expected {', '.join(schema.names)}: {error}") from error
     nulls = [name for name in schema.names if table.column(name).null_count]
     if nulls:
         raise ValueError(f"{path.name} has nulls in {', '.join(nulls)}, expected none")

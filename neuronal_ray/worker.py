@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
 from neuronal_ray import plugins
@@ -189,6 +189,10 @@ class Worker:
         for part, recording in zip(parts, recordings, strict=True):
             yield self.stream.finish(part, recording)
 
+    def mask(self, linear: Linear, plan: Plan) -> Bool[Tensor, "rows columns"]:
+        """The mask of one linear under `plan` by the current ranking, True where weights go."""
+        return cut(self._ranks[linear], plan.removed[linear])
+
     def write(self, plan: Plan, target: Path) -> int:
         """Zero the weights that `plan` removes in the checkpoint copied to `target`; returns the zeros saved."""
         names = {
@@ -197,7 +201,7 @@ class Worker:
 
         def mask_of(name: str) -> Tensor:
             spec = names[name]
-            mask = cut(self._ranks[spec.linear], plan.removed[spec.linear])
+            mask = self.mask(spec.linear, plan)
             return mask.t() if is_transposed(self._module(spec)) else mask
 
         return sum(zero_masked(self.checkpoint, target, names, mask_of).values())
@@ -209,8 +213,10 @@ class Worker:
     ) -> tuple[list[Recording], dict[Group, Statistic]]:
         """Pass text through block `index` as it stands, gathering the input statistics of its groups."""
         observed: dict[Group, Statistic] = {}
-        with self._observing(index, statistic, observed):
-            outputs = [self.stream.block(index, recording) for recording in recordings]
+        outputs = []
+        for recording in recordings:
+            with self._observing(index, statistic, observed, sequences=len(recording.hidden)):
+                outputs.append(self.stream.block(index, recording))
         return outputs, observed
 
     def _sparse_pass(
@@ -232,14 +238,14 @@ class Worker:
 
     @contextmanager
     def _observing(
-        self, index: int, statistic: type[Statistic] | None, observed: dict[Group, Statistic]
+        self, index: int, statistic: type[Statistic] | None, observed: dict[Group, Statistic], *, sequences: int
     ) -> Iterator[None]:
         """Hook the first linear of each group: linears that read one tensor share its statistic."""
         handles = []
         if statistic is not None:
             for group, first in self.layout.first_readers(index).items():
                 module = self.linears[index][first.linear.path]
-                handles.append(module.register_forward_pre_hook(self._observer(group, statistic, observed)))
+                handles.append(module.register_forward_pre_hook(self._observer(group, statistic, observed, sequences)))
         try:
             yield
         finally:
@@ -247,11 +253,12 @@ class Worker:
                 handle.remove()
 
     def _observer(
-        self, group: Group, statistic: type[Statistic], observed: dict[Group, Statistic]
+        self, group: Group, statistic: type[Statistic], observed: dict[Group, Statistic], sequences: int
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def observe(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             with self.stopwatch.measure("statistics"):
-                seen = statistic.of(args[0])
+                inputs = args[0]
+                seen = statistic.of(inputs.reshape(sequences, -1, inputs.shape[-1]))  # OPT joins sequences and tokens
                 observed[group] = observed[group].merge(seen) if group in observed else seen
 
         return observe

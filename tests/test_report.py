@@ -208,7 +208,7 @@ def test_page_says_what_the_files_say(tmp_path: Path) -> None:
     expected += [
         "1,234.50",
         "overflow",
-        "141 \u00d7 2,048",
+        "wikitext2: 141 windows of 2,048 tokens",
         "128",
         "b5bb9d80",
         "2.13.0",

@@ -1,13 +1,14 @@
 """Input statistics of linears as monoids: `of` one chunk of sequences, `merge` two, in the order of the text."""
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 
+@runtime_checkable
 class Statistic(Protocol):
     """What every input statistic can do; `norm` is a_j, float32 [columns]."""
 

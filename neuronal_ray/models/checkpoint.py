@@ -152,7 +152,10 @@ def _stored(path: Path, data: int, entry: dict[str, list[int]]) -> Stored:
 def load_model(
     checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """The model in `dtype` on `device`, ready for inference. Raises ValueError when weights are missing or of another shape."""
+    """The model in `dtype` on `device`, ready for inference.
+
+    Raises ValueError when weights are missing or have another shape than the configuration says.
+    """
     model, info = AutoModelForCausalLM.from_pretrained(
         checkpoint.path,
         config=checkpoint.config,
@@ -163,7 +166,9 @@ def load_model(
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are refused below, by name
     )
-    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    absent = sorted(info["missing_keys"]) + sorted(
+        f"{name} (has {list(stored)}, expected {list(expected)})" for name, stored, expected in info["mismatched_keys"]
+    )
     if absent:
         raise ValueError(f"--model: {checkpoint.path} lacks weights of the model: {', '.join(absent[:3])}")
     return model.eval().requires_grad_(False)
