@@ -112,15 +112,14 @@ def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress
     """Prune, evaluate and write everything but the report into `staging`; returns the content of pruning.json."""
     layout = pool.first(Worker.describe)
     method = plugins.load("methods", config.method)
-    if config.mode == "paper" or not method.NEEDS_INPUTS:
+    if config.mode == "paper":
         rank_once(pool, inputs.calibration if method.NEEDS_INPUTS else None, progress)
     search = Search(pool, inputs.calibration[: config.search_samples], mode=config.mode, progress=progress)
     problem = Problem(layout=layout, target=config.sparsity, mode=config.mode, tries=search.tries)
     allocation = allocate(config, problem)
-    reranks = config.final_stream == "pruned" and method.NEEDS_INPUTS
 
     def finalize(plan: Plan) -> None:
-        if reranks:
+        if config.final_stream == "pruned":
             rank_on_pruned_stream(config, pool, inputs.calibration, plan, progress)
 
     plans = {"pruned": allocation.plan}

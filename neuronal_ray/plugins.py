@@ -34,5 +34,6 @@ def check_settings(function: Callable[..., object], settings: Mapping[str, objec
             expected = ", ".join(f"{owner}.{key}" for key in known) or f"nothing: {owner} has no settings"
             raise ValueError(f"--set {owner}.{name}: unknown setting, expected {expected}")
         wanted = type(known[name].default)
-        if not isinstance(value, wanted) or isinstance(value, bool) is not (wanted is bool):
+        accepted = (int, float) if wanted is float else wanted
+        if not isinstance(value, accepted) or isinstance(value, bool) is not (wanted is bool):
             raise ValueError(f"--set {owner}.{name}: {value!r} is not of type {wanted.__name__}")

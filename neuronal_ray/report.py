@@ -49,8 +49,8 @@ thead th { font-size: .8125rem; }
 .scores tbody th { color: var(--ink); }
 .facts td { text-align: left; overflow-wrap: anywhere; }
 .facts th { width: 13em; }
-.bar { width: 50%; vertical-align: middle; }
 .scores td { white-space: nowrap; }
+.bar { width: 50%; vertical-align: middle; }
 .bar i { display: block; height: 7px; background: var(--denser); opacity: .75; print-color-adjust: exact; }
 figure { margin: 16px 0 0; break-inside: avoid; }
 figcaption { margin-top: 6px; font-size: .875rem; }
@@ -66,8 +66,9 @@ summary { cursor: pointer; padding: 4px 0; }
 @media screen and (max-width: 600px) { main { padding: 40px 16px 64px; } h1 { font-size: 1.6rem; }
   .pair { grid-template-columns: 1fr; } .wide { display: none; } .narrow { display: block; }
   .facts th { width: 9em; } th, td { padding-left: 10px; } .scores { font-size: .8125rem; }
-  .scores td, .scores th { padding-left: 6px; } }
+  .scores :not(:first-child) { padding-left: 6px; } }
 @media print { body { font-size: 10.5pt; } main { max-width: none; padding: 0; } tr { break-inside: avoid; }
+  tfoot { display: table-row-group; }
   h2 { break-after: avoid; margin-top: 32px; } details::details-content { content-visibility: visible; } }
 """
 

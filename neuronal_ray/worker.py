@@ -155,7 +155,7 @@ class Worker:
         for index in range(self.layout.num_blocks):
             with self.stopwatch.measure("dense pass"):
                 _, reference = self._pass(index, recordings, RunningNorm)
-            ranks = self._rank_block(index, reference)
+            ranks = self._rank_block(index, reference, lower_ties_first=plan.lower_ties_first)
             recordings, observed = self._sparse_pass(index, recordings, plan, ranks, RunningNorm)
             dense |= reference
             sparse |= observed
@@ -169,7 +169,7 @@ class Worker:
             with self.stopwatch.measure("dense pass"):
                 _, observed = self._pass(index, recordings, statistic)
             _check_finite(observed)
-            ranks = self._rank_block(index, observed)
+            ranks = self._rank_block(index, observed, lower_ties_first=plan.lower_ties_first)
             recordings, _ = self._sparse_pass(index, recordings, plan, ranks, None)
             self._ranks |= ranks
 
@@ -263,9 +263,14 @@ class Worker:
 
         return observe
 
-    def _rank_block(self, index: int, statistics: Mapping[Group, Statistic] | None) -> Ranks:
+    def _rank_block(
+        self, index: int, statistics: Statistics | None, *, lower_ties_first: bool = True
+    ) -> dict[Linear, Tensor]:
         with self.stopwatch.measure("ranking"):
-            return {spec.linear: rank_rows(self._scored(spec, statistics)) for spec in self.layout.blocks[index]}
+            return {
+                spec.linear: rank_rows(self._scored(spec, statistics), lower_ties_first=lower_ties_first)
+                for spec in self.layout.blocks[index]
+            }
 
     def _scored(self, spec: LinearSpec, statistics: Mapping[Group, Statistic] | None) -> Tensor:
         inputs = None if statistics is None else statistics[spec.reads].to(self.device)

@@ -13,7 +13,7 @@ from neuronal_ray.pipeline import rank_once
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
 from neuronal_ray.search import Search
-from neuronal_ray.worker import Worker, WorkerSpec, chunk_sequences
+from neuronal_ray.worker import WorkerSpec, chunk_sequences
 
 BLOCK_LAMBDAS, ROW_LAMBDAS = (0.02, 0.1, 0.25), (0.0, 0.05, 0.25)
 SAMPLES, SEARCH_SAMPLES, LENGTH = 6, 3, 12

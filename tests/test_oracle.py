@@ -95,7 +95,7 @@ def test_uniform_in_authors_mode_gives_the_recorded_masks(method: str) -> None:
     [
         ("stories260K", "wanda", 0.6),
         ("stories260K", "magnitude", 0.8),  # every row score is NaN, the first lambda stays
-        ("tinystories-llama", "multiflow", 0.7),  # the last bit of one score decides the row scores
+        ("tinystories-llama", "multiflow", 0.7),  # a tie of scores decides the row scores
     ],
 )
 def test_neuronal_in_authors_mode_gives_the_recorded_choice(name: str, method: str, sparsity: float) -> None:

@@ -1,6 +1,6 @@
 """Masks as cuts through a ranking: rank the weights of each row once, cut at any count.
 
-Tie rule: of equal scores in a row, the lower column is removed first (a stable ascending sort).
+Tie rule: of equal scores in a row, the lower column is removed first (a stable ascending sort) unless asked otherwise.
 """
 
 import torch
@@ -15,8 +15,13 @@ def rank_dtype(columns: int) -> torch.dtype:
     return torch.int16 if columns <= _INT16_COLUMNS else torch.int32
 
 
-def rank_rows(score: Float[Tensor, "rows columns"]) -> Int[Tensor, "rows columns"]:
-    """Position of each weight in its row's ascending order of score, in `rank_dtype`."""
+def rank_rows(score: Float[Tensor, "rows columns"], *, lower_ties_first: bool = True) -> Int[Tensor, "rows columns"]:
+    """Position of each weight in its row's ascending order of score, in `rank_dtype`.
+
+    Of equal scores the lower column comes first, or last (the released code's second sort is a descending one).
+    """
+    if not lower_ties_first:
+        return rank_rows(score.flip(1)).flip(1)
     columns = score.shape[1]
     dtype = rank_dtype(columns)
     order = score.argsort(dim=1, stable=True)

@@ -30,9 +30,13 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Removed weights per output row of every prunable linear, int32 [rows] each."""
+    """Removed weights per output row of every prunable linear, int32 [rows] each.
+
+    `lower_ties_first`: of equal scores at the cut the lower column goes (see masks.rank_rows).
+    """
 
     removed: Counts
+    lower_ties_first: bool = True
 
     @cached_property
     def total(self) -> int:
@@ -42,7 +46,7 @@ class Plan:
     @cached_property
     def digest(self) -> bytes:
         """Equal for equal plans only."""
-        sha = hashlib.sha256()
+        sha = hashlib.sha256(bytes([self.lower_ties_first]))
         for linear in sorted(self.removed):
             sha.update(f"{linear.block} {linear.path} {len(self.removed[linear])} ".encode())
             sha.update(self.removed[linear].contiguous().numpy().tobytes())
@@ -132,7 +136,8 @@ def exact_plan(layout: Layout, rates: Rates, *, target: float) -> Plan:
 def floored_plan(layout: Layout, rates: Rates, *, floor_kept: bool) -> Plan:
     """The released code's counts: per row floor(columns * rate) removed, or floor(columns * (1 - rate)) kept.
 
-    The two rules differ by one weight per row whenever columns * rate is no integer; neither keeps a budget.
+    The two rules differ by one weight per row whenever columns * rate is no integer; neither keeps a budget. The
+    second rule also keeps the lower of two tied columns, where the first removes it.
     """
     removed = {}
     for spec in layout:
@@ -141,4 +146,4 @@ def floored_plan(layout: Layout, rates: Rates, *, floor_kept: bool) -> Plan:
         if floor_kept:
             kept = ((1 - rate) * spec.columns).floor()
         removed[spec.linear] = (spec.columns - kept).int()
-    return Plan(removed)
+    return Plan(removed, lower_ties_first=not floor_kept)

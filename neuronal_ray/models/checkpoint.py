@@ -3,7 +3,9 @@
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from neuronal_ray.models.blocks import UnsupportedModel
 
@@ -156,6 +159,8 @@ def load_model(
 
     Raises ValueError when weights are missing or have another shape than the configuration says.
     """
+    with _bar_on_terminals():
+        transformers_logging.disable_progress_bar()  # one line per worker and model would drown our own progress
     model, info = AutoModelForCausalLM.from_pretrained(
         checkpoint.path,
         config=checkpoint.config,
@@ -172,6 +177,19 @@ def load_model(
     if absent:
         raise ValueError(f"--model: {checkpoint.path} lacks weights of the model: {', '.join(absent[:3])}")
     return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _bar_on_terminals() -> Iterator[None]:
+    """Keep transformers' bar over the weights out of logs."""
+    if sys.stderr.isatty() or not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
 
 
 def empty_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -1,0 +1,86 @@
+"""`authors` mode against recorded results of the released code: lambdas, scores, sparsities, masks, perplexity.
+
+The recordings lie beside the repository, not in it; without them the tests are skipped, aloud.
+"""
+
+import hashlib
+import json
+import math
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from neuronal_ray.allocations import Problem, neuronal, uniform
+from neuronal_ray.evaluation.perplexity import perplexity
+from neuronal_ray.pool import InProcessPool
+from neuronal_ray.progress import Progress
+from neuronal_ray.search import Search
+from neuronal_ray.worker import Worker, WorkerSpec
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+SEARCH_SAMPLES = 8
+
+pytestmark = pytest.mark.skipif(
+    not (SHARED / "golden").is_dir(), reason="no recordings of the released code beside the repository"
+)
+
+SMALL = [
+    ("stories260K", method, top_up, sparsity)
+    for method in ("magnitude", "wanda", "multiflow")
+    for top_up in ("uniform", "neuroal")
+    for sparsity in (0.6, 0.7, 0.8)
+]
+LARGER = [("tinystories-llama", "wanda", "neuroal", 0.7), ("tinystories-llama", "multiflow", "neuroal", 0.8)]
+
+
+@cache
+def recorded(model: str) -> dict[str, Any]:
+    return json.loads((SHARED / "golden" / f"{model}.json").read_text())
+
+
+def tokens(model: str, part: str) -> torch.Tensor:
+    return load_file(SHARED / "golden" / f"{model}.{part}.safetensors")["input_ids"]
+
+
+@pytest.mark.parametrize(("model", "method", "top_up", "sparsity"), SMALL + LARGER)
+def test_authors_mode_reproduces_the_released_code(model: str, method: str, top_up: str, sparsity: float) -> None:
+    wanted = {"method": method, "top_up": top_up, "sparsity": sparsity}
+    (case,) = [case for case in recorded(model)["cases"] if {key: case[key] for key in wanted} == wanted]
+    spec = WorkerSpec(
+        model_path=SHARED / "assets" / "models" / model,
+        device="cpu",
+        dtype="float32",
+        method=method,
+        method_settings={},
+        threads=1,
+        trust_remote_code=False,
+    )
+    pool = InProcessPool(spec)
+    calibration = tokens(model, "calibration")
+    search = Search(pool, calibration[:SEARCH_SAMPLES], mode="authors", progress=Progress())
+    layout = pool.first(Worker.describe)
+    problem = Problem(layout=layout, target=sparsity, mode="authors", tries=search.tries)
+    allocation = (uniform if top_up == "uniform" else neuronal).allocate(problem)
+
+    for step in allocation.steps:
+        assert step.selected == case[f"lambda_{step.name}"]
+        for (lam, expected), found in zip(case[f"{step.name}_scores"], step.misalignments, strict=True):
+            assert found == (math.inf if math.isnan(expected) else pytest.approx(expected, rel=1e-5)), lam
+
+    pool.first(partial(Worker.rank_on_pruned_stream, chunk=1), allocation.plan, calibration)
+    different = []
+    for linear in layout:
+        name = f"{linear.linear.path}-{linear.linear.block}"
+        mask = pool.first(Worker.mask, linear.linear, allocation.plan)
+        assert float(mask.double().mean()) == case["layer_sparsity"][name]
+        if hashlib.sha256(np.packbits(mask.numpy()).tobytes()).hexdigest() != case["mask_sha256"][name]:
+            different.append(name)
+    assert not different
+    assert allocation.plan.total / layout.prunable == pytest.approx(case["overall_sparsity"], abs=1e-12)
+    measured = perplexity(pool, tokens(model, "evaluation"), allocation.plan)
+    assert measured == pytest.approx(case["ppl"], rel=1e-3)
