@@ -83,7 +83,7 @@ def write_report(directory: Path) -> Path:
     temporary = directory / f".report.html.partial-{os.getpid()}"
     try:
         temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -137,9 +137,7 @@ def _scores(scores: Sequence[Score]) -> str:
     others = [_BASELINES.get(name, name) for name in baselines]
     table = _table(rows, head=["Text", "Dense", *others, "This model", "Ratio"], kind="scores")
     texts = ", ".join(f"{s.name}: {s.windows:,} windows of {s.sequence_length:,} tokens" for s in scores)
-    return (
-        f'<h2>Perplexity</h2>\n<div class="scroll">{table}</div>\n<p class="muted"><small>{escape(texts)}</small></p>'
-    )
+    return f'<h2>Perplexity</h2>\n<div class="scroll">{table}</div>\n<p><small>{escape(texts)}</small></p>'
 
 
 def _perplexity(value: float) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 Key = tuple[int, str]  # block index, path of the linear inside its block
+Pick = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]  # `cut` or `cut_later`
 
 
 @dataclass(frozen=True)
@@ -204,23 +205,30 @@ def cut(scores: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
     return mask
 
 
-def column_means(values: torch.Tensor) -> torch.Tensor:
-    """The mean of each column of `values` [out, in], summed column by column, which decides the last bit."""
-    return values.t().contiguous().mean(dim=1)  # [in]
+def cut_later(scores: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """As `cut`, but of ties the higher column goes first: the released row step sorts for what it keeps."""
+    mask = torch.ones(scores.shape, dtype=torch.bool)
+    for row, count in enumerate(counts):
+        order = torch.sort(scores[row], descending=True, stable=True).indices  # [in]
+        mask[row, order[: len(order) - count]] = False
+    return mask
 
 
-# The mode "paper"
+def method_score(weight: torch.Tensor, norms: torch.Tensor, method: str) -> torch.Tensor:
+    """The score [out, in] in float32 of `weight` [out, in] with the input norms [in].
 
-
-def paper_score(weight: torch.Tensor, norms: torch.Tensor, method: str) -> torch.Tensor:
-    """The score [out, in] in float32 of `weight` [out, in] with the input norms [in]."""
+    MULTIFLOW's factor of the row is left out: it is the same for all weights that are compared.
+    """
     if method == "magnitude":
         return weight.abs()
     weighted = weight.abs() * norms.float()[None, :]
     if method == "wanda":
         return weighted
     assert method == "multiflow", method
-    return weight.abs() * column_means(weighted)[None, :]
+    return weight.abs() * weighted.mean(dim=0)[None, :]
+
+
+# The mode "paper"
 
 
 class SquareSums:
@@ -382,7 +390,7 @@ def paper_setting(
     norms = paper_norms(model, calibration, {})
     scores = {}
     for key, linear in model.linears.items():
-        scores[key] = paper_score(linear.weight.detach(), norms[key], method)
+        scores[key] = method_score(linear.weight.detach(), norms[key], method)
     search_tokens = calibration[:search_samples]
     return Paper(model, sparsity, search_tokens, scores, paper_norms(model, search_tokens, {}))
 
@@ -412,24 +420,13 @@ def paper_final(
             norms = sums.norms(len(calibration))
             for key in keys:
                 weight = model.linears[key].weight
-                masks[key] = cut(paper_score(weight, norms[key], method), counts[key])
+                masks[key] = cut(method_score(weight, norms[key], method), counts[key])
                 weight[masks[key]] = 0.0
             carried = model.through_block(index, carried)
     return masks
 
 
 # The mode "authors"
-
-
-def authors_score(weight: torch.Tensor, norms: torch.Tensor, method: str) -> torch.Tensor:
-    """The released code's score [out, in] in float32 of `weight` [out, in] with the input norms [in]."""
-    if method == "magnitude":
-        return weight.abs()
-    weighted = weight.abs() * norms[None, :]
-    if method == "wanda":
-        return weighted
-    assert method == "multiflow", method
-    return weight.abs() * weighted.mean(dim=1)[:, None] * column_means(weighted)[None, :]
 
 
 class RunningMeans:
@@ -483,7 +480,7 @@ def floor_removed(rate: float, linear: nn.Linear) -> list[int]:
 
 
 def floor_kept(rates: Sequence[float], linear: nn.Linear) -> list[int]:
-    """The count rule of the row step and of the final pruning after it, also for rows of one rate."""
+    """The count rule of the row step and of the final pruning after it, also where all rows have one rate."""
     return [linear.in_features - int(linear.in_features * (1 - rate)) for rate in rates]
 
 
@@ -496,7 +493,9 @@ class Walk:
     masks: dict[Key, torch.Tensor]
 
 
-def authors_walk(model: Model, carried: list[Carried], method: str, counts: dict[Key, list[int]]) -> Walk:
+def authors_walk(
+    model: Model, carried: list[Carried], method: str, counts: dict[Key, list[int]], pick: Pick
+) -> Walk:
     """Prunes block after block, comparing each with its dense self on the pruned model's inputs."""
     score = 0.0
     differences, masks = {}, {}
@@ -509,7 +508,7 @@ def authors_walk(model: Model, carried: list[Carried], method: str, counts: dict
             dense = means.norms()
             for key in keys:
                 weight = model.linears[key].weight
-                masks[key] = cut(authors_score(weight, dense[key], method), counts[key])
+                masks[key] = pick(method_score(weight, dense[key], method), counts[key])
                 weight[masks[key]] = 0.0
             means = RunningMeans()
             with model.observed(means, keys):
@@ -564,9 +563,8 @@ def uniform(
     wrapped = Model(model)
     rates = [sparsity] * len(wrapped.blocks)
     if mode == "authors":
-        walk = authors_walk(
-            wrapped, wrapped.first_carried(calibration), method, authors_block_counts(wrapped, rates)
-        )
+        counts = authors_block_counts(wrapped, rates)
+        walk = authors_walk(wrapped, wrapped.first_carried(calibration), method, counts, cut)
         return OracleResult({}, {}, None, None, walk.masks)
     assert mode == "paper", mode
     setting = paper_setting(wrapped, calibration, search_samples=1, method=method, sparsity=sparsity)
@@ -651,17 +649,19 @@ def authors_neuronal(
     if steps != "row":
         for lam in block_lambdas:
             rates = authors_block_rates(sparsity, lam, len(model.blocks))
-            walk = authors_walk(model, search_carried, method, authors_block_counts(model, rates))
+            counts = authors_block_counts(model, rates)
+            walk = authors_walk(model, search_carried, method, counts, cut)
             block_scores[lam] = walk.score
         lambda_block = first_minimum(block_scores)
         block_rates = authors_block_rates(sparsity, lambda_block, len(model.blocks))
     final_counts = authors_block_counts(model, block_rates)
     if steps != "block":
-        differences = authors_walk(model, search_carried, method, final_counts).differences
+        differences = authors_walk(model, search_carried, method, final_counts, cut).differences
         for lam in row_lambdas:
             counts = authors_row_counts(model, block_rates, differences, lam)
-            row_scores[lam] = authors_walk(model, search_carried, method, counts).score
+            row_scores[lam] = authors_walk(model, search_carried, method, counts, cut_later).score
         lambda_row = first_minimum(row_scores)
         final_counts = authors_row_counts(model, block_rates, differences, lambda_row)
-    masks = authors_walk(model, carried, method, final_counts).masks
+    pick = cut if steps == "block" else cut_later
+    masks = authors_walk(model, carried, method, final_counts, pick).masks
     return OracleResult(block_scores, row_scores, lambda_block, lambda_row, masks)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracle import FAMILIES, Model, OracleResult, neuronal, share, uniform
+from oracle import FAMILIES, Model, OracleResult, neuronal, rows_of_signal, share, uniform
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -227,3 +227,10 @@ def test_share_is_exact_and_bounded(
     rates: list[float], sizes: list[int], total: int, counts: list[int]
 ) -> None:
     assert share(rates, sizes, total, decimals=4) == counts
+
+
+def test_grouped_key_rows_get_the_mean_of_their_query_heads() -> None:
+    model = Model(tiny_model("llama"))  # 4 query heads, 2 key and value heads
+    signal = [float(column) for column in range(16)]  # head h, dimension d: 4 h + d
+    assert rows_of_signal(model, "self_attn.q_proj", signal) == signal
+    assert rows_of_signal(model, "self_attn.k_proj", signal) == [2.0, 3.0, 4.0, 5.0, 10.0, 11.0, 12.0, 13.0]

@@ -58,7 +58,7 @@ class Page(HTMLParser):
         self.ids.extend(value for name, value in attrs if name == "id" and value)
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        assert self.open[-1:] == [tag], f"</{tag}> closes {self.open[-3:]}"
         self.open.pop()
 
     def handle_data(self, data: str) -> None:
@@ -105,9 +105,7 @@ def write_example(
             step: {
                 "selected": SELECTED[step],
                 "candidates": [
-                    {key: row[key] for key in ("lambda", "alignment")}
-                    for row in candidates
-                    if row["step"] == step
+                    {key: row[key] for key in ("lambda", "alignment")} for row in candidates if row["step"] == step
                 ],
                 "seconds": 41.25,
             }
@@ -230,9 +228,7 @@ def test_page_says_what_the_files_say(html: str) -> None:
 
 def test_all_candidates_are_listed_and_the_selected_marked(html: str) -> None:
     rows = re.findall(r'<tr( class="chosen")?><th[^>]*>(block|row)</th><td>([^<]*)</td>', html)
-    assert [(step, float(lam)) for _, step, lam in rows] == [
-        (step, lam) for step in LAMBDAS for lam in LAMBDAS[step]
-    ]
+    assert [(step, float(lam)) for _, step, lam in rows] == [(step, lam) for step in LAMBDAS for lam in LAMBDAS[step]]
     assert {step: float(lam) for mark, step, lam in rows if mark} == SELECTED
 
 
@@ -241,7 +237,8 @@ def test_ids_are_unique_and_references_resolve(html: str) -> None:
     twice = {name for name in page.ids if page.ids.count(name) > 1}
     assert not twice, f"ids used twice: {sorted(twice)[:5]}"
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', html))
-    assert used and used <= set(page.ids), f"ids that do not exist: {sorted(used - set(page.ids))[:5]}"
+    assert used
+    assert used <= set(page.ids), f"ids that do not exist: {sorted(used - set(page.ids))[:5]}"
 
 
 def test_page_needs_nothing_from_outside(html: str) -> None:
@@ -281,9 +278,7 @@ def test_strings_are_escaped(tmp_path: Path) -> None:
         (("row",), ["The block step did not run."]),
     ],
 )
-def test_steps_that_did_not_run_are_said(
-    tmp_path: Path, steps: Sequence[str], sentences: Sequence[str]
-) -> None:
+def test_steps_that_did_not_run_are_said(tmp_path: Path, steps: Sequence[str], sentences: Sequence[str]) -> None:
     page = report_of(tmp_path, steps=steps)
     assert re.findall(r"The \w+ step did not run\.", page.text) == sentences
     assert page.tags.count("svg") == 4 + len(steps)
@@ -309,9 +304,7 @@ def test_any_number_of_blocks(tmp_path: Path, num_blocks: int) -> None:
         (6_980_000, 0.698, "sparsity, -0.200 points from the target"),
     ],
 )
-def test_sparsity_is_compared_to_the_weight(
-    tmp_path: Path, pruned: int, achieved: float, sentence: str
-) -> None:
+def test_sparsity_is_compared_to_the_weight(tmp_path: Path, pruned: int, achieved: float, sentence: str) -> None:
     counts = {"target": 0.7, "achieved": achieved, "pruned": pruned, "prunable": 10_000_000}
     page = report_of(tmp_path, num_blocks=1, steps=(), sparsity=counts)
     assert sentence in page.text
@@ -352,7 +345,9 @@ def test_bad_files_end_with_2_and_one_line(
     before = sorted(tmp_path.iterdir())
     assert main([str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert message in error and f"DIR: {tmp_path}" in error and error.count("\n") == 1, error
+    assert error.count("\n") == 1, error
+    assert f"DIR: {tmp_path}" in error
+    assert message in error
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -367,9 +362,7 @@ def test_bad_files_end_with_2_and_one_line(
         ("search.parquet", "selected", [False] * 18, "selects none in the block step, expected 0.12"),
     ],
 )
-def test_bad_tables_are_refused(
-    tmp_path: Path, name: str, column: str, value: list[Any] | None, message: str
-) -> None:
+def test_bad_tables_are_refused(tmp_path: Path, name: str, column: str, value: list[Any] | None, message: str) -> None:
     write_example(tmp_path)
     table = pq.read_table(tmp_path / name)
     place = table.column_names.index(column)
@@ -388,7 +381,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
     def full(source: Path, destination: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("neuronal_ray.report.os.replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space left"):
         write_report(tmp_path)
     assert (tmp_path / "report.html").read_text() == "old"

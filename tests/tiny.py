@@ -10,7 +10,24 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 CONTEXT = 64
 VOCABULARY = 128
 LENGTH = 32
-WORDS = "the a cat dog owl sat ran flew on over under mat hill river and or then while red old small it saw was".split()
+WORDS = (
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "owl",
+    "sat",
+    "ran",
+    "flew",
+    "over",
+    "under",
+    "hill",
+    "river",
+    "and",
+    "old",
+    "it",
+    "saw",
+)
 
 
 def write_tokenizer(path: Path) -> None:

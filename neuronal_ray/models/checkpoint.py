@@ -3,7 +3,6 @@
 import functools
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,18 +158,17 @@ def load_model(
 
     Raises ValueError when weights are missing or have another shape than the configuration says.
     """
-    with _bar_on_terminals():
-        transformers_logging.disable_progress_bar()  # one line per worker and model would drown our own progress
-    model, info = AutoModelForCausalLM.from_pretrained(
-        checkpoint.path,
-        config=checkpoint.config,
-        dtype=dtype,
-        device_map={"": device},
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are refused below, by name
-    )
+    with _quiet_loading():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            checkpoint.path,
+            config=checkpoint.config,
+            dtype=dtype,
+            device_map={"": device},
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+        )
     absent = sorted(info["missing_keys"]) + sorted(
         f"{name} (has {list(stored)}, expected {list(expected)})" for name, stored, expected in info["mismatched_keys"]
     )
@@ -180,16 +178,17 @@ def load_model(
 
 
 @contextmanager
-def _bar_on_terminals() -> Iterator[None]:
-    """Keep transformers' bar over the weights out of logs."""
-    if sys.stderr.isatty() or not transformers_logging.is_progress_bar_enabled():
-        yield
-        return
+def _quiet_loading() -> Iterator[None]:
+    """No table of missing weights, which are refused here, and no bar per worker that drowns our own progress."""
+    verbosity, had_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.enable_progress_bar()
+        transformers_logging.set_verbosity(verbosity)
+        if had_bar:
+            transformers_logging.enable_progress_bar()
 
 
 def empty_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> PreTrainedModel:
