@@ -28,7 +28,7 @@ from neuronal_ray.timing import Stopwatch
 Ranks = Mapping[Linear, Int[Tensor, "rows columns"]]
 Statistics = Mapping[Group, Statistic]
 
-CHUNK_TOKENS = 4096
+CHUNK_TOKENS = 2048
 """Tokens that pass through a block at once. Part of the numerics: it does not depend on device or pool."""
 
 

@@ -103,7 +103,7 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
     return save
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Tiny models lose time with more threads, and a worker that sets their number must not leave it set."""
     threads = torch.get_num_threads()

@@ -44,6 +44,8 @@ def allocate(
     if steps in ("both", "row"):
         if winner is None:
             (winner,) = problem.tries("uniform", [0.0], [baselines["uniform"]])
+        if not all(bool(signal.isfinite().all()) for signal in winner.signals.values()):
+            raise ValueError("--model: NaN or infinite activations in the pruned model, rows cannot be compared")
         plans = [problem.plan(row_rates(problem, rates, winner, lam), rows_adapted=True) for lam in row_lambdas]
         step, best, _ = _search(problem, "row", row_lambdas, plans)
         found.append(step)

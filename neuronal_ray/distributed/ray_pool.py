@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ Result = TypeVar("Result")
 _IN_FLIGHT_PER_ACTOR = 2
 _OBJECT_STORE_BYTES = 2**30
 _START_TIMEOUT_S = 1800.0
+_REACH_TIMEOUT_S = 10.0
 
 
 class _ReplicaActor:
@@ -130,10 +132,26 @@ def _connect(address: str) -> None:
     if address == "local":
         ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
         return
+    _check_reachable(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
     try:
         ray.init(address=address, **quiet)
     except ConnectionError as error:
         raise ValueError(f"--address: no Ray to join at {address!r}; start one, or use --address local") from error
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ValueError when nothing listens at HOST:PORT or ray://HOST:PORT: Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(
+            f"--address: {address!r} is no address, expected none, local, auto, HOST:PORT or ray://HOST:PORT"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=_REACH_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"--address: nothing to join at {address!r} ({error}); is Ray running there?") from error
 
 
 def _result(reference: ray.ObjectRef, item: str, *, timeout: float | None = None) -> Any:

@@ -140,8 +140,9 @@ def _read_header(path: Path) -> dict[str, Stored]:
             tensors = {name: _stored(path, 8 + length, entry) for name, entry in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"--model: {path} is not a safetensors file (unreadable header)") from error
-    if max((stored.stop for stored in tensors.values()), default=0) != size:
-        raise ValueError(f"--model: {path} is truncated: {size:,} bytes, fewer than its header lists")
+    listed = max((stored.stop for stored in tensors.values()), default=8 + length)
+    if listed != size:
+        raise ValueError(f"--model: {path} is truncated or damaged: {size:,} bytes, its header lists {listed:,}")
     return tensors
 
 

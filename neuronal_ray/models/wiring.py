@@ -55,6 +55,9 @@ def trace_layout(stream: Stream) -> Layout:
     """The layout of all blocks; each distinct kind of block is run a few times on a handful of tokens."""
     model = stream.model
     linears_of_block = [find_linears(block) for block in stream.blocks]
+    weights = [id(module.weight) for linears in linears_of_block for module in linears.values()]
+    if len(set(weights)) != len(weights):
+        raise UnsupportedModel("--model: two blocks share the weights of a linear (tied)")
     vocabulary = model.get_input_embeddings().weight.shape[0]
     tokens = torch.arange(_PROBE_TOKENS, device=model.device)[None] % vocabulary  # [1, tokens]
     recording = stream.start(tokens)

@@ -1,5 +1,7 @@
 """Is a mask the lowest scores of each row, exactly as many as asked, the lower column first among equals?"""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -61,7 +63,7 @@ def test_a_cut_is_contained_in_every_deeper_cut(rows: Rows) -> None:
     cuts = [cut(ranks, torch.full((len(rows),), count, dtype=torch.int32)) for count in range(len(rows[0]) + 1)]
     assert not cuts[0].any()
     assert cuts[-1].all()
-    for shallow, deep in zip(cuts, cuts[1:], strict=False):
+    for shallow, deep in itertools.pairwise(cuts):
         assert (deep | ~shallow).all()
         assert (deep.sum(dim=1) - shallow.sum(dim=1)).tolist() == [1] * len(rows)
 

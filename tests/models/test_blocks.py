@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AlbertConfig, AlbertForMaskedLM, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from neuronal_ray.models.blocks import (
@@ -150,11 +150,12 @@ def test_the_blocks_are_the_list_as_long_as_the_configuration_says(stream: Strea
 
 
 def test_a_model_without_a_list_of_blocks_is_refused() -> None:
-    """Persimmon with a configuration that counts more blocks than there are."""
-    model = small("llama")
-    model.config.num_hidden_layers = 5
-    with pytest.raises(UnsupportedModel, match="expected one list of 5 transformer blocks.*found 0: none") as error:
-        find_blocks(model)
+    """ALBERT runs one block several times."""
+    config = AlbertConfig(
+        vocab_size=VOCABULARY, hidden_size=16, embedding_size=16, num_hidden_layers=3, num_attention_heads=2
+    )
+    with pytest.raises(UnsupportedModel, match=r"expected one list of 3 .*, found 0: none") as error:
+        find_blocks(AlbertForMaskedLM(config))
     one_line(error)
 
 

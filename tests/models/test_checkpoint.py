@@ -1,0 +1,352 @@
+"""Is every unusable checkpoint refused in one line, and does a pruned copy differ in its zeros only?"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
+
+from neuronal_ray.models.blocks import UnsupportedModel
+from neuronal_ray.models.checkpoint import (
+    Checkpoint,
+    copy_checkpoint,
+    empty_model,
+    load_model,
+    open_checkpoint,
+    resolve_model,
+    zero_masked,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MakeModel = Callable[..., PreTrainedModel]
+CPU = torch.device("cpu")
+BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
+TOKENS = torch.arange(3, 27).reshape(2, 12)
+
+
+@pytest.fixture
+def folder(checkpoint_dir: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of a LLaMA checkpoint, to be damaged."""
+    path = tmp_path / "damaged"
+    shutil.copytree(checkpoint_dir("llama"), path)
+    return path
+
+
+def refusal(path: Path, kind: type[ValueError] = ValueError) -> str:
+    """The one line with which the checkpoint is refused."""
+    with pytest.raises(ValueError, match=r"^--model: ") as error:
+        open_checkpoint(path)
+    assert type(error.value) is kind
+    message = str(error.value)
+    assert len(message.splitlines()) == 1, message
+    return message
+
+
+def change_config(path: Path, **values: object) -> None:
+    config = json.loads((path / "config.json").read_text()) | values
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def write_header(path: Path, header: bytes) -> None:
+    (path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    return load_model(checkpoint, device=CPU, dtype=dtype)
+
+
+def logits_of(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=TOKENS, use_cache=False).logits
+    return logits
+
+
+# -- where the model lies
+
+
+def test_a_directory_is_the_model_and_builtin_is_a_name(folder: Path, tmp_path: Path) -> None:
+    assert resolve_model(str(folder)) == folder.resolve()
+    assert resolve_model("builtin").parts[-2:] == ("builtin", "model")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c"])
+def test_a_path_to_nothing_is_refused_without_asking_the_hub(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^--model: no directory {name}$"):
+        resolve_model(name)
+
+
+@pytest.mark.parametrize("name", ["nobody/no-such-model", "no such model!"])
+def test_an_id_that_the_hub_does_not_give_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^--model: .* is neither a directory nor on the hub") as error:
+        resolve_model(name)
+    assert len(str(error.value).splitlines()) == 1, error.value
+
+
+# -- opening
+
+
+def test_all_tensors_are_found(checkpoint_dir: Callable[[str], Path], family: str) -> None:
+    path = checkpoint_dir(family)
+    checkpoint = open_checkpoint(path)
+    stored = load_file(path / "model.safetensors")
+    assert {name: where.shape for name, where in checkpoint.tensors.items()} == {
+        name: tuple(tensor.shape) for name, tensor in stored.items()
+    }
+    assert checkpoint.num_bytes == sum(4 * tensor.numel() for tensor in stored.values())
+    assert checkpoint.files == [path / "model.safetensors"]
+
+
+def test_a_folder_without_configuration_is_refused(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    assert "no config.json" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{nope", "not a valid JSON file"),
+        ("[1]", "model_type"),
+        ('{"model_type": "no-such-type"}', "no-such-type"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', "hidden_size"),
+        ('{"model_type": "llama", "hidden_size": 32, "num_attention_heads": 5}', "not a multiple"),
+    ],
+)
+def test_a_configuration_that_says_nothing_useful_is_refused(folder: Path, text: str, expected: str) -> None:
+    (folder / "config.json").write_text(text)
+    assert expected in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [{"quant_method": "gptq", "bits": 4, "group_size": 128}, {"quant_method": "bitsandbytes", "load_in_4bit": True}],
+)
+def test_a_quantized_checkpoint_is_refused(folder: Path, quantization: dict[str, object]) -> None:
+    change_config(folder, quantization_config=quantization)
+    assert "quantized" in refusal(folder, UnsupportedModel)
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    config = T5Config(d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2, vocab_size=32)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    assert "encoder-decoder" in refusal(tmp_path, UnsupportedModel)
+
+
+def test_pickled_weights_alone_are_refused(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert "only safetensors checkpoints are read" in refusal(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 8, 100, -1])
+def test_a_truncated_file_is_refused(folder: Path, kept: int) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    assert "truncated" in refusal(folder)
+
+
+def test_a_file_with_more_than_its_header_lists_is_refused(folder: Path) -> None:
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"more")
+    assert "damaged" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "header", [b"{nope", b"\xff\xfe{}", b"[]", b"12", b'{"a": 3}', b'{"a": {}}', b'{"a": {"data_offsets": [0]}}']
+)
+def test_a_garbage_header_is_refused(folder: Path, header: bytes) -> None:
+    write_header(folder, header)
+    assert "unreadable header" in refusal(folder)
+
+
+def test_a_header_longer_than_the_file_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"garbage, not a header")
+    assert "truncated or not a safetensors file" in refusal(folder)
+
+
+@pytest.mark.parametrize("text", ["{nope", "{}", "[]", '{"weight_map": []}'])
+def test_a_garbage_index_is_refused(folder: Path, text: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(text)
+    assert "not the index of a sharded checkpoint" in refusal(folder)
+
+
+# -- shards
+
+
+@pytest.fixture
+def sharded(make_model: MakeModel, tmp_path: Path) -> Path:
+    path = tmp_path / "sharded"
+    make_model("llama").save_pretrained(path, max_shard_size="20KB")
+    return path
+
+
+def test_shards_are_one_checkpoint(sharded: Path, checkpoint_dir: Callable[[str], Path]) -> None:
+    checkpoint, whole = open_checkpoint(sharded), open_checkpoint(checkpoint_dir("llama"))
+    assert len(checkpoint.files) > 3, checkpoint.files
+    assert {name: where.shape for name, where in checkpoint.tensors.items()} == {
+        name: where.shape for name, where in whole.tensors.items()
+    }
+    assert torch.equal(logits_of(load(checkpoint)), logits_of(load(whole)))
+
+
+def test_a_missing_shard_is_named(sharded: Path) -> None:
+    lost = sorted(sharded.glob("*.safetensors"))[1]
+    lost.unlink()
+    assert f"{lost.name} is missing" in refusal(sharded)
+
+
+# -- names
+
+
+def test_names_are_found_with_and_without_prefix(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model("gpt2")
+    model.save_pretrained(tmp_path / "whole")
+    model.base_model.save_pretrained(tmp_path / "base")
+    name = "transformer.h.0.attn.c_attn.weight"
+    assert open_checkpoint(tmp_path / "whole").stored_name(name) == name
+    base = open_checkpoint(tmp_path / "base")
+    assert base.stored_name(name) == "h.0.attn.c_attn.weight"
+    assert torch.equal(logits_of(load(base)), logits_of(model))
+    assert open_checkpoint(tmp_path / "whole").stored_name("h.0.attn.c_attn.weight") == name
+
+
+def test_a_name_that_is_stored_nowhere_or_twice_is_refused(folder: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    with pytest.raises(UnsupportedModel, match=r"^--model: model\.layers\.9\.w is stored under 0 names"):
+        checkpoint.stored_name("model.layers.9.w")
+    with pytest.raises(UnsupportedModel, match="stored under 3 names"):
+        checkpoint.stored_name("mlp.up_proj.weight")
+
+
+def test_block_1_is_not_found_in_block_11(make_model: MakeModel, tmp_path: Path) -> None:
+    make_model("gpt2", n_layer=12).base_model.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    for block in range(12):
+        assert checkpoint.stored_name(f"transformer.h.{block}.mlp.c_fc.weight") == f"h.{block}.mlp.c_fc.weight"
+
+
+# -- loading
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_model_is_loaded_for_inference(
+    family: str, checkpoint_dir: Callable[[str], Path], dtype: torch.dtype
+) -> None:
+    model = load(open_checkpoint(checkpoint_dir(family)), dtype)
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    hooked = [name for name, module in model.named_modules() if "forward" in vars(module)]
+    assert not hooked, "the recorder takes the forward of instances for its own"
+
+
+def test_missing_weights_are_refused_by_name(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"^--model: .* lacks weights of the model: model\.layers\.1\.mlp\.up_proj\."):
+        load(open_checkpoint(folder))
+
+
+def test_weights_of_another_shape_are_refused_by_name(folder: Path) -> None:
+    change_config(folder, intermediate_size=64)
+    with pytest.raises(ValueError, match=r"mlp\.down_proj\.weight \(has \[32, 56\], expected \[32, 64\]\)") as error:
+        load(open_checkpoint(folder))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_more_blocks_than_are_stored_are_refused(folder: Path) -> None:
+    change_config(folder, num_hidden_layers=4)
+    with pytest.raises(ValueError, match=r"lacks weights of the model: model\.layers\.3\."):
+        load(open_checkpoint(folder))
+
+
+def test_an_empty_model_has_the_shapes_and_no_weights(family: str, checkpoint_dir: Callable[[str], Path]) -> None:
+    checkpoint = open_checkpoint(checkpoint_dir(family))
+    empty, full = empty_model(checkpoint), load(checkpoint)
+    shapes = {name: parameter.shape for name, parameter in empty.named_parameters()}
+    assert shapes == {name: parameter.shape for name, parameter in full.named_parameters()}
+    assert {parameter.device.type for parameter in empty.parameters()} == {"meta"}
+
+
+# -- the copy
+
+
+def test_a_copy_takes_what_a_model_needs_and_no_foreign_weights(folder: Path, tmp_path: Path) -> None:
+    wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "merges.txt"}
+    wanted |= {"spiece.model", "chat_template.jinja", "modeling_own.py"}
+    foreign = {"consolidated.safetensors", "pytorch_model.bin", "model.gguf", "tf_model.h5", ".gitattributes"}
+    for name in wanted | foreign:
+        if not (folder / name).exists():
+            (folder / name).write_text(name)
+    (folder / "original").mkdir()
+    (folder / "original" / "params.json").write_text("{}")
+    target = tmp_path / "copy"
+    target.mkdir()
+    copy_checkpoint(open_checkpoint(folder), target)
+    assert {path.name for path in target.iterdir()} == wanted
+    assert all((target / name).read_bytes() == (folder / name).read_bytes() for name in wanted)
+
+
+def one_tensor(folder: Path, target: Path, tensor: torch.Tensor) -> Checkpoint:
+    """A checkpoint that holds `tensor` as "w" between two others, and its copy in `target`."""
+    bystander = torch.full((3,), 7.0)
+    save_file({"a": bystander, "w": tensor.contiguous(), "z": bystander.clone()}, folder / "model.safetensors")
+    checkpoint = open_checkpoint(folder)
+    target.mkdir()
+    copy_checkpoint(checkpoint, target)
+    return checkpoint
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_masked_weights_become_zero_and_all_other_bits_stay(folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randn(40, 30, generator=generator).to(dtype)
+    tensor[0, :6] = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-7], dtype=dtype)
+    tensor[1, :2] = torch.tensor([0.0, -0.0], dtype=dtype)
+    mask = torch.rand(40, 30, generator=generator) < 0.7
+    mask[0] = False
+    mask[1] = True
+    checkpoint = one_tensor(folder, tmp_path / "copy", tensor)
+    assert checkpoint.tensors["w"].shape == (40, 30)
+    zeros = zero_masked(checkpoint, tmp_path / "copy", ["w"], lambda _: mask)
+    saved = load_file(tmp_path / "copy" / "model.safetensors")
+    before, after = tensor.view(BITS[dtype]), saved["w"].view(BITS[dtype])
+    assert torch.equal(after[~mask], before[~mask]), "a kept weight has changed"
+    assert not after[mask].any(), "a removed weight is no positive zero"
+    assert zeros == {"w": int((saved["w"] == 0).sum())}
+    assert zeros["w"] == int(mask.sum()) + 2, "the two zeros among the kept weights count, the removed ones once"
+    assert saved["a"].tolist() == saved["z"].tolist() == [7.0] * 3
+    assert torch.equal(load_file(folder / "model.safetensors")["w"].view(BITS[dtype]), before), "the source changed"
+    sizes = [(path / "model.safetensors").stat().st_size for path in (folder, tmp_path / "copy")]
+    assert sizes[0] == sizes[1]
+
+
+def test_a_mask_of_another_shape_is_refused(folder: Path, tmp_path: Path) -> None:
+    checkpoint = one_tensor(folder, tmp_path / "copy", torch.ones(4, 3))
+    with pytest.raises(UnsupportedModel, match=r"^--model: w is stored as \(4, 3\), the model has \(3, 4\)$"):
+        zero_masked(checkpoint, tmp_path / "copy", ["w"], lambda _: torch.ones(3, 4, dtype=torch.bool))
+    assert load_file(tmp_path / "copy" / "model.safetensors")["w"].tolist() == [[1.0] * 3] * 4
+
+
+def test_weights_are_zeroed_in_their_shards(sharded: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(sharded)
+    target = tmp_path / "copy"
+    target.mkdir()
+    copy_checkpoint(checkpoint, target)
+    names = [f"model.layers.{block}.mlp.{path}_proj.weight" for block in range(3) for path in ("up", "down")]
+
+    def mask_of(name: str) -> torch.Tensor:
+        rows, columns = checkpoint.tensors[name].shape
+        return (torch.arange(columns) % 2 == 0).expand(rows, columns)
+
+    zeros = zero_masked(checkpoint, target, names, mask_of)
+    assert zeros == dict.fromkeys(names, 32 * 56 // 2)
+    own, pruned = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (sharded, target))
+    for name, weight in own.items():
+        wanted = torch.where(mask_of(name), 0, weight) if name in names else weight
+        assert torch.equal(pruned[name], wanted), name
