@@ -1,0 +1,336 @@
+"""Do all pools keep the contract of `neuronal_ray.pool.Pool`, and give the same bits?"""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import LENGTH, VOCABULARY, write_model
+
+from neuronal_ray.allocations import Problem, neuronal
+from neuronal_ray.core.plan import Plan, uniform_rates
+from neuronal_ray.distributed.ray_pool import RayPool
+from neuronal_ray.evaluation.perplexity import perplexity
+from neuronal_ray.pipeline import rank_once
+from neuronal_ray.pool import InProcessPool, Pool, TaskError
+from neuronal_ray.progress import Progress
+from neuronal_ray.search import Search
+from neuronal_ray.worker import Worker, WorkerSpec
+
+NUM_CPUS = 4  # as many as the actors of this file at their most; they need not exist
+PATIENCE_S = 30.0
+LAMBDAS = (0.05, 0.15, 0.25)
+
+
+# Tasks: functions of a worker, found by Ray in this module
+
+
+def square(worker: Worker, item: int) -> int:
+    return item * item
+
+
+def dawdle(worker: Worker, item: int) -> int:
+    """Even items take long, odd ones overtake them."""
+    time.sleep(0.2 * (item % 2 == 0))
+    return item
+
+
+def add(worker: Worker, item: int, offset: int, factor: int) -> int:
+    return (item + offset) * factor
+
+
+def process(worker: Worker) -> int:
+    return os.getpid()
+
+
+def echo(worker: Worker, *args: object) -> tuple[object, ...]:
+    return args
+
+
+def stumble(worker: Worker, item: int) -> int:
+    if item == 3:
+        raise KeyError("the third")
+    return item
+
+
+def refuse(worker: Worker, item: int) -> int:
+    if item == 3:
+        raise ValueError("--flag: 3 is refused")
+    return item
+
+
+def fail(worker: Worker) -> None:
+    raise RuntimeError("out of luck")
+
+
+def die(worker: Worker, item: int) -> int:
+    if item == 2:
+        os._exit(1)
+    return item
+
+
+# Pools
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads() -> Iterator[None]:
+    """The in-process pool sets the number of threads of this process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> WorkerSpec:
+    return WorkerSpec(
+        model_path=write_model(tmp_path_factory.mktemp("pools") / "model"),
+        device="cpu",
+        dtype="auto",
+        method="wanda",
+        method_settings={},
+        threads=1,
+        trust_remote_code=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Ray for this file, with its token and its files in temporary places."""
+    token = tmp_path_factory.mktemp("ray") / "token"
+    token.write_text("0123456789abcdef" * 4)
+    token.chmod(0o600)
+    sockets = tempfile.mkdtemp(prefix="nr")  # sockets need short paths
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE"):  # Ray sets the last to "token"
+            environment.setenv(name, "")
+            environment.delenv(name)
+        environment.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            address="local",
+            num_cpus=NUM_CPUS,
+            num_gpus=0,
+            include_dashboard=False,
+            object_store_memory=200 * 2**20,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=sockets,
+        )
+        yield
+        ray.shutdown()
+    shutil.rmtree(sockets, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How to open a pool, and how many workers it should have."""
+
+    open: Callable[[WorkerSpec], Pool]
+    replicas: int
+
+
+def ray_kind(replicas: int) -> Kind:
+    return Kind(lambda spec: RayPool(spec, address="local", replicas=replicas), replicas)
+
+
+KINDS = {"in-process": Kind(InProcessPool, 1), "1 actor": ray_kind(1), "2 actors": ray_kind(2)}
+PARAMS = [pytest.param(name, marks=[] if name == "in-process" else [pytest.mark.ray]) for name in KINDS]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    if request.param != "in-process":
+        request.getfixturevalue("local_ray")
+    return KINDS[request.param]
+
+
+@pytest.fixture(scope="module")
+def pool(kind: Kind, spec: WorkerSpec) -> Iterator[Pool]:
+    pool = kind.open(spec)
+    yield pool
+    pool.close()
+
+
+# Calls
+
+
+def test_replicas(pool: Pool, kind: Kind) -> None:
+    assert pool.replicas == kind.replicas
+
+
+def test_results_come_in_the_order_of_the_items(pool: Pool) -> None:
+    assert list(pool.map(square, range(9))) == [item * item for item in range(9)]
+    assert list(pool.map(dawdle, [0, 1, 2, 3, 4, 5, 6])) == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_no_items_give_no_results(pool: Pool) -> None:
+    assert list(pool.map(square, [])) == []
+
+
+def test_shared_arguments_reach_every_task(pool: Pool) -> None:
+    assert list(pool.map(add, [1, 2, 3, 4, 5], 10, 2)) == [22, 24, 26, 28, 30]
+
+
+def test_each_runs_on_every_worker(pool: Pool, kind: Kind) -> None:
+    assert len(set(pool.each(process))) == len(pool.each(process)) == kind.replicas
+    assert pool.each(echo, 1, "two") == [(1, "two")] * kind.replicas
+
+
+def test_first_runs_on_the_first_worker(pool: Pool) -> None:
+    assert pool.first(process) == pool.each(process)[0]
+    assert pool.first(echo, None, [3]) == (None, [3])
+
+
+def test_a_map_left_half_way_leaves_the_pool_usable(pool: Pool) -> None:
+    results = pool.map(dawdle, range(8))
+    assert [next(results), next(results)] == [0, 1]
+    del results
+    assert list(pool.map(square, [2, 3])) == [4, 9]
+
+
+# Errors
+
+
+def test_an_error_in_a_task_is_said_once_with_the_item(pool: Pool, capfd: pytest.CaptureFixture[str]) -> None:
+    results = pool.map(stumble, [0, 1, 2, 3, 4])
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(TaskError) as caught:
+        next(results)
+    message = str(caught.value)
+    assert message.startswith("stumble, item 4 of 5 failed:"), message
+    assert message.count("the third") >= 1
+    assert "KeyError" in message
+    with pytest.raises(StopIteration):
+        next(results)
+    assert list(pool.map(square, [5])) == [25], "the pool is still good"
+    assert "the third" not in capfd.readouterr().err
+
+
+def test_an_error_of_first_and_of_each_names_the_task(pool: Pool) -> None:
+    with pytest.raises(TaskError, match=r"^fail\b(.|\n)*out of luck"):
+        pool.first(fail)
+    with pytest.raises(TaskError, match=r"^fail, worker 1 failed:(.|\n)*out of luck"):
+        pool.each(fail)
+
+
+def test_a_value_error_stays_one(pool: Pool) -> None:
+    with pytest.raises(ValueError, match=r"^--flag: 3 is refused$") as caught:
+        list(pool.map(refuse, [1, 2, 3, 4]))
+    assert type(caught.value) is ValueError
+
+
+# Results do not depend on the pool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a whole search and its evaluation gave, exactly."""
+
+    misalignments: tuple[tuple[float, ...], ...]
+    selected: tuple[float, ...]
+    digest: bytes
+    perplexities: tuple[float, ...]
+
+
+def search_on(pool: Pool, folder: Path) -> Outcome:
+    tokens = torch.randint(VOCABULARY, (200, LENGTH), generator=torch.Generator().manual_seed(0))
+    progress = Progress(folder / "events.jsonl")
+    rank_once(pool, tokens, progress)
+    layout = pool.first(Worker.describe)
+    found = neuronal.allocate(
+        Problem(
+            layout=layout,
+            target=0.6,
+            mode="paper",
+            tries=Search(pool, tokens[:4], mode="paper", progress=progress).tries,
+        ),
+        block_lambdas=LAMBDAS,
+        row_lambdas=(0.0, *LAMBDAS),
+    )
+    return Outcome(
+        misalignments=tuple(step.misalignments for step in found.steps),
+        selected=tuple(step.selected for step in found.steps),
+        digest=found.plan.digest,
+        perplexities=tuple(perplexity(pool, tokens[:20], plan) for plan in (None, found.plan)),
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(spec: WorkerSpec, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    pool = InProcessPool(spec)
+    outcome = search_on(pool, tmp_path_factory.mktemp("expected"))
+    pool.close()
+    return outcome
+
+
+def test_a_search_gives_the_same_bits_on_every_pool(pool: Pool, expected: Outcome, tmp_path: Path) -> None:
+    assert search_on(pool, tmp_path) == expected
+
+
+def test_a_plan_travels_whole(pool: Pool) -> None:
+    layout = pool.first(Worker.describe)
+    rates = uniform_rates(layout, lambda block: 0.25 * (block + 1))
+    plan = Plan({linear: (rate * 8).int() for linear, rate in rates.items()})
+    (back,) = pool.first(echo, plan)
+    assert back.digest == plan.digest
+
+
+# The end
+
+
+def free_cpus() -> float:
+    return ray.available_resources().get("CPU", 0.0)
+
+
+def wait_for_cpus(expected: float) -> None:
+    """Wait until the actors that are gone have given back their CPUs."""
+    give_up = time.monotonic() + PATIENCE_S
+    while free_cpus() != expected and time.monotonic() < give_up:
+        time.sleep(0.1)
+    assert free_cpus() == expected
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_worker_that_dies_is_one_clear_error_and_close_leaves_no_actor(spec: WorkerSpec) -> None:
+    before = free_cpus()
+    pool = RayPool(spec, address="local", replicas=2)
+    assert free_cpus() == before - 2
+    with pytest.raises(TaskError) as caught:
+        list(pool.map(die, [0, 1, 2, 3, 4, 5]))
+    message = str(caught.value)
+    assert message.startswith("die, item 3 of 6: its worker died"), message
+    assert len(message.splitlines()) == 1
+    pool.close()
+    assert pool.replicas == 0
+    pool.close()
+    wait_for_cpus(before)
+    assert ray.is_initialized(), "this pool found a Ray and leaves it"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_bad_weights_are_a_value_error_of_the_pool_and_leave_no_actor(spec: WorkerSpec, tmp_path: Path) -> None:
+    before = free_cpus()
+    shutil.copytree(spec.model_path, tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"^--model: NaN or infinite weights in block 0 mlp.up_proj$"):
+        RayPool(replace(spec, model_path=tmp_path / "model"), address="local", replicas=1)
+    wait_for_cpus(before)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(("device", "needed"), [("cpu", "CPUs"), ("cuda", "GPUs")])
+def test_more_workers_than_the_cluster_has_room_for_are_refused(spec: WorkerSpec, device: str, needed: str) -> None:
+    with pytest.raises(ValueError, match=f"--replicas: 99 workers need 99 {needed}"):
+        RayPool(replace(spec, device=device), address="local", replicas=99)
