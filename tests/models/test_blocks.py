@@ -94,6 +94,20 @@ def test_texts_of_one_shape_share_the_arguments_of_the_blocks(stream: Stream) ->
     assert stream.start(text(1)).calls is not recording.calls
 
 
+def test_texts_keep_arguments_that_depend_on_the_text(make_model: MakeModel) -> None:
+    model = make_model("llama")
+
+    def add(_: nn.Module, args: tuple[torch.Tensor], kwargs: dict[str, object]) -> tuple[object, object]:
+        return args, kwargs | {"of_the_text": args[0].sum()}
+
+    for block in model.model.layers:
+        block.register_forward_pre_hook(add, with_kwargs=True)
+    stream = Stream(model)
+    recordings = [stream.start(text(2, seed=seed)) for seed in (1, 2, 1)]
+    for recording in recordings:
+        assert all(torch.equal(kwargs["of_the_text"], recording.hidden.sum()) for _, kwargs in recording.calls)
+
+
 def test_another_last_block_gives_other_logits(stream: Stream) -> None:
     tokens = text(1)
     recording = stream.start(tokens)

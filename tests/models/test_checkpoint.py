@@ -218,6 +218,8 @@ def test_a_name_that_is_stored_nowhere_or_twice_is_refused(folder: Path) -> None
     checkpoint = open_checkpoint(folder)
     with pytest.raises(UnsupportedModel, match=r"^--model: model\.layers\.9\.w is stored under 0 names"):
         checkpoint.stored_name("model.layers.9.w")
+    with pytest.raises(UnsupportedModel, match="stored under 0 names"):
+        checkpoint.stored_name("proj.weight")  # the end of many a name, but of none of its parts
     with pytest.raises(UnsupportedModel, match="stored under 3 names"):
         checkpoint.stored_name("mlp.up_proj.weight")
 
