@@ -11,7 +11,9 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 def exit_code(prog: str, command: Callable[[], None]) -> int:
     """Run `command`: 0 when done, 2 for bad input (ValueError, one line), 1 for a failed task."""
-    logging.basicConfig(level=logging.WARNING, format=f"{prog}: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{prog}: %(message)s"))
+    logging.getLogger("neuronal_ray").handlers = [handler]  # other libraries' loggers have handlers of their own
     signal.signal(signal.SIGTERM, _stop)
     try:
         command()

@@ -184,6 +184,7 @@ def _check_file(path: Path, *, flag: str) -> None:
 def _hub_rows(source: str, split: HubSplit, *, flag: str) -> Sequence[str]:
     """The text column of a split, memory-mapped by datasets; ValueError if the hub does not give it."""
     import datasets
+    from huggingface_hub.errors import HTTPError
 
     hub_text = HUB[source]
     try:
@@ -194,9 +195,9 @@ def _hub_rows(source: str, split: HubSplit, *, flag: str) -> Sequence[str]:
             split=split.split,
             revision=hub_text.revision,
         )
-    # OSError covers connections, HTTP statuses and files that are gone; ValueError is what datasets raises
-    # offline when its cache has another part of the data set.
-    except (OSError, datasets.exceptions.DatasetsError, ValueError) as error:
+    # OSError covers connections, HTTP statuses and files that are gone; HTTPError a download that breaks off;
+    # ValueError is what datasets raises offline when its cache has another part of the data set.
+    except (OSError, HTTPError, datasets.exceptions.DatasetsError, ValueError) as error:
         raise ValueError(
             f"{flag}: {source!r} could not be reached on the Hugging Face hub as {hub_text.repository}"
             f" ({one_line(error)}); a local file ending in {', '.join(EXTENSIONS)} can be given instead"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, StrictDataclassError
 from jaxtyping import Bool
 from torch import Tensor
 from transformers import (
@@ -84,7 +84,7 @@ def resolve_model(model: str) -> Path:
         raise ValueError(f"--model: no directory {model}")
     try:
         return Path(snapshot_download(model, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"--model: {model!r} is neither a directory nor on the hub ({reason})") from error
 

@@ -2,16 +2,14 @@
 
 import os
 import re
-import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,12 +59,10 @@ def stop(sockets: str) -> None:
     ]
     ours += [child for process in ours for child in process.children(recursive=True)]
     for process in ours:
-        if process.is_running():
-            process.send_signal(signal.SIGTERM)
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     _, alive = psutil.wait_procs(ours, timeout=STOP_S)
-    for process in alive:
-        process.kill()
-    psutil.wait_procs(alive, timeout=STOP_S)
+    assert not alive, alive
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +96,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             *("--metrics-export-port", metrics),
             timeout_s=START_S,
         )
-        assert started.returncode == 0, started
+        assert started.returncode == 0, started.stdout + started.stderr
         yield cluster
     finally:
         stop(sockets)
@@ -129,7 +125,7 @@ def submit(cluster: Cluster, name: str, arguments: list[str]) -> subprocess.Comp
     entry_point = ["python", "-m", "neuronal_ray.prune", *arguments[:index], *arguments[index + 2 :]]
     return cluster.ray(
         *("job", "submit", "--address", cluster.address, "--submission-id", name),
-        *("--working-dir", str(REPOSITORY), "--", shlex.join(entry_point)),
+        *("--working-dir", str(REPOSITORY), "--", *entry_point),
         timeout_s=JOB_S,
     )
 
@@ -141,7 +137,7 @@ def status(cluster: Cluster, name: str) -> str:
 def test_a_job_s_result_is_the_in_process_one(cluster: Cluster, folder: Path, expected: Path) -> None:
     begin = time.monotonic()
     submitted = submit(cluster, "good", prune_arguments(folder, folder / "out", replicas="2"))
-    assert submitted.returncode == 0, submitted
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "SUCCEEDED" in status(cluster, "good").upper()
     logs = cluster.ray("job", "logs", "--address", cluster.address, "good", timeout_s=START_S).stdout
     for stage in ("loading 1/1 2 replicas", "block search 2/2 lambda", "row search 1/1", "checkpoint 2/2 zeroed"):
@@ -153,7 +149,7 @@ def test_a_job_s_result_is_the_in_process_one(cluster: Cluster, folder: Path, ex
 
 def test_a_job_with_bad_input_fails_with_its_one_line(cluster: Cluster, folder: Path) -> None:
     submitted = submit(cluster, "bad", prune_arguments(folder, folder / "out", sequence_length="65"))
-    assert submitted.returncode == 1, submitted
+    assert submitted.returncode == 1, submitted.stdout + submitted.stderr
     assert "FAILED" in status(cluster, "bad").upper()
     assert "--sequence-length: 65 is beyond the model's context of 64" in submitted.stdout
     assert not (folder / "out").exists()
