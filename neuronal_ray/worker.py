@@ -6,7 +6,7 @@ put in place block by block while text passes through, and taken out again.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.masks import apply_cut, cut, rank_rows
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import RunningNorm, SquareSum, Statistic
-from neuronal_ray.models.blocks import Recording, Stream, find_linears, is_transposed, set_weight, weight_of
+from neuronal_ray.models.blocks import Recording, Stream, find_linears, forwards, is_transposed, set_weight, weight_of
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint, zero_masked
 from neuronal_ray.models.wiring import trace_layout
 from neuronal_ray.timing import Stopwatch
@@ -116,9 +116,23 @@ class Worker:
         recordings = self._search
         sparse: dict[Group, Statistic] = {}
         for index in range(self.layout.num_blocks):
-            recordings, observed = self._sparse_pass(index, recordings, plan, self._ranks, SquareSum)
+            last = index == self.layout.num_blocks - 1
+            with self._without_output(index) if last else nullcontext():
+                recordings, observed = self._sparse_pass(index, recordings, plan, self._ranks, SquareSum)
             sparse |= observed
         return self._compare(self._dense, sparse)
+
+    @contextmanager
+    def _without_output(self, index: int) -> Iterator[None]:
+        """Block `index` without the products of its last group: no later input of the block depends on them."""
+        last = max(spec.reads for spec in self.layout.blocks[index])
+        skipped = {id(self._module(spec)): spec.rows for spec in self.layout.groups[last]}
+
+        def skip(_: int, module: nn.Module) -> Callable[[Tensor], Tensor]:
+            return lambda inputs: inputs.new_zeros(*inputs.shape[:-1], skipped[id(module)])
+
+        with forwards((self._module(spec) for spec in self.layout.groups[last]), skip):
+            yield
 
     def _dense_statistics(self, recordings: list[Recording]) -> Statistics:
         statistics: dict[Group, Statistic] = {}

@@ -245,9 +245,7 @@ class SquareSums:
         return {key: (total / num_sequences).sqrt() for key, total in self.sums.items()}
 
 
-def paper_norms(
-    model: Model, tokens: torch.Tensor, masks: dict[Key, torch.Tensor]
-) -> dict[Key, torch.Tensor]:
+def paper_norms(model: Model, tokens: torch.Tensor, masks: dict[Key, torch.Tensor]) -> dict[Key, torch.Tensor]:
     """The input norms [in] of every linear while the model without the masked weights reads `tokens`."""
     sums = SquareSums()
     with model.unchanged():
@@ -377,9 +375,7 @@ class Paper:
             consumer = self.model.family.paper[path]
             source = (index + consumer.ahead, consumer.path)
             if source in self.model.linears:
-                signal = rows_of_signal(
-                    self.model, path, (self.dense_norms[source] - sparse[source]).tolist()
-                )
+                signal = rows_of_signal(self.model, path, (self.dense_norms[source] - sparse[source]).tolist())
                 rates[index, path] = paper_row_rates(signal, block_rates[index], lam)
         return rates
 
@@ -493,9 +489,7 @@ class Walk:
     masks: dict[Key, torch.Tensor]
 
 
-def authors_walk(
-    model: Model, carried: list[Carried], method: str, counts: dict[Key, list[int]], pick: Pick
-) -> Walk:
+def authors_walk(model: Model, carried: list[Carried], method: str, counts: dict[Key, list[int]], pick: Pick) -> Walk:
     """Prunes block after block, comparing each with its dense self on the pruned model's inputs."""
     score = 0.0
     differences, masks = {}, {}
@@ -604,9 +598,7 @@ def neuronal(
             row_lambdas=row_lambdas,
         )
     assert mode == "paper", mode
-    setting = paper_setting(
-        wrapped, calibration, search_samples=search_samples, method=method, sparsity=sparsity
-    )
+    setting = paper_setting(wrapped, calibration, search_samples=search_samples, method=method, sparsity=sparsity)
     block_scores: dict[float, float] = {}
     row_scores: dict[float, float] = {}
     lambda_block = lambda_row = None

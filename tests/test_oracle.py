@@ -61,9 +61,7 @@ def assert_masks_recorded(result: OracleResult, case: dict) -> None:
     for (block, path), mask in result.masks.items():
         digest = hashlib.sha256(np.packbits(mask.numpy()).tobytes()).hexdigest()
         if digest != case["mask_sha256"][f"{path}-{block}"]:
-            differing.append(
-                (block, path, mask.double().mean().item(), case["layer_sparsity"][f"{path}-{block}"])
-            )
+            differing.append((block, path, mask.double().mean().item(), case["layer_sparsity"][f"{path}-{block}"]))
     assert not differing, f"of {len(result.masks)} masks these differ (sparsity here, recorded): {differing}"
 
 
@@ -223,9 +221,7 @@ def test_table_lists_the_linears_in_the_order_they_run(family: str) -> None:
         ([0.2, 0.9], [4, 4], 0, [0, 0]),
     ],
 )
-def test_share_is_exact_and_bounded(
-    rates: list[float], sizes: list[int], total: int, counts: list[int]
-) -> None:
+def test_share_is_exact_and_bounded(rates: list[float], sizes: list[int], total: int, counts: list[int]) -> None:
     assert share(rates, sizes, total, decimals=4) == counts
 
 

@@ -126,11 +126,18 @@ def exact_plan(layout: Layout, rates: Rates, *, target: float) -> Plan:
     linear_budgets = largest_remainder(shares, budget, decimals=_LINEAR_DECIMALS).tolist()
     removed = {}
     for spec, linear_budget in zip(layout, linear_budgets, strict=True):
-        columns = torch.full((spec.rows,), float(spec.columns), dtype=torch.float64)
-        shares = water_level(rates[spec.linear], columns, float(linear_budget)) * columns
-        counts = largest_remainder(shares, linear_budget, decimals=_ROW_DECIMALS)
-        removed[spec.linear] = counts.int()
+        removed[spec.linear] = _shared_among_rows(rates[spec.linear], spec.columns, linear_budget)
     return Plan(removed)
+
+
+def _shared_among_rows(rates: Float64[Tensor, " rows"], columns: int, linear_budget: int) -> Int32[Tensor, " rows"]:
+    """A linear's budget over its rows of `columns` weights: water-filling, then largest remainder."""
+    if bool((rates == rates[0]).all()):  # what the general way gives, without its sums
+        each, more = divmod(linear_budget, len(rates))
+        return each + (torch.arange(len(rates)) < more).int()
+    sizes = torch.full_like(rates, float(columns))
+    shares = water_level(rates, sizes, float(linear_budget)) * sizes
+    return largest_remainder(shares, linear_budget, decimals=_ROW_DECIMALS).int()
 
 
 def floored_plan(layout: Layout, rates: Rates, *, floor_kept: bool) -> Plan:

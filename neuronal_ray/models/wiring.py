@@ -61,6 +61,7 @@ def trace_layout(stream: Stream) -> Layout:
     vocabulary = model.get_input_embeddings().weight.shape[0]
     tokens = torch.arange(_PROBE_TOKENS, device=model.device)[None] % vocabulary  # [1, tokens]
     recording = stream.start(tokens)
+    _check_causal(stream, recording, tokens)
     num_heads = model.config.get_text_config().num_attention_heads
     known: dict[tuple[object, ...], list[LinearSpec]] = {}
     specs: list[LinearSpec] = []
@@ -70,6 +71,15 @@ def trace_layout(stream: Stream) -> Layout:
             known[signature] = _Prober(stream, index, recording, num_heads).specs()
         specs += [_in_block(spec, index, last=index == len(linears_of_block) - 1) for spec in known[signature]]
     return Layout(tuple(specs))
+
+
+def _check_causal(stream: Stream, recording: Recording, tokens: Int64[Tensor, "sequences length"]) -> None:
+    """Raise UnsupportedModel when a token sees later ones, as in an encoder: there would be no perplexity."""
+    changed = tokens.clone()
+    changed[:, -1] = tokens[:, 0]
+    before, after = (stream.block(0, text).hidden[:, :-1] for text in (recording, stream.start(changed)))
+    if not torch.allclose(before, after):
+        raise UnsupportedModel(f"--model: {type(stream.model).__name__} is no decoder: its tokens see later ones")
 
 
 def _in_block(spec: LinearSpec, index: int, *, last: bool) -> LinearSpec:

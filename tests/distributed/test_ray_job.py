@@ -57,7 +57,9 @@ def stop(sockets: str) -> None:
     ours = [
         process for process in psutil.process_iter(["cmdline"]) if sockets in " ".join(process.info["cmdline"] or [])
     ]
-    ours += [child for process in ours for child in process.children(recursive=True)]
+    for process in list(ours):
+        with suppress(psutil.NoSuchProcess):
+            ours += process.children(recursive=True)
     for process in ours:
         with suppress(psutil.NoSuchProcess):
             process.kill()

@@ -392,3 +392,21 @@ def test_a_model_without_attention_heads_is_refused_for_its_blocks() -> None:
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(UnsupportedModel, match="as one parameter"):
         trace_layout(Stream(model))
+
+
+def test_an_encoder_is_refused() -> None:
+    config = AutoConfig.for_model(
+        "bert",
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=56,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(UnsupportedModel, match="BertLMHeadModel is no decoder: its tokens see later ones"):
+        trace_layout(Stream(model))
