@@ -70,9 +70,9 @@ class Worker:
             trust_remote_code=spec.trust_remote_code,
         )
         self.stream = Stream(model)
-        self.layout: Layout = trace_layout(self.stream)
         self.linears = [find_linears(block) for block in self.stream.blocks]
         self._check_weights()
+        self.layout: Layout = trace_layout(self.stream)
         self._score = plugins.load("methods", spec.method).score
         self._ranks: dict[Linear, Tensor] = {}
         self._search: list[Recording] = []
@@ -298,9 +298,10 @@ class Worker:
         return self.linears[spec.linear.block][spec.linear.path]
 
     def _check_weights(self) -> None:
-        for spec in self.layout:
-            if not bool(torch.isfinite(self._weight(spec)).all()):
-                raise ValueError(f"--model: NaN or infinite weights in {spec.linear}")
+        for block, linears in enumerate(self.linears):
+            for path, module in linears.items():
+                if not bool(torch.isfinite(weight_of(module)).all()):
+                    raise ValueError(f"--model: NaN or infinite weights in {Linear(block, path)}")
 
 
 def _check_finite(statistics: Mapping[Group, Statistic]) -> None:

@@ -63,6 +63,9 @@ def write_bad_models(folder: Path) -> None:
     nan = good[down].clone()
     nan[3, 5] = torch.nan
     variant("nan", good | {down: nan})
+    first, embedding = "model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"
+    variant("nan-first", good | {first: torch.full_like(good[first], torch.nan)})
+    variant("nan-embedding", good | {embedding: torch.full_like(good[embedding], torch.nan)})
     variant("infinite", good | {down: torch.full_like(nan, torch.inf)})
     variant("overflowing", good | {up: good[up] * 1e38})
     variant("lacking", {name: tensor for name, tensor in good.items() if name != up})
@@ -184,6 +187,8 @@ def test_sparsity(capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Pat
         ("lacking", "model.layers.1.mlp.up_proj.weight"),
         ("misshapen", "model.layers.1.mlp.up_proj.weight"),
         ("nan", "NaN or infinite weights in block 1 mlp.down_proj"),
+        ("nan-first", "NaN or infinite weights in block 0 mlp.up_proj"),
+        ("nan-embedding", "NaN or infinite activations in block 0"),
         ("infinite", "NaN or infinite weights in block 1 mlp.down_proj"),
         ("overflowing", "NaN or infinite activations in block"),
         ("quantized", "quantized"),
