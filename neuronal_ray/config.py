@@ -1,6 +1,7 @@
 """The options of the commands as frozen dataclasses: from flags and TOML, checked once, errors name the flag."""
 
 import argparse
+import logging
 import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,11 @@ LAMBDAS = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.10, 0.12, 0.1
 ROW_LAMBDAS = (0.0, *LAMBDAS)
 """With 0.0, which keeps the block step's rows."""
 
+logger = logging.getLogger(__name__)
+
 Settings = Mapping[str, object]
+
+_NEURONAL_ONLY = ("neuronal_steps", "block_lambdas", "row_lambdas")
 
 
 def _number(text: str) -> float:
@@ -210,6 +215,10 @@ class PruneConfig(RunConfig):
         for flag, lambdas in (("block-lambdas", self.block_lambdas), ("row-lambdas", self.row_lambdas)):
             if not lambdas or min(lambdas) < 0 or max(lambdas) > 1:
                 raise ValueError(f"--{flag}: expected numbers in [0, 1], got {', '.join(map(str, lambdas)) or 'none'}")
+        if self.allocation != "neuronal":
+            for entry in fields(self):
+                if entry.name in _NEURONAL_ONLY and getattr(self, entry.name) != entry.default:
+                    logger.warning("%s: ignored, only --allocation neuronal has it", _flag(entry.name))
         if self.mode == "authors" and self.score_stream == "dense":
             raise ValueError("--score-stream: dense is not what the released code does; use --mode paper")
         if self.output is None and not self.dry_run:

@@ -333,3 +333,11 @@ def test_the_stream_of_the_final_scores(mode: str, stream: list[str], expected: 
 def test_evaluate_refuses_to_measure_nothing() -> None:
     with pytest.raises(ValueError, match="--evaluate"):
         parse_config(EvaluateConfig, ["--model", "m", "--evaluate", "none"], prog="p", description="")
+
+
+def test_options_that_are_ignored_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    prune("--allocation", "uniform", "--neuronal-steps", "row", "--row-lambdas", "0.1")
+    assert caplog.messages == [
+        "--neuronal-steps: ignored, only --allocation neuronal has it",
+        "--row-lambdas: ignored, only --allocation neuronal has it",
+    ]
