@@ -133,7 +133,6 @@ def test_the_hub_s_data_sets_are_drawn_from(
     assert draw(source, samples=20, seed=5).tolist() == expected
 
 
-@pytest.mark.skipif(not BUILTIN.is_file(), reason="the package has no builtin/calibration.txt yet")
 def test_builtin_is_drawn_from() -> None:
     text = BUILTIN.read_bytes().decode("utf-8")
     assert draw("builtin", samples=8, length=128).tolist() == wanda_running_draw(text, 8, 128, 0)

@@ -90,7 +90,6 @@ def test_rows_are_joined_by_two_newlines(tmp_path: Path) -> None:
     assert evaluate(str(table)).tolist() == expected
 
 
-@pytest.mark.skipif(not BUILTIN.is_file(), reason="the package has no builtin/evaluation.txt yet")
 def test_builtin_is_the_package_s_evaluation_text() -> None:
     text = BUILTIN.read_bytes().decode("utf-8")
     assert evaluate("builtin", 128).tolist() == windows_of(text, 128)
