@@ -1,6 +1,6 @@
 """Trying plans over the pool: one task per candidate, each distinct plan once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -25,16 +25,10 @@ class Candidate:
     seconds: float
 
 
-def _trial(worker: Worker, plan: Plan) -> tuple[Trial, float]:
+def _timed(worker: Worker, plan: Plan, trial: Callable[[Worker, Plan], Trial]) -> tuple[Trial, float]:
     begin = perf_counter()
-    trial = worker.trial(plan)
-    return trial, perf_counter() - begin
-
-
-def _local_trial(worker: Worker, plan: Plan) -> tuple[Trial, float]:
-    begin = perf_counter()
-    trial = worker.local_trial(plan)
-    return trial, perf_counter() - begin
+    found = trial(worker, plan)
+    return found, perf_counter() - begin
 
 
 class Search:
@@ -52,9 +46,9 @@ class Search:
         new = {plan.digest: (lam, plan) for lam, plan in zip(lambdas, plans, strict=True)}
         new = {digest: item for digest, item in new.items() if digest not in self._known}
         seconds: dict[bytes, float] = {}
-        task = _local_trial if self._mode == "authors" else _trial
+        trial_of = Worker.local_trial if self._mode == "authors" else Worker.trial
         with self._progress.stage(f"{step} search", len(new)) as advance:
-            results = self._pool.map(task, [plan for _, plan in new.values()])
+            results = self._pool.map(_timed, [plan for _, plan in new.values()], trial_of)
             for (digest, (lam, _)), (trial, spent) in zip(new.items(), results, strict=True):
                 self._known[digest], seconds[digest] = trial, spent
                 advance(f"lambda {lam:g}: misalignment {trial.misalignment:.4g}")
