@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from neuronal_ray.entry import exit_code
 
 if TYPE_CHECKING:
+    from neuronal_ray.recipe import Recipe
     from neuronal_ray.worker import Worker
 
 _DESCRIPTION = """Time NeuronAL's search in `paper` mode on two models and compare it, in the same run, with a literal
@@ -108,8 +109,7 @@ def _measure(
         model_path=resolve_model(model),
         device="cuda" if torch.cuda.is_available() else "cpu",
         dtype=dtype,
-        method="wanda",
-        method_settings={},
+        recipe=Recipe(method="wanda"),
         threads=threads,
         trust_remote_code=False,
         profile=True,
@@ -122,16 +122,19 @@ def _measure(
     worker.stopwatch.seconds.clear()
 
     begin = time.perf_counter()
-    pool.each(Worker.rank, pool.first(Worker.observe, text))
-    search = Search(pool, text, mode="paper", progress=Progress())
-    problem = Problem(layout=layout, target=_TARGET, mode="paper", tries=search.tries)
+    pool.each(Worker.keep_statistics, pool.first(Worker.observe, text))
+    pool.each(Worker.rank)
+    search = Search(
+        pool, layout=layout, calibration=text, samples=len(text), mode="paper", solves=False, progress=Progress()
+    )
+    problem = Problem(layout=layout, target=_TARGET, mode="paper", probe=search)
     allocation = neuronal.allocate(problem)
     search_s = time.perf_counter() - begin
 
     breakdown = dict(worker.stopwatch.seconds)
     breakdown["other"] = search_s - sum(breakdown.values())
     candidates = len(search.candidates)
-    inputs = [worker.stream.start(part) for part in text.to(worker.device).split(1)]
+    inputs = [worker.replica.stream.start(part) for part in text.to(worker.device).split(1)]
     plans = [allocation.baselines["block"], allocation.plan]  # one of each step: their cost is the same within a step
     shared_s = (breakdown["dense pass"] + breakdown["ranking"] + breakdown["other"]) / candidates
     ratios: dict[bool, list[float]] = {False: [], True: []}
@@ -186,7 +189,7 @@ def _peak_rate(worker: "Worker") -> float:
     """Floating-point operations per second of a large matrix product in the worker's dtype, best of five."""
     import torch
 
-    matrix = torch.ones(_PRODUCT, _PRODUCT, device=worker.device, dtype=worker.stream.model.dtype)
+    matrix = torch.ones(_PRODUCT, _PRODUCT, device=worker.device, dtype=worker.replica.stream.model.dtype)
     best = 0.0
     for _ in range(5):
         begin = time.perf_counter()

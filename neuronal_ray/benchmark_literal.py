@@ -33,7 +33,7 @@ class _Hook:
 def literal_candidate(worker: Worker, inputs: list[Recording], plan: Plan, *, all_statistics: bool) -> float:
     """The alignment score of `plan`; `inputs` are single sequences before the first block."""
     score = 0.0
-    for index, linears in enumerate(worker.linears):
+    for index, linears in enumerate(worker.replica.linears):
         dense, _ = _observed_pass(worker, index, inputs, all_statistics=all_statistics)
         own = {path: weight_of(module).clone() for path, module in linears.items()}
         for spec in worker.layout.blocks[index]:
@@ -56,9 +56,9 @@ def literal_candidate(worker: Worker, inputs: list[Recording], plan: Plan, *, al
 def _observed_pass(
     worker: Worker, index: int, inputs: list[Recording], *, all_statistics: bool
 ) -> tuple[dict[str, _Hook], list[Recording]]:
-    hooks = {path: _Hook(all_statistics=all_statistics) for path in worker.linears[index]}
-    handles = [worker.linears[index][path].register_forward_hook(hook) for path, hook in hooks.items()]
-    outputs = [worker.stream.block(index, recording) for recording in inputs]
+    hooks = {path: _Hook(all_statistics=all_statistics) for path in worker.replica.linears[index]}
+    handles = [worker.replica.linears[index][path].register_forward_hook(hook) for path, hook in hooks.items()]
+    outputs = [worker.replica.stream.block(index, recording) for recording in inputs]
     for handle in handles:
         handle.remove()
     return hooks, outputs

@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 Settings = Mapping[str, object]
 
-_NEURONAL_ONLY = ("neuronal_steps", "block_lambdas", "row_lambdas")
+_NEURONAL_ONLY = ("neuronal_steps", "block_lambdas", "schedule", "lambda_search")
+_OWNERS = ("method", "allocation", "refinement")
 
 
 def _number(text: str) -> float:
@@ -150,13 +151,57 @@ class PruneConfig(RunConfig):
             "report.html; it must not exist yet",
         ),
     ] = None
-    sparsity: Annotated[float, Option("float", "fraction of the blocks' linear weights to remove, 0 to 1")] = 0.7
+    sparsity: Annotated[
+        float | None,
+        Option(
+            "float",
+            "fraction of the blocks' linear weights to remove, 0 to 1; if absent 0.7, or what a fixed --pattern gives",
+        ),
+    ] = None
     method: Annotated[
-        str, Option("str", "score that ranks the weights of a row", choices=tuple(plugins.names("methods")))
+        str,
+        Option(
+            "str",
+            "how weights are chosen: by a score in each row, or by a solver that also updates those that stay "
+            "(sparsegpt, alps)",
+            choices=tuple(plugins.names("methods")),
+        ),
     ] = "wanda"
     allocation: Annotated[
-        str, Option("str", "how sparsity is spread over blocks and rows", choices=tuple(plugins.names("allocations")))
-    ] = "neuronal"
+        str | None,
+        Option(
+            "str",
+            "how sparsity is spread over blocks and linears; if absent neuronal, or uniform with a fixed --pattern",
+            choices=tuple(plugins.names("allocations")),
+        ),
+    ] = None
+    row_step: Annotated[
+        str | None,
+        Option(
+            "str",
+            "how sparsity is then spread over the rows of each linear; if absent neuronal after --allocation neuronal, "
+            "else not at all",
+            choices=("neuronal", "trim"),
+        ),
+    ] = None
+    refinement: Annotated[
+        str,
+        Option(
+            "str",
+            "improve the masks at constant counts",
+            choices=("none", *plugins.names("refinements")),
+        ),
+    ] = "none"
+    refined_parts: Annotated[
+        str, Option("str", "part of each block that is refined", choices=("attention", "mlp", "all"))
+    ] = "attention"
+    pattern: Annotated[
+        str,
+        Option(
+            "str",
+            "unstructured, N:M (N of every M aligned inputs are kept: 2:4, 4:8), or n:M (n differs between linears)",
+        ),
+    ] = "unstructured"
     mode: Annotated[
         str,
         Option(
@@ -170,6 +215,18 @@ class PruneConfig(RunConfig):
     ] = "both"
     block_lambdas: Annotated[tuple[float, ...], Option("numbers", "candidates of the block step")] = LAMBDAS
     row_lambdas: Annotated[tuple[float, ...], Option("numbers", "candidates of the row step")] = ROW_LAMBDAS
+    schedule: Annotated[
+        str,
+        Option("str", "how NeuronAL's block sparsities rise with depth", choices=("linear", "exp", "log")),
+    ] = "linear"
+    lambda_search: Annotated[
+        str,
+        Option(
+            "str",
+            "set: try every lambda listed; continuous: minimize over the range that they span, with as many trials",
+            choices=("set", "continuous"),
+        ),
+    ] = "set"
     score_stream: Annotated[
         str | None,
         Option(
@@ -195,7 +252,10 @@ class PruneConfig(RunConfig):
     ] = False
     settings: Annotated[
         Settings,
-        Option("settings", "a setting of the method or allocation, for example method.power=0.5; may be repeated"),
+        Option(
+            "settings",
+            "a setting of the method, allocation or refinement, for example allocation.lam=0.1; may be repeated",
+        ),
     ] = field(default_factory=dict)
     overwrite: Annotated[bool, Option("switch", "replace the output directory if it exists")] = False
     dry_run: Annotated[bool, Option("switch", "check everything, print the plan of the run, and stop")] = False
@@ -203,7 +263,7 @@ class PruneConfig(RunConfig):
     def check(self) -> None:
         """Raise ValueError, naming the flag, for values that can never work."""
         super().check()
-        if not 0 <= self.sparsity < 1:
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise ValueError(f"--sparsity: {self.sparsity} is outside [0, 1), expected for example 0.7")
         if self.calibration_samples < 1:
             raise ValueError(f"--calibration-samples: {self.calibration_samples} is not positive")
@@ -215,26 +275,23 @@ class PruneConfig(RunConfig):
         for flag, lambdas in (("block-lambdas", self.block_lambdas), ("row-lambdas", self.row_lambdas)):
             if not lambdas or min(lambdas) < 0 or max(lambdas) > 1:
                 raise ValueError(f"--{flag}: expected numbers in [0, 1], got {', '.join(map(str, lambdas)) or 'none'}")
-        if self.allocation != "neuronal":
+        if self.allocation not in (None, "neuronal"):
             for entry in fields(self):
                 if entry.name in _NEURONAL_ONLY and getattr(self, entry.name) != entry.default:
                     logger.warning("%s: ignored, only --allocation neuronal has it", _flag(entry.name))
-        if self.mode == "authors" and self.score_stream == "dense":
-            raise ValueError("--score-stream: dense is not what the released code does; use --mode paper")
+            if self.row_step != "neuronal" and self.row_lambdas != ROW_LAMBDAS:
+                logger.warning("%s: ignored, only --row-step neuronal has it", _flag("row_lambdas"))
+        if self.refinement == "none" and self.refined_parts != "attention":
+            logger.warning("%s: ignored without --refinement", _flag("refined_parts"))
         if self.output is None and not self.dry_run:
             raise ValueError("--output: missing, expected the directory to write")
         for key in self.settings:
-            if key.partition(".")[0] not in ("method", "allocation"):
-                raise ValueError(f"--set {key}: expected method.NAME=VALUE or allocation.NAME=VALUE")
+            if key.partition(".")[0] not in _OWNERS:
+                raise ValueError(f"--set {key}: expected {', '.join(f'{owner}.NAME=VALUE' for owner in _OWNERS)}")
 
     def settings_of(self, owner: str) -> dict[str, object]:
-        """The `--set` settings of the method or of the allocation, by their own names."""
+        """The `--set` settings of the method, the allocation or the refinement, by their own names."""
         return {key.partition(".")[2]: value for key, value in self.settings.items() if key.startswith(owner + ".")}
-
-    @property
-    def final_stream(self) -> str:
-        """Where the final scores come from: "dense" or "pruned"."""
-        return self.score_stream or ("pruned" if self.mode == "authors" else "dense")
 
 
 @dataclass(frozen=True, kw_only=True)

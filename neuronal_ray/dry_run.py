@@ -4,6 +4,7 @@ import time
 
 import torch
 
+from neuronal_ray.composition import Composition
 from neuronal_ray.config import PruneConfig
 from neuronal_ray.core.masks import rank_dtype
 from neuronal_ray.launch import resolve_address
@@ -20,6 +21,7 @@ def describe_run(config: PruneConfig, inputs: Inputs) -> str:
     model = empty_model(inputs.checkpoint, trust_remote_code=config.trust_remote_code)
     _, blocks = find_blocks(model)
     shapes = [[weight_of(module).shape for module in find_linears(block).values()] for block in blocks]
+    target = inputs.composition.target
     prunable = sum(rows * columns for block in shapes for rows, columns in block)
     largest = max(sum(rows * columns for rows, columns in block) for block in shapes)
     ranks = sum(rows * columns * rank_dtype(columns).itemsize for block in shapes for rows, columns in block)
@@ -31,8 +33,7 @@ def describe_run(config: PruneConfig, inputs: Inputs) -> str:
     flops = 2 * prunable * sum(tokens.values())
     lines = [
         f"model       {config.model}: {type(model).__name__}, {len(blocks)} blocks, {prunable:,} prunable weights",
-        f"budget      {round(config.sparsity * prunable):,} weights removed ({config.sparsity:.2%}), "
-        + ("exact" if config.mode == "paper" else "up to the released code's floors"),
+        f"budget      {round(target * prunable):,} weights removed ({target:.2%}), {_budget(inputs.composition)}",
         f"workers     address {resolve_address(config)}, replicas {config.replicas or 'one per GPU, or per node'}",
         f"memory      {(weights + ranks + largest * item) / _GIB:.2f} GiB per worker: weights {weights / _GIB:.2f}, "
         f"rankings {ranks / _GIB:.2f}, one pruned block {largest * item / _GIB:.2f}; activations come on top",
@@ -52,21 +53,45 @@ def _item_bytes(config: PruneConfig, inputs: Inputs, *, on_gpu: bool) -> int:
     return stored.itemsize if on_gpu and stored is not None else 4
 
 
+def _budget(composition: Composition) -> str:
+    if composition.released:
+        return "up to the released code's floors"
+    return "exact" if composition.recipe.pattern is None else "as near as the pattern allows"
+
+
 def _tokens(config: PruneConfig, inputs: Inputs) -> dict[str, int]:
     """Tokens that pass through all blocks, by stage."""
-    calibration = inputs.calibration.numel()
+    composition, calibration = inputs.composition, inputs.calibration.numel()
+    recipe = composition.recipe
     searched = config.search_samples * inputs.sequence_length
-    lambdas = {"block": len(config.block_lambdas), "row": len(config.row_lambdas)}
-    steps = lambdas if config.neuronal_steps == "both" else {config.neuronal_steps: lambdas[config.neuronal_steps]}
-    passes = 2 if config.mode == "authors" else 1  # authors: the dense weights of each block as well
-    tokens = {"dense pass over the calibration text": calibration} if config.mode == "paper" else {}
-    if config.allocation == "neuronal":
-        tokens |= {f"{name} step, {count} candidates": passes * count * searched for name, count in steps.items()}
-    if config.final_stream == "pruned":
-        tokens["final scores on the pruned stream"] = 2 * calibration
+    tokens = {}
+    if composition.dense_statistic is not None or (recipe.walks and not recipe.solves):
+        tokens["dense pass over the calibration text"] = calibration
+    passes = 2 if composition.released else 1  # the released code: the dense weights of each block as well
+    for name, count in _candidates(config, composition).items():
+        tokens[f"{name} step, {count} candidates"] = passes * count * searched
+        if recipe.solves and not composition.released:
+            tokens[f"{name} step, statistics for the solver"] = calibration
+    if composition.row_step == "trim":
+        tokens["rows by TRIM"] = calibration
+    if composition.pruned_stream:
+        tokens["final pass on the pruned stream"] = 2 * calibration
+    elif recipe.solves:
+        tokens["final pass on the dense stream"] = calibration
     for name, windows in inputs.windows.items():
         tokens[f"perplexity on {name}, dense and pruned"] = 2 * windows.numel()
     return tokens
+
+
+def _candidates(config: PruneConfig, composition: Composition) -> dict[str, int]:
+    """Trials of NeuronAL's steps; the searches of other allocations depend on what they find."""
+    lambdas = {"block": len(config.block_lambdas), "row": len(config.row_lambdas)}
+    if composition.row_step == "neuronal":
+        return {"row": lambdas["row"]}
+    if composition.allocation != "neuronal":
+        return {}
+    steps = composition.settings["steps"]
+    return {name: count for name, count in lambdas.items() if steps in ("both", name)}
 
 
 def _measured_rate(device: torch.device, item: int) -> float:

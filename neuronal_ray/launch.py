@@ -1,7 +1,7 @@
 """From a configuration to a pool: where workers run, on what device and in which dtype."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from neuronal_ray.config import RunConfig
 from neuronal_ray.models.checkpoint import Checkpoint
 from neuronal_ray.pool import InProcessPool, Pool
+from neuronal_ray.recipe import Recipe
 from neuronal_ray.worker import WorkerSpec
 
 
@@ -33,10 +34,9 @@ def open_pool(
     config: RunConfig,
     checkpoint: Checkpoint,
     *,
-    method: str = "magnitude",
-    method_settings: Mapping[str, object] | None = None,
+    recipe: Recipe | None = None,
 ) -> Iterator[Pool]:
-    """The pool that `config` asks for, closed on exit."""
+    """The pool that `config` asks for, closed on exit; without a recipe it evaluates the model as it is."""
     address = resolve_address(config)
     device = config.device
     if address == "none" and device == "auto":
@@ -45,8 +45,7 @@ def open_pool(
         model_path=checkpoint.path,
         device=device,
         dtype=config.dtype,
-        method=method,
-        method_settings=method_settings or {},
+        recipe=recipe or Recipe(),
         threads=config.threads,
         trust_remote_code=config.trust_remote_code,
     )

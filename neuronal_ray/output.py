@@ -29,7 +29,8 @@ _SEARCH = pa.schema(
     [
         ("step", pa.string()),
         ("lambda", pa.float64()),
-        ("alignment", pa.float64()),
+        ("criterion", pa.string()),
+        ("score", pa.float64()),
         ("selected", pa.bool_()),
         ("seconds", pa.float64()),
     ]
@@ -110,7 +111,8 @@ def write_search(path: Path, candidates: Sequence[Candidate], selected: Mapping[
         {
             "step": candidate.step,
             "lambda": candidate.lam,
-            "alignment": candidate.misalignment,
+            "criterion": candidate.criterion,
+            "score": candidate.score,
             "selected": selected.get(candidate.step) == candidate.lam,
             "seconds": candidate.seconds,
         }

@@ -5,7 +5,6 @@ import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,11 +12,13 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from neuronal_ray import __version__, plugins
-from neuronal_ray.allocations import Allocation, Problem
+from neuronal_ray.allocations import Allocation, Problem, Step
+from neuronal_ray.composition import Composition, compose
 from neuronal_ray.config import PruneConfig, RunConfig
-from neuronal_ray.core.layout import Group
-from neuronal_ray.core.plan import Plan
-from neuronal_ray.core.stats import Statistic
+from neuronal_ray.core.layout import Group, Layout
+from neuronal_ray.core.pattern import check_pattern
+from neuronal_ray.core.plan import Plan, Rates
+from neuronal_ray.core.stats import RunningNorm, Statistic
 from neuronal_ray.data.calibration import calibration_tokens
 from neuronal_ray.data.evaluation import evaluation_name, evaluation_windows
 from neuronal_ray.evaluation.perplexity import perplexity, split_windows
@@ -31,8 +32,10 @@ from neuronal_ray.models.checkpoint import (
 from neuronal_ray.output import write_allocation, write_json, write_search
 from neuronal_ray.pool import Pool
 from neuronal_ray.progress import Progress
+from neuronal_ray.replica import chunk_sequences
+from neuronal_ray.rows import search_rows
 from neuronal_ray.search import Search
-from neuronal_ray.worker import Worker, chunk_sequences
+from neuronal_ray.worker import Walk, Worker
 
 _DEFAULT_LENGTH = 2048
 _PACKAGES = ("torch", "transformers", "datasets", "ray")
@@ -42,6 +45,7 @@ _PACKAGES = ("torch", "transformers", "datasets", "ray")
 class Inputs:
     """Everything that can be read and checked before any weight is loaded."""
 
+    composition: Composition
     checkpoint: Checkpoint
     sequence_length: int
     calibration: Int64[Tensor, "samples length"]
@@ -50,12 +54,7 @@ class Inputs:
 
 def prepare(config: PruneConfig) -> Inputs:
     """Read and check the checkpoint's headers, the calibration text and the evaluation text."""
-    for kind, name in (("method", config.method), ("allocation", config.allocation)):
-        module = plugins.load(kind + "s", name)
-        function = module.score if kind == "method" else module.allocate
-        plugins.check_settings(function, config.settings_of(kind), owner=kind)
-    for name in set(_flag_settings(config)) & set(config.settings_of("allocation")):
-        raise ValueError(f"--set allocation.{name}: has a flag of its own (see --help)")
+    composition = compose(config)
     checkpoint = open_checkpoint(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
     length = sequence_length(config, checkpoint)
     calibration = calibration_tokens(
@@ -67,7 +66,9 @@ def prepare(config: PruneConfig) -> Inputs:
         vocabulary=checkpoint.config.get_text_config().vocab_size,
     )
     windows = read_windows(config.evaluate, checkpoint, length=length, trust_remote_code=config.trust_remote_code)
-    return Inputs(checkpoint=checkpoint, sequence_length=length, calibration=calibration, windows=windows)
+    return Inputs(
+        composition=composition, checkpoint=checkpoint, sequence_length=length, calibration=calibration, windows=windows
+    )
 
 
 def sequence_length(config: RunConfig, checkpoint: Checkpoint) -> int:
@@ -111,16 +112,31 @@ def read_windows(
 def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress: Progress) -> dict[str, object]:
     """Prune, evaluate and write everything but the report into `staging`; returns the content of pruning.json."""
     layout = pool.first(Worker.describe)
-    method = plugins.load("methods", config.method)
-    if config.mode == "paper":
-        rank_once(pool, inputs.calibration if method.NEEDS_INPUTS else None, progress)
-    search = Search(pool, inputs.calibration[: config.search_samples], mode=config.mode, progress=progress)
-    problem = Problem(layout=layout, target=config.sparsity, mode=config.mode, tries=search.tries)
-    allocation = allocate(config, problem)
+    composition, calibration = inputs.composition, inputs.calibration
+    recipe = composition.recipe
+    if recipe.pattern is not None:
+        check_pattern(layout, recipe.pattern)
+    gather_and_rank(composition, pool, calibration, progress)
+    search = Search(
+        pool,
+        layout=layout,
+        calibration=calibration,
+        samples=config.search_samples,
+        mode=config.mode,
+        solves=recipe.solves,
+        progress=progress,
+    )
+    allocation = allocate(config, composition, layout, search)
+    walk = Walk(pruned=composition.pruned_stream, released=composition.released)
+    stage = "pruned stream" if walk.pruned else "final pass" if recipe.walks else "refinement"
+    settled = not walk.pruned and not recipe.walks and recipe.refinement is None  # masks are cuts of the one ranking
 
     def finalize(plan: Plan) -> None:
-        if config.final_stream == "pruned":
-            rank_on_pruned_stream(config, pool, inputs.calibration, plan, progress)
+        if settled:
+            return
+        with progress.stage(stage, 1) as advance:
+            pool.each(Worker.finish, plan, calibration, walk)
+            advance("")
 
     plans = {"pruned": allocation.plan}
     if config.baselines:
@@ -133,10 +149,13 @@ def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress
         "format": 1,
         "model": config.model,
         "method": config.method,
-        "allocation": config.allocation,
+        "allocation": composition.allocation,
+        "row_step": composition.row_step,
+        "refinement": config.refinement,
+        "pattern": config.pattern,
         "mode": config.mode,
         "sparsity": {
-            "target": config.sparsity,
+            "target": composition.target,
             "achieved": zeros / layout.prunable,
             "pruned": zeros,
             "prunable": layout.prunable,
@@ -145,7 +164,7 @@ def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress
             step.name: {
                 "selected": step.selected,
                 "candidates": [
-                    {"lambda": lam, "alignment": score if math.isfinite(score) else None}
+                    {"lambda": lam, search.criterion(step.name): score if math.isfinite(score) else None}
                     for lam, score in zip(step.lambdas, step.misalignments, strict=True)
                 ],
                 "seconds": progress.seconds[f"{step.name} search"],
@@ -170,49 +189,66 @@ def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress
     return summary
 
 
-def rank_once(pool: Pool, calibration: Int64[Tensor, "samples length"] | None, progress: Progress) -> None:
-    """One dense pass over the calibration text, spread over the workers, then one ranking on each of them."""
-    statistics: dict[Group, Statistic] | None = None
-    if calibration is not None:
-        statistics = {}
-        parts = calibration.split(chunk_sequences(calibration.shape[1]))
-        with progress.stage("statistics", len(parts)) as advance:
-            for observed in pool.map(Worker.observe, parts):
-                for group, statistic in observed.items():
-                    statistics[group] = statistics[group].merge(statistic) if group in statistics else statistic
-                advance("")
-    with progress.stage("ranking", 1) as advance:
-        pool.each(Worker.rank, statistics)
-        advance("")
-
-
-def rank_on_pruned_stream(
-    config: PruneConfig, pool: Pool, calibration: Int64[Tensor, "samples length"], plan: Plan, progress: Progress
+def gather_and_rank(
+    composition: Composition, pool: Pool, calibration: Int64[Tensor, "samples length"], progress: Progress
 ) -> None:
-    """Take the final scores block after block behind pruned predecessors; every worker does the same."""
-    chunk = 1 if config.mode == "authors" else chunk_sequences(calibration.shape[1])
-    with progress.stage("pruned stream", 1) as advance:
-        pool.each(partial(Worker.rank_on_pruned_stream, chunk=chunk), plan, calibration)
+    """What the search needs of the dense model: one pass over the calibration text, then one ranking per worker."""
+    kind, recipe = composition.dense_statistic, composition.recipe
+    if kind is not None:
+        released = composition.released  # sequence by sequence, as the released code's running mean wants it
+        parts = calibration.split(1 if released else chunk_sequences(calibration.shape[1]))
+        statistics = gather(pool, parts, RunningNorm if released else kind, progress)
+        pool.each(Worker.keep_statistics, statistics)
+    if composition.released or recipe.solves:
+        return
+    with progress.stage("ranking", 1) as advance:
+        if recipe.walks:
+            pool.each(Worker.rank_on_walk, calibration)
+        else:
+            pool.each(Worker.rank)
         advance("")
 
 
-def allocate(config: PruneConfig, problem: Problem) -> Allocation:
-    """The plan of the allocation asked for, with its settings."""
-    settings = config.settings_of("allocation") | _flag_settings(config)
-    allocation: Allocation = plugins.load("allocations", config.allocation).allocate(problem, **settings)
-    allocation.plan.check(problem.layout)
+def gather(
+    pool: Pool, parts: Sequence[Int64[Tensor, "some length"]], kind: type[Statistic], progress: Progress
+) -> dict[Group, Statistic]:
+    """The statistics of the dense model over all parts of a text, merged in their order."""
+    statistics: dict[Group, Statistic] = {}
+    with progress.stage("statistics", len(parts)) as advance:
+        for observed in pool.map(Worker.observe, parts, kind):
+            for group, statistic in observed.items():
+                statistics[group] = statistics[group].merge(statistic) if group in statistics else statistic
+            advance("")
+    routed = set(pool.first(Worker.describe).routed) & set(statistics)
+    return statistics | {group: statistics[group].over(sum(map(len, parts))) for group in routed}
+
+
+def allocate(config: PruneConfig, composition: Composition, layout: Layout, search: Search) -> Allocation:
+    """The plan of the allocation asked for, and of the row step after it."""
+    problem = Problem(
+        layout=layout,
+        target=composition.target,
+        mode=config.mode,
+        probe=search,
+        pattern=composition.recipe.pattern,
+    )
+    allocation: Allocation = plugins.load("allocations", composition.allocation).allocate(
+        problem, **composition.settings
+    )
+    if composition.row_step == "neuronal":
+        found = search_rows(problem, allocation.rates, allocation.plan, None, config.row_lambdas)
+        allocation = _followed(allocation, found.rates, found.plan, steps=(found.step,))
+    if composition.row_step == "trim":
+        rates = dict(allocation.rates) | search.trim(allocation.plan)
+        allocation = _followed(allocation, rates, problem.plan(rates, rows_adapted=True))
+    allocation.plan.check(layout)
     return allocation
 
 
-def _flag_settings(config: PruneConfig) -> dict[str, object]:
-    """The settings of the allocation that have flags of their own."""
-    if config.allocation != "neuronal":
-        return {}
-    return {
-        "steps": config.neuronal_steps,
-        "block_lambdas": config.block_lambdas,
-        "row_lambdas": config.row_lambdas,
-    }
+def _followed(allocation: Allocation, rates: Rates, plan: Plan, *, steps: tuple[Step, ...] = ()) -> Allocation:
+    """`allocation` with a row step after it; its own plan becomes a baseline."""
+    baselines = allocation.baselines | {"before rows": allocation.plan}
+    return Allocation(plan=plan, rates=rates, steps=allocation.steps + steps, baselines=baselines)
 
 
 def evaluate_plans(

@@ -1,8 +1,8 @@
-"""One file is one plug-in: methods and allocations found by the stem of their file, loaded when named."""
+"""One file is one plug-in: methods, allocations and refinements found by the stem of their file, loaded when named."""
 
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +11,7 @@ _PACKAGE = Path(__file__).parent
 
 
 def names(kind: str) -> list[str]:
-    """The plug-ins of a kind ("methods", "allocations"), sorted; imports nothing."""
+    """The plug-ins of a kind ("methods", "allocations", "refinements"), sorted; imports nothing."""
     return sorted(module.name for module in pkgutil.iter_modules([str(_PACKAGE / kind)]))
 
 
@@ -22,13 +22,14 @@ def load(kind: str, name: str) -> ModuleType:
     return import_module(f"neuronal_ray.{kind}.{name}")
 
 
-def check_settings(function: Callable[..., object], settings: Mapping[str, object], *, owner: str) -> None:
-    """Raise ValueError unless every setting is a keyword-only argument of `function` of the right type."""
-    known = {
-        name: parameter
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
-    }
+def settings_for(function: Callable[..., object], settings: Mapping[str, object]) -> dict[str, object]:
+    """The settings that are keyword-only arguments of `function`."""
+    return {name: value for name, value in settings.items() if name in _declared(function)}
+
+
+def check_settings(functions: Sequence[Callable[..., object]], settings: Mapping[str, object], *, owner: str) -> None:
+    """Raise ValueError unless every setting is a keyword-only argument of one of `functions`, of the right type."""
+    known = {name: parameter for function in functions for name, parameter in _declared(function).items()}
     for name, value in settings.items():
         if name not in known:
             expected = ", ".join(f"{owner}.{key}" for key in known) or f"nothing: {owner} has no settings"
@@ -37,3 +38,12 @@ def check_settings(function: Callable[..., object], settings: Mapping[str, objec
         accepted = (int, float) if wanted is float else wanted
         if not isinstance(value, accepted) or isinstance(value, bool) is not (wanted is bool):
             raise ValueError(f"--set {owner}.{name}: {value!r} is not of type {wanted.__name__}")
+
+
+def _declared(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
+    """The keyword-only arguments with a default."""
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+    }

@@ -39,13 +39,21 @@ def _main(argv: Sequence[str]) -> None:
     with staged(config.output) as staging, ExitStack() as stack:
         progress = Progress(staging / "events.jsonl")
         with progress.stage("loading", 1) as advance:
-            pool = stack.enter_context(
-                open_pool(config, inputs.checkpoint, method=config.method, method_settings=config.settings_of("method"))
-            )
+            pool = stack.enter_context(open_pool(config, inputs.checkpoint, recipe=inputs.composition.recipe))
             advance(f"{pool.replicas} replica{'s' * (pool.replicas > 1)}")
         summary = run(config, inputs, pool, staging, progress)
         write_report(staging)
     print(_table(summary, config.output))
+
+
+def _what(summary: Mapping[str, Any]) -> str:
+    """Method, allocation and what else shaped the masks."""
+    parts = [summary["method"], summary["allocation"]]
+    parts += [f"{summary['row_step']} rows"] if summary["row_step"] else []
+    parts += [
+        summary[key] for key, absent in (("refinement", "none"), ("pattern", "unstructured")) if summary[key] != absent
+    ]
+    return ", ".join(parts)
 
 
 def _table(summary: Mapping[str, Any], output: Path) -> str:
@@ -54,8 +62,7 @@ def _table(summary: Mapping[str, Any], output: Path) -> str:
     lines = [
         "",
         f"{summary['model']} pruned to {sparsity['achieved']:.4%} "
-        f"({sparsity['pruned']:,} of {sparsity['prunable']:,} weights) with {summary['method']}, "
-        f"{summary['allocation']} ({summary['mode']} mode)",
+        f"({sparsity['pruned']:,} of {sparsity['prunable']:,} weights) with {_what(summary)} ({summary['mode']} mode)",
         "",
     ]
     for name, measured in summary["evaluation"].items():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from neuronal_ray.entry import exit_code
 from neuronal_ray.report_figures import Canvas, block_figure, row_figure, search_figure
-from neuronal_ray.report_inputs import STEPS, Run, Score, SearchStep, read_run
+from neuronal_ray.report_inputs import Run, Score, SearchStep, read_run
 
 WIDE, HALF, NARROW = 736, 352, 340  # CSS pixels: the page, half of it, a phone
 _BASELINES = {"uniform": "Uniform", "block": "Block step only"}  # the same budget, spread otherwise
@@ -91,8 +91,8 @@ def write_report(directory: Path) -> Path:
 
 def _page(run: Run) -> str:
     target = f"{100 * run.target:g}%"
-    method = f"{escape(run.method)} with {escape(run.allocation)} allocation"
-    sections = [_tally(run), _scores(run.scores), _search(run.steps), _allocation(run), _provenance(run)]
+    method = f"{escape(run.method)} with {escape(', '.join([f'{run.allocation} allocation', *run.additions]))}"
+    sections = [_tally(run), _scores(run.scores), _search(run), _allocation(run), _provenance(run)]
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -144,34 +144,39 @@ def _perplexity(value: float) -> str:
     return f"{value:,.2f}" if math.isfinite(value) else "overflow"
 
 
-def _search(steps: Sequence[SearchStep]) -> str:
+def _search(run: Run) -> str:
+    steps = run.steps
     parts = ["<h2>Search for &lambda;</h2>"]
     ran = [step.name for step in steps]
     if steps:
-        parts.append("<p>Each step tries its candidates and keeps the one with the lowest neuron alignment.</p>")
+        parts.append(
+            "<p>Each step tries its candidates and keeps the one with the lowest score: neuron alignment, or loss.</p>"
+        )
         parts.append(f'<div class="pair">{"".join(_step_figure(step) for step in steps)}</div>')
-    parts.extend(f'<p class="muted">The {name} step did not run.</p>' for name in STEPS if name not in ran)
+    expected = ("block", "row") if run.allocation == "neuronal" else ()
+    parts.extend(f'<p class="muted">The {name} step did not run.</p>' for name in expected if name not in ran)
     tried = [candidate for step in steps for candidate in step.candidates]
     if tried:
         rows = [
             [
                 c.step,
                 f"{c.lam:g}",
-                f"{c.alignment:#,.6g}".rstrip("."),
+                f"{c.score:#,.6g}".rstrip("."),
                 f"{c.seconds:,.1f}",
                 "selected" * c.selected,
             ]
             for c in tried
         ]
         chosen = [number for number, candidate in enumerate(tried) if candidate.selected]
-        table = _table(rows, head=["Step", "\u03bb", "Alignment", "Seconds", ""], chosen=chosen)
+        table = _table(rows, head=["Step", "\u03bb", "Score", "Seconds", ""], chosen=chosen)
         parts.append(_details("All candidates", len(rows), table))
     return "\n".join(parts)
 
 
 def _step_figure(step: SearchStep) -> str:
     num_candidates, lam = len(step.candidates), f"{step.selected.lam:g}"
-    label = f"Alignment of the {num_candidates} candidates of the {step.name} step; {lam} is selected"
+    criterion = step.selected.criterion.capitalize()
+    label = f"{criterion} of the {num_candidates} candidates of the {step.name} step; {lam} is selected"
     figure = search_figure(step, Canvas(key=step.name, width=HALF, label=label))
     name = step.name.capitalize()
     caption = f"{name} step: &lambda; = {lam} of {num_candidates} candidates, in {step.seconds:,.1f} s"

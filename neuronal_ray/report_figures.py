@@ -48,19 +48,19 @@ class Canvas:
 
 
 def search_figure(step: SearchStep, canvas: Canvas) -> str:
-    """Alignment against lambda, the selected lambda marked."""
+    """Score (alignment, loss) against lambda, the selected lambda marked."""
     candidates = sorted(step.candidates, key=lambda candidate: candidate.lam)
     chosen = step.selected
     with _style():
         figure = _figure(canvas, height=220)
         axes = figure.add_subplot()
         lams = [candidate.lam for candidate in candidates]
-        axes.plot(lams, [candidate.alignment for candidate in candidates], "o-", color=Color.MUTED, ms=3.5, lw=1)
-        axes.plot([chosen.lam], [chosen.alignment], "o", color=Color.INK, ms=8)
+        axes.plot(lams, [candidate.score for candidate in candidates], "o-", color=Color.MUTED, ms=3.5, lw=1)
+        axes.plot([chosen.lam], [chosen.score], "o", color=Color.INK, ms=8)
         text = f"\N{GREEK SMALL LETTER LAMDA} = {chosen.lam:g}"
         axes.annotate(
             text,
-            (chosen.lam, chosen.alignment),
+            (chosen.lam, chosen.score),
             (0, -20),
             textcoords="offset points",
             ha="center",
@@ -72,7 +72,7 @@ def search_figure(step: SearchStep, canvas: Canvas) -> str:
         axes.locator_params(nbins=5)
         axes.ticklabel_format(useOffset=False)
         axes.set_xlabel("\N{GREEK SMALL LETTER LAMDA}")
-        axes.set_ylabel("alignment")
+        axes.set_ylabel(chosen.criterion)
         return _svg(figure, canvas)
 
 

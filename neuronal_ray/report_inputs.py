@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FORMAT = 1
 FILES = ("pruning.json", "allocation.parquet", "search.parquet")
-STEPS = ("block", "row")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One lambda that was tried in the step of that name, and the neuron alignment it gave."""
+    """One lambda that was tried in the step of that name, and its score by the criterion (alignment, loss)."""
 
     step: str
     lam: float
-    alignment: float
+    criterion: str
+    score: float
     selected: bool
     seconds: float
 
@@ -70,11 +70,12 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """All that a report shows; `target` and `achieved` are fractions removed."""
+    """All that a report shows; `target` and `achieved` are fractions removed, `additions` what else was asked for."""
 
     model: str
     method: str
     allocation: str
+    additions: tuple[str, ...]
     mode: str
     target: float
     achieved: float
@@ -110,12 +111,13 @@ def read_run(directory: Path) -> Run:
         model=_get(document, "model", str),
         method=_get(document, "method", str),
         allocation=_get(document, "allocation", str),
+        additions=tuple(_additions(document)),
         mode=_get(document, "mode", str),
         target=_get(sparsity, "target", float),
         achieved=_get(sparsity, "achieved", float),
         pruned=_get(sparsity, "pruned", int),
         prunable=_get(sparsity, "prunable", int),
-        steps=tuple(_step(name, _get(search, name, dict), candidates) for name in STEPS if name in search),
+        steps=tuple(_step(name, _get(search, name, dict), candidates) for name in search),
         scores=tuple(_score(name, _get(evaluation, name, dict)) for name in evaluation),
         seconds={stage: _get(seconds, stage, float) for stage in seconds},
         calibration=_get(document, "calibration", dict),
@@ -124,6 +126,16 @@ def read_run(directory: Path) -> Run:
         config=_get(document, "config", dict),
         linears=_linears(directory / "allocation.parquet"),
     )
+
+
+def _additions(document: Mapping[str, Any]) -> Iterator[str]:
+    """Row step, refinement and pattern, where there are any."""
+    if document.get("row_step") is not None:
+        yield f"{_get(document, 'row_step', str)} rows"
+    for key, absent in (("refinement", "none"), ("pattern", "unstructured")):
+        value = _get(document, key, str)
+        if value != absent:
+            yield value
 
 
 def _get(node: Mapping[str, Any], key: str, kind: type[T]) -> T:
@@ -170,8 +182,8 @@ def _perplexity(node: Mapping[str, Any]) -> float:
 def _candidates(path: Path) -> tuple[Candidate, ...]:
     import pyarrow as pa
 
-    columns = [("step", pa.string()), ("lambda", pa.float64()), ("alignment", pa.float64())]
-    schema = pa.schema([*columns, ("selected", pa.bool_()), ("seconds", pa.float64())])
+    columns = [("step", pa.string()), ("lambda", pa.float64()), ("criterion", pa.string())]
+    schema = pa.schema([*columns, ("score", pa.float64()), ("selected", pa.bool_()), ("seconds", pa.float64())])
     return tuple(Candidate(lam=row.pop("lambda"), **row) for row in _table(path, schema).to_pylist())
 
 

@@ -1,35 +1,39 @@
-"""One replica of the model on one device: it gathers statistics, ranks, tries plans and writes the result.
+"""The tasks of one replica: it gathers statistics, ranks or solves, tries plans and writes the result.
 
-The weights stay dense for the worker's whole life. A sparse model is a view of them: the ranking cut by a plan,
-put in place block by block while text passes through, and taken out again.
+A sparse model is never stored: it is the ranking cut by a plan, or the solver's answer to it, put in place block by
+block while text passes through.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int, Int64
-from torch import Tensor, nn
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
 
-from neuronal_ray import plugins
 from neuronal_ray.core.alignment import Trial, misalignment, total_misalignment
-from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
-from neuronal_ray.core.masks import apply_cut, cut, rank_rows
+from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
+from neuronal_ray.core.masks import apply_cut, cut
 from neuronal_ray.core.plan import Plan
-from neuronal_ray.core.stats import RunningNorm, SquareSum, Statistic
-from neuronal_ray.models.blocks import Recording, Stream, find_linears, forwards, is_transposed, set_weight, weight_of
-from neuronal_ray.models.checkpoint import load_model, open_checkpoint, zero_masked
-from neuronal_ray.models.wiring import trace_layout
-from neuronal_ray.timing import Stopwatch
+from neuronal_ray.core.stats import Gram, RunningGram, RunningNorm, SquareSum, Statistic
+from neuronal_ray.core.trim import trim_rows
+from neuronal_ray.models.blocks import Recording, is_transposed
+from neuronal_ray.models.checkpoint import stored_tensors, write_weights, zero_masked
+from neuronal_ray.recipe import Ranks, Recipe
+from neuronal_ray.replica import BlockText, Replica, Statistics, Weights
 
-Ranks = Mapping[Linear, Int[Tensor, "rows columns"]]
-Statistics = Mapping[Group, Statistic]
+Result = TypeVar("Result")
 
-CHUNK_TOKENS = 2048
-"""Tokens that pass through a block at once. Part of the numerics: it does not depend on device or pool."""
+FEW_TOKENS = 32
+"""An expert that fewer tokens were routed to is judged by the inputs of all experts of its kind in its block."""
+
+_RELEASED: dict[type[Statistic], type[Statistic]] = {SquareSum: RunningNorm, Gram: RunningGram}
+"""The released code's float32 forms of the statistics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,50 +43,51 @@ class WorkerSpec:
     model_path: Path
     device: str
     dtype: str
-    method: str
-    method_settings: Mapping[str, object]
+    recipe: Recipe
     threads: int | None
     trust_remote_code: bool
     profile: bool = False
 
 
-def chunk_sequences(length: int) -> int:
-    """Number of sequences of `length` tokens in one chunk."""
-    return max(1, CHUNK_TOKENS // length)
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """How calibration text passes through the blocks for the final scores.
+
+    `pruned`: each block sees the output of its pruned predecessors, else of the dense ones. `released`: one sequence
+    at a time into the released code's statistics.
+    """
+
+    pruned: bool
+    released: bool = False
+
+    def kinds(self, wanted: Sequence[type[Statistic]]) -> tuple[type[Statistic], ...]:
+        """`wanted` in the form that this walk gathers."""
+        return tuple(_RELEASED.get(kind, kind) if self.released else kind for kind in wanted)
 
 
 class Worker:
-    """See the module's docstring. Methods are called in the order: observe, rank, set_search_text, trial."""
+    """See the module's docstring. Methods are called in the order: observe, rank, set_search_text, trial, finish."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
         self.spec = spec
-        self.device = torch.device(spec.device)
-        if self.device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = False
-        self.stopwatch = Stopwatch(self.device, synchronize=spec.profile)
-        self.checkpoint = open_checkpoint(spec.model_path, trust_remote_code=spec.trust_remote_code)
-        model = load_model(
-            self.checkpoint,
-            device=self.device,
-            dtype=self._dtype(),
+        self.replica = Replica(
+            spec.model_path,
+            device=spec.device,
+            dtype=spec.dtype,
             trust_remote_code=spec.trust_remote_code,
+            synchronize=spec.profile,
         )
-        self.stream = Stream(model)
-        self.linears = [find_linears(block) for block in self.stream.blocks]
-        self._check_weights()
-        self.layout: Layout = trace_layout(self.stream)
-        self._score = plugins.load("methods", spec.method).score
-        self._ranks: dict[Linear, Tensor] = {}
+        self.device, self.stopwatch = self.replica.device, self.replica.stopwatch
+        self.layout: Layout = self.replica.layout
+        self._statistics: Statistics | None = None
+        self._ranks: dict[Linear, Ranks] = {}
+        self._final: dict[Linear, Ranks] = {}
+        self._solved: dict[Linear, Tensor] = {}
+        self._text: list[Int64[Tensor, "sequences length"]] = []
         self._search: list[Recording] = []
         self._dense: Statistics = {}
-
-    def _dtype(self) -> torch.dtype:
-        if self.spec.dtype != "auto":
-            return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.spec.dtype]
-        stored: torch.dtype | None = self.checkpoint.config.get_text_config().dtype
-        return torch.float32 if stored is None or self.device.type == "cpu" else stored
 
     def describe(self) -> Layout:
         """The layout of the model."""
@@ -96,20 +101,31 @@ class Worker:
 
     # -- the dense stream: one pass, one ranking ------------------------------------------------------------
 
-    def observe(self, tokens: Int64[Tensor, "sequences length"]) -> Statistics:
+    def observe(self, tokens: Int64[Tensor, "sequences length"], kind: type[Statistic] = SquareSum) -> Statistics:
         """Statistics of one chunk of calibration text on the dense model, on the host."""
-        statistics = self._dense_statistics([self.stream.start(tokens.to(self.device))])
+        _, recordings = self.replica.start(tokens)
+        statistics = self._dense_statistics(recordings, kind)
         return {group: statistic.to(torch.device("cpu")) for group, statistic in statistics.items()}
 
-    def rank(self, statistics: Statistics | None) -> None:
+    def keep_statistics(self, statistics: Statistics) -> None:
+        """Remember the statistics of the whole calibration text on the dense stream."""
+        self._statistics = {group: statistic.to(self.device) for group, statistic in statistics.items()}
+
+    def rank(self) -> None:
         """Rank the rows of every linear once, by the method's score on the dense stream's statistics."""
         for index in range(self.layout.num_blocks):
-            self._ranks |= self._rank_block(index, statistics)
+            self._ranks |= self._rank_block(index, self._statistics)
+
+    def rank_on_walk(self, tokens: Int64[Tensor, "sequences length"]) -> None:
+        """`rank` for statistics that are held for one block at a time."""
+        assert self.spec.recipe.statistic is not None
+        for index, _, (observed,) in self._dense_walk(tokens, (self.spec.recipe.statistic,)):
+            self._ranks |= self._rank_block(index, observed)
 
     def set_search_text(self, tokens: Int64[Tensor, "sequences length"], *, chunk: int, with_reference: bool) -> None:
         """Keep the search sequences' embeddings and, if asked, their dense activation norms (A_D)."""
-        self._search = [self.stream.start(part) for part in tokens.to(self.device).split(chunk)]
-        self._dense = self._dense_statistics(self._search) if with_reference else {}
+        self._text, self._search = self.replica.start(tokens, chunk=chunk)
+        self._dense = self._dense_statistics(self._search, SquareSum) if with_reference else {}
 
     def trial(self, plan: Plan) -> Trial:
         """Alignment of the model under `plan` with the dense model's own stream (Algorithm 1)."""
@@ -117,191 +133,319 @@ class Worker:
         sparse: dict[Group, Statistic] = {}
         for index in range(self.layout.num_blocks):
             last = index == self.layout.num_blocks - 1
-            with self._without_output(index) if last else nullcontext():
-                recordings, observed = self._sparse_pass(index, recordings, plan, self._ranks, SquareSum)
+            with self.replica.without_output(index) if last else nullcontext():
+                weights = self._cut(index, plan, self._ranks)
+                recordings, (observed,) = self.replica.run_with(index, recordings, weights, (SquareSum,))
             sparse |= observed
         return self._compare(self._dense, sparse)
 
-    @contextmanager
-    def _without_output(self, index: int) -> Iterator[None]:
-        """Block `index` without the products of its last group: no later input of the block depends on them."""
-        last = max(spec.reads for spec in self.layout.blocks[index])
-        skipped = {id(self._module(spec)): spec.rows for spec in self.layout.groups[last]}
+    def loss(self, plan: Plan) -> float:
+        """Mean cross-entropy of the search text under `plan`, in nats per predicted token."""
+        recordings = self._search
+        for index in range(self.layout.num_blocks):
+            recordings, _ = self.replica.run_with(index, recordings, self._cut(index, plan, self._ranks))
+        return self._loss(recordings)
 
-        def skip(_: int, module: nn.Module) -> Callable[[Tensor], Tensor]:
-            return lambda inputs: inputs.new_zeros(*inputs.shape[:-1], skipped[id(module)])
+    def measure(self, block: int, function: Callable[[Sequence[Weighed]], Result]) -> Result:
+        """`function` of the dense linears of one block and their inputs' statistics."""
+        specs = self.layout.blocks[block]
+        return function(
+            [
+                Weighed(spec=spec, weight=self.replica.weight(spec), inputs=self._inputs(spec, self._statistics))
+                for spec in specs
+            ]
+        )
 
-        with forwards((self._module(spec) for spec in self.layout.groups[last]), skip):
-            yield
+    def learn(self, blocks: range, function: Callable[[BlockText], Result]) -> list[Result]:
+        """`function` of each block of the range, with the search text as it enters it in the dense model."""
+        results = []
+        recordings = self._search
+        for index in range(blocks.stop):
+            outputs, _ = self.replica.run(index, recordings)
+            if index in blocks:
+                results.append(function(BlockText(self.replica, index, recordings, outputs, self._ranks)))
+            recordings = outputs
+        return results
 
-    def _dense_statistics(self, recordings: list[Recording]) -> Statistics:
-        statistics: dict[Group, Statistic] = {}
-        with self.stopwatch.measure("dense pass"):
-            for index in range(self.layout.num_blocks):
-                recordings, observed = self._pass(index, recordings, SquareSum)
-                statistics |= observed
-        _check_finite(statistics)
-        return statistics
+    def trim(
+        self, blocks: range, plan: Plan, tokens: Int64[Tensor, "sequences length"]
+    ) -> dict[Linear, Float64[Tensor, " rows"]]:
+        """TRIM's row rates of the linears of a range of blocks, on the dense stream (Differs: not the pruned one)."""
+        rates: dict[Linear, Float64[Tensor, " rows"]] = {}
+        for index, _, (observed,) in self._dense_walk(tokens, (Gram,), until=blocks.stop, wanted=blocks):
+            for spec in self.layout.blocks[index]:
+                gram = self._inputs(spec, observed)
+                assert isinstance(gram, Gram)
+                with self.stopwatch.measure("rows"):
+                    found = trim_rows(
+                        self.replica.weight(spec), gram.total, self._ranks[spec.linear], plan.removed[spec.linear]
+                    )
+                rates[spec.linear] = found.cpu()
+        return rates
 
-    def _compare(self, dense: Statistics, sparse: Statistics, *, dead_is_infinite: bool = False) -> Trial:
-        """Equation 2 over all linears, and the signed differences of the norms that the row step reads.
+    # -- solvers: candidates side by side, one factorization for all --------------------------------------------
 
-        The released code divides by the sum of the norms: an input that pruning has silenced makes its score NaN.
-        """
-        terms = []
-        signals = {}
-        for group, specs in self.layout.groups.items():
-            ours, theirs = dense[group].norm, sparse[group].norm
-            term = misalignment(ours, theirs)
-            dead = dead_is_infinite and not bool(theirs.any())
-            terms.append((torch.full_like(term, math.inf) if dead else term, len(specs)))
-            signals[group] = (ours - theirs).cpu()
-        total = total_misalignment(terms)
-        return Trial(misalignment=total if math.isfinite(total) else math.inf, signals=signals)
+    def solved_trials(self, plans: Sequence[Plan], tokens: Int64[Tensor, "sequences length"]) -> list[Trial]:
+        """`trial` for a method that solves: statistics of `tokens` on the dense stream, shared by all plans."""
+        sparse: list[dict[Group, Statistic]] = [{} for _ in plans]
+        for _, observed in self._solved_walk(plans, tokens, (SquareSum,)):
+            for known, (new,) in zip(sparse, observed, strict=True):
+                known |= new
+        return [self._compare(self._dense, found) for found in sparse]
+
+    def solved_losses(self, plans: Sequence[Plan], tokens: Int64[Tensor, "sequences length"]) -> list[float]:
+        """`loss` for a method that solves."""
+        streams: list[list[Recording]] = []
+        for found, _ in self._solved_walk(plans, tokens, ()):
+            streams = found
+        return [self._loss(recordings) for recordings in streams]
+
+    def _solved_walk(
+        self, plans: Sequence[Plan], tokens: Int64[Tensor, "sequences length"], kinds: tuple[type[Statistic], ...]
+    ) -> Iterator[tuple[list[list[Recording]], list[list[dict[Group, Statistic]]]]]:
+        """After each block, the search text under every plan and what was observed of it."""
+        assert self.spec.recipe.statistic is not None
+        streams = [self._search for _ in plans]
+        for index, _, (grams,) in self._dense_walk(tokens, (self.spec.recipe.statistic,)):
+            factors = self._factorized(index, grams)
+            passed = []
+            for plan, recordings in zip(plans, streams, strict=True):
+                weights = self._solve(index, factors, plan)
+                passed.append(self.replica.run_with(index, recordings, weights, kinds))
+            streams = [recordings for recordings, _ in passed]
+            yield streams, [observed for _, observed in passed]
 
     # -- the pruned stream: the released code's order, each block after its pruned predecessors ---------------
 
     def local_trial(self, plan: Plan) -> Trial:
         """Alignment block by block against dense weights on the sparse stream, ranking anew (released code)."""
+        kind = RunningGram if self.spec.recipe.solves else RunningNorm
         recordings = self._search
         dense: dict[Group, Statistic] = {}
         sparse: dict[Group, Statistic] = {}
         for index in range(self.layout.num_blocks):
             with self.stopwatch.measure("dense pass"):
-                _, reference = self._pass(index, recordings, RunningNorm)
-            ranks = self._rank_block(index, reference, lower_ties_first=plan.lower_ties_first)
-            recordings, observed = self._sparse_pass(index, recordings, plan, ranks, RunningNorm)
+                _, (reference,) = self.replica.run(index, recordings, (kind,))
+            weights = self._pruned_block(index, plan, [reference])
+            recordings, (observed,) = self.replica.run_with(index, recordings, weights, (kind,))
             dense |= reference
             sparse |= observed
         return self._compare(dense, sparse, dead_is_infinite=True)
 
-    def rank_on_pruned_stream(self, plan: Plan, tokens: Int64[Tensor, "sequences length"], *, chunk: int) -> None:
-        """Rank block after block on the stream of the blocks already pruned by `plan` (Wanda's own order)."""
-        recordings = [self.stream.start(part) for part in tokens.to(self.device).split(chunk)]
-        statistic = RunningNorm if chunk == 1 else SquareSum
+    def finish(self, plan: Plan, tokens: Int64[Tensor, "sequences length"], walk: Walk) -> None:
+        """Settle the masks, or weights, that the model has under `plan` in the end.
+
+        A ranking on the dense stream is settled already; else `tokens` pass through, block after block.
+        """
+        recipe = self.spec.recipe
+        self._final, self._solved = dict(self._ranks), {}
+        if not walk.pruned and not recipe.walks:
+            if recipe.refinement is not None:
+                for index in range(self.layout.num_blocks):
+                    self._refine(index, plan, self._statistics, self._statistics)
+            return
+        _, recordings = self.replica.start(tokens, chunk=1 if walk.released else None)
+        kinds = walk.kinds(recipe.final_statistics)
         for index in range(self.layout.num_blocks):
             with self.stopwatch.measure("dense pass"):
-                _, observed = self._pass(index, recordings, statistic)
-            _check_finite(observed)
-            ranks = self._rank_block(index, observed, lower_ties_first=plan.lower_ties_first)
-            recordings, _ = self._sparse_pass(index, recordings, plan, ranks, None)
-            self._ranks |= ranks
+                outputs, observed = self.replica.run(index, recordings, kinds)
+            for statistics in observed:
+                _check_finite(statistics)
+            weights = self._pruned_block(index, plan, observed)
+            if recipe.solves:
+                self._solved |= weights
+            if walk.pruned:
+                outputs, _ = self.replica.run_with(index, recordings, weights)
+            recordings = outputs
+
+    def _pruned_block(self, index: int, plan: Plan, observed: Sequence[Statistics]) -> Weights:
+        """The weights of block `index` under `plan`, judged by what was just observed (method, refinement)."""
+        if self.spec.recipe.solves:
+            return self._solve(index, self._factorized(index, observed[0]), plan)
+        statistics = observed[0] if observed else None
+        self._final |= self._rank_block(index, statistics, lower_ties_first=plan.lower_ties_first)
+        if self.spec.recipe.refinement is not None:
+            self._refine(index, plan, statistics, observed[-1])
+        return self._cut(index, plan, self._final)
+
+    def _refine(self, index: int, plan: Plan, statistics: Statistics | None, moments: Statistics | None) -> None:
+        """Put rankings whose cuts are the refined masks in place of those of block `index`."""
+        with self.stopwatch.measure("refinement"):
+            for spec in self.layout.blocks[index]:
+                seen = self._inputs(spec, moments)
+                assert seen is not None
+                self._final[spec.linear] = self.spec.recipe.refined(
+                    spec,
+                    self.replica.weight(spec),
+                    self._final[spec.linear],
+                    plan.removed[spec.linear],
+                    self._inputs(spec, statistics),
+                    seen,
+                )
 
     # -- the result --------------------------------------------------------------------------------------------
 
     def logits(
         self, tokens: Int64[Tensor, "sequences length"], plan: Plan | None
     ) -> Iterator[Float[Tensor, "sequences length vocabulary"]]:
-        """Logits chunk by chunk of the model under `plan`; None is the dense model."""
-        parts = tokens.to(self.device).split(chunk_sequences(tokens.shape[1]))
-        recordings = [self.stream.start(part) for part in parts]
+        """Logits chunk by chunk of the model as `finish` left it under `plan`; None is the dense model."""
+        parts, recordings = self.replica.start(tokens)
         for index in range(self.layout.num_blocks):
             if plan is None:
-                recordings, _ = self._pass(index, recordings, None)
+                recordings, _ = self.replica.run(index, recordings)
             else:
-                recordings, _ = self._sparse_pass(index, recordings, plan, self._ranks, None)
+                recordings, _ = self.replica.run_with(index, recordings, self._finished(index, plan))
         for part, recording in zip(parts, recordings, strict=True):
-            yield self.stream.finish(part, recording)
+            yield self.replica.stream.finish(part, recording)
+
+    def _finished(self, index: int, plan: Plan) -> Weights:
+        if self._solved:
+            return {spec.linear: self._solved[spec.linear] for spec in self.layout.blocks[index]}
+        return self._cut(index, plan, self._final or self._ranks)
 
     def mask(self, linear: Linear, plan: Plan) -> Bool[Tensor, "rows columns"]:
-        """The mask of one linear under `plan` by the current ranking, True where weights go."""
-        return cut(self._ranks[linear], plan.removed[linear])
+        """The final mask of one linear under `plan`, True where weights go."""
+        if self._solved:
+            return self._solved[linear] == 0
+        return cut((self._final or self._ranks)[linear], plan.removed[linear])
 
     def write(self, plan: Plan, target: Path) -> int:
-        """Zero the weights that `plan` removes in the checkpoint copied to `target`; returns the zeros saved."""
-        names = {
-            f"{self.stream.blocks_name}.{spec.linear.block}.{spec.linear.path}.weight": spec for spec in self.layout
-        }
-
-        def mask_of(name: str) -> Tensor:
-            spec = names[name]
-            mask = self.mask(spec.linear, plan)
-            return mask.t() if is_transposed(self._module(spec)) else mask
-
-        return sum(zero_masked(self.checkpoint, target, names, mask_of).values())
+        """Put the final model under `plan` into the checkpoint copied to `target`; returns the zeros saved."""
+        saved = 0
+        for specs in self.layout.blocks:
+            values = {}
+            for spec in specs:
+                value = self._solved[spec.linear] if self._solved else self.mask(spec.linear, plan)
+                values[self.replica.name(spec)] = value.t() if is_transposed(self.replica.module(spec)) else value
+            stored = stored_tensors(self.replica.stream.model, values)
+            put = write_weights if self._solved else zero_masked
+            saved += sum(put(self.replica.checkpoint, target, stored).values())
+        return saved
 
     # -- one block -----------------------------------------------------------------------------------------------
 
-    def _pass(
-        self, index: int, recordings: Iterable[Recording], statistic: type[Statistic] | None
-    ) -> tuple[list[Recording], dict[Group, Statistic]]:
-        """Pass text through block `index` as it stands, gathering the input statistics of its groups."""
-        observed: dict[Group, Statistic] = {}
-        outputs = []
-        for recording in recordings:
-            with self._observing(index, statistic, observed, sequences=len(recording.hidden)):
-                outputs.append(self.stream.block(index, recording))
-        return outputs, observed
-
-    def _sparse_pass(
+    def _dense_walk(
         self,
-        index: int,
-        recordings: Iterable[Recording],
-        plan: Plan,
-        ranks: Ranks,
-        statistic: type[Statistic] | None,
-    ) -> tuple[list[Recording], dict[Group, Statistic]]:
-        """`_pass` with block `index` pruned by `plan`; its dense weights are put back."""
+        tokens: Int64[Tensor, "sequences length"],
+        kinds: tuple[type[Statistic], ...],
+        *,
+        until: int | None = None,
+        wanted: range | None = None,
+    ) -> Iterator[tuple[int, list[Recording], list[dict[Group, Statistic]]]]:
+        """Block after block of the dense model: its index, the text after it and the statistics of its inputs."""
+        stop = self.layout.num_blocks if until is None else until
+        wanted = range(stop) if wanted is None else wanted
+        _, recordings = self.replica.start(tokens)
+        for index in range(stop):
+            with self.stopwatch.measure("dense pass"):
+                recordings, observed = self.replica.run(index, recordings, kinds if index in wanted else ())
+            if index in wanted:
+                for statistics in observed:
+                    _check_finite(statistics)
+                yield index, recordings, observed
+
+    def _dense_statistics(self, recordings: list[Recording], kind: type[Statistic]) -> Statistics:
+        statistics: dict[Group, Statistic] = {}
+        with self.stopwatch.measure("dense pass"):
+            for index in range(self.layout.num_blocks):
+                recordings, (observed,) = self.replica.run(index, recordings, (kind,))
+                statistics |= observed
+        _check_finite(statistics)
+        return statistics
+
+    def _cut(self, index: int, plan: Plan, ranks: Mapping[Linear, Ranks]) -> Weights:
+        """The weights of block `index` cut by `plan`."""
         with self.stopwatch.measure("masks"):
-            pruned = {
-                spec.linear.path: apply_cut(self._weight(spec), ranks[spec.linear], plan.removed[spec.linear])
+            return {
+                spec.linear: apply_cut(self.replica.weight(spec), ranks[spec.linear], plan.removed[spec.linear])
                 for spec in self.layout.blocks[index]
             }
-        with self.stopwatch.measure("sparse forwards"), _swapped(self.linears[index], pruned):
-            return self._pass(index, recordings, statistic)
-
-    @contextmanager
-    def _observing(
-        self, index: int, statistic: type[Statistic] | None, observed: dict[Group, Statistic], *, sequences: int
-    ) -> Iterator[None]:
-        """Hook the first linear of each group: linears that read one tensor share its statistic."""
-        handles = []
-        if statistic is not None:
-            for group, first in self.layout.first_readers(index).items():
-                module = self.linears[index][first.linear.path]
-                handles.append(module.register_forward_pre_hook(self._observer(group, statistic, observed, sequences)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _observer(
-        self, group: Group, statistic: type[Statistic], observed: dict[Group, Statistic], sequences: int
-    ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def observe(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            with self.stopwatch.measure("statistics"):
-                inputs = args[0]
-                seen = statistic.of(inputs.reshape(sequences, -1, inputs.shape[-1]))  # OPT joins sequences and tokens
-                observed[group] = observed[group].merge(seen) if group in observed else seen
-
-        return observe
 
     def _rank_block(
         self, index: int, statistics: Statistics | None, *, lower_ties_first: bool = True
-    ) -> dict[Linear, Tensor]:
+    ) -> dict[Linear, Ranks]:
         with self.stopwatch.measure("ranking"):
             return {
-                spec.linear: rank_rows(self._scored(spec, statistics), lower_ties_first=lower_ties_first)
+                spec.linear: self.spec.recipe.ranked(
+                    self.replica.weight(spec), self._inputs(spec, statistics), lower_ties_first=lower_ties_first
+                )
                 for spec in self.layout.blocks[index]
             }
 
-    def _scored(self, spec: LinearSpec, statistics: Mapping[Group, Statistic] | None) -> Tensor:
-        inputs = None if statistics is None else statistics[spec.reads].to(self.device)
-        score: Tensor = self._score(self._weight(spec), inputs, **self.spec.method_settings)
-        return score
+    def _factorized(self, index: int, grams: Statistics) -> dict[Group, object]:
+        """The solver's factor of each group of block `index`."""
+        factors = {}
+        with self.stopwatch.measure("factorization"):
+            for group, first in self.layout.first_readers(index).items():
+                inputs = self._inputs(first, grams)
+                assert inputs is not None
+                try:
+                    factors[group] = self.spec.recipe.factorized(inputs)
+                except ValueError as error:
+                    raise ValueError(f"--method {self.spec.recipe.method}: {first.linear}: {error}") from error
+        return factors
 
-    def _weight(self, spec: LinearSpec) -> Float[Tensor, "rows columns"]:
-        return weight_of(self._module(spec))
+    def _solve(self, index: int, factors: Mapping[Group, object], plan: Plan) -> Weights:
+        with self.stopwatch.measure("solving"):
+            return {
+                spec.linear: self.spec.recipe.solved(spec, self.replica.weight(spec), factors[spec.reads], plan)
+                for spec in self.layout.blocks[index]
+            }
 
-    def _module(self, spec: LinearSpec) -> nn.Module:
-        return self.linears[spec.linear.block][spec.linear.path]
+    def _inputs(self, spec: LinearSpec, statistics: Statistics | None) -> Statistic | None:
+        """What was seen of a linear's inputs; an expert that saw few tokens has the sum over its like."""
+        if statistics is None:
+            return None
+        own = statistics.get(spec.reads)
+        if spec.expert is None:
+            assert own is not None, spec.linear
+            return own
+        if own is not None and own.tokens >= FEW_TOKENS:
+            return own
+        return _merged(statistics, self.layout.routed[spec.reads])
 
-    def _check_weights(self) -> None:
-        for block, linears in enumerate(self.linears):
-            for path, module in linears.items():
-                if not bool(torch.isfinite(weight_of(module)).all()):
-                    raise ValueError(f"--model: NaN or infinite weights in {Linear(block, path)}")
+    def _compare(self, dense: Statistics, sparse: Statistics, *, dead_is_infinite: bool = False) -> Trial:
+        """Equation 2 over all linears, and the signed differences of the norms that the row step reads.
+
+        The released code divides by the sum of the norms: an input that pruning has silenced makes its score NaN. An
+        expert that no token was routed to has norms of zero. What feeds all experts of a block is judged by the inputs
+        of all of them.
+        """
+        shared = set(self.layout.routed) - {spec.consumer for spec in self.layout if spec.expert is not None}
+        terms = []
+        signals = {}
+        for group, specs in self.layout.groups.items():
+            ours, theirs = (
+                found[group].norm if group in found else torch.zeros(specs[0].columns, device=self.device)
+                for found in (dense, sparse)
+            )
+            term = misalignment(ours, theirs)
+            dead = dead_is_infinite and not bool(theirs.any())
+            terms.append((torch.full_like(term, math.inf) if dead else term, len(specs)))
+            if group in shared:
+                ours, theirs = (_merged(found, self.layout.routed[group]).norm for found in (dense, sparse))
+            signals[group] = (ours - theirs).cpu()
+        total = total_misalignment(terms)
+        return Trial(misalignment=total if math.isfinite(total) else math.inf, signals=signals)
+
+    def _loss(self, recordings: Sequence[Recording]) -> float:
+        """Mean cross-entropy per predicted token of the search text, infinite on overflow."""
+        total, count = 0.0, 0
+        for tokens, recording in zip(self._text, recordings, strict=True):
+            for row, wanted in zip(self.replica.stream.finish(tokens, recording), tokens, strict=True):
+                total += float(F.cross_entropy(row[:-1].float(), wanted[1:], reduction="sum"))
+                count += len(wanted) - 1
+        return total / count if math.isfinite(total) else math.inf
+
+
+def _merged(statistics: Statistics, groups: Sequence[Group]) -> Statistic:
+    """What was seen of the inputs of several experts together."""
+    merged = None
+    for group in groups:
+        if group in statistics:
+            merged = statistics[group] if merged is None else merged.merge(statistics[group])
+    assert merged is not None, f"no token reached an expert of block {groups[0].block}"
+    return merged.over(max(statistics[group].sequences for group in groups if group in statistics))
 
 
 def _check_finite(statistics: Mapping[Group, Statistic]) -> None:
@@ -309,16 +453,3 @@ def _check_finite(statistics: Mapping[Group, Statistic]) -> None:
     for group, statistic in statistics.items():
         if not bool(torch.isfinite(statistic.norm).all()):
             raise ValueError(f"--model: NaN or infinite activations in block {group.block} of the dense model")
-
-
-@contextmanager
-def _swapped(linears: Mapping[str, nn.Module], weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Linears with other weights [rows, columns] in place of their own, which are put back on exit."""
-    own = {path: weight_of(linears[path]) for path in weights}
-    try:
-        for path, weight in weights.items():
-            set_weight(linears[path], weight)
-        yield
-    finally:
-        for path, weight in own.items():
-            set_weight(linears[path], weight)

@@ -64,10 +64,50 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "stablelm": ("stablelm", _GROUPED),
 }
 
+_EXPERTS = _GROUPED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8}
+_LATENT = {  # DeepSeek's low-rank queries, keys and values
+    "q_lora_rank": 12,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+}
+
+MOE_FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
+    "mixtral": ("mixtral", _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": ("qwen3_moe", _EXPERTS),
+    "qwen2_moe": ("qwen2_moe", _EXPERTS | {"shared_expert_intermediate_size": 40}),
+    "olmoe": ("olmoe", _GROUPED | {"num_experts": 4, "num_experts_per_tok": 2}),
+    "deepseek_v3": (  # one dense block, then experts
+        "deepseek_v3",
+        _GROUPED
+        | _LATENT
+        | {
+            "num_key_value_heads": 4,
+            "moe_intermediate_size": 24,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_shared_experts": 1,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    "gpt_oss": (  # experts transposed, with biases, gate and up alternating
+        "gpt_oss",
+        _GROUPED
+        | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 4}
+        | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    "granitemoe": ("granitemoe", _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "phimoe": ("phimoe", _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4}),
+}
+"""Mixtures of experts; `tiny_model` makes them too."""
+
 
 def tiny_model(name: str, *, seed: int = 0, **changes: object) -> PreTrainedModel:
     """A random model of the family, `changes` in its configuration; no weight, bias or scale is trivial (0 or 1)."""
-    model_type, config = FAMILIES[name]
+    model_type, config = (FAMILIES | MOE_FAMILIES)[name]
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -80,6 +120,13 @@ def tiny_model(name: str, *, seed: int = 0, **changes: object) -> PreTrainedMode
 @pytest.fixture(scope="session", params=list(FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
     """Each family in turn."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="session", params=list(MOE_FAMILIES))
+def moe_family(request: pytest.FixtureRequest) -> str:
+    """Each mixture of experts in turn."""
     name: str = request.param
     return name
 

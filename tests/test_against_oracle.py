@@ -9,11 +9,11 @@ from oracle import OracleResult
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from neuronal_ray.allocations import Problem, Step, neuronal, uniform
-from neuronal_ray.pipeline import rank_once
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
+from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Search
-from neuronal_ray.worker import WorkerSpec, chunk_sequences
+from neuronal_ray.worker import Walk, WorkerSpec
 
 BLOCK_LAMBDAS, ROW_LAMBDAS = (0.02, 0.1, 0.25), (0.0, 0.05, 0.25)
 SAMPLES, SEARCH_SAMPLES, LENGTH = 6, 3, 12
@@ -58,8 +58,7 @@ def fast(saved: Path, *, mode: str, method: str, steps: str | None, stream: str,
         model_path=saved,
         device="cpu",
         dtype="float32",
-        method=method,
-        method_settings={},
+        recipe=Recipe(method=method),
         threads=1,
         trust_remote_code=False,
     )
@@ -67,15 +66,24 @@ def fast(saved: Path, *, mode: str, method: str, steps: str | None, stream: str,
     worker = pool.first(lambda worker: worker)
     text, progress = calibration(), Progress()
     if mode == "paper":
-        rank_once(pool, text, progress)
-    search = Search(pool, text[:SEARCH_SAMPLES], mode=mode, progress=progress)
-    problem = Problem(layout=worker.layout, target=target, mode=mode, tries=search.tries)
+        worker.keep_statistics(worker.observe(text))
+        worker.rank()
+    search = Search(
+        pool,
+        layout=worker.layout,
+        calibration=text,
+        samples=SEARCH_SAMPLES,
+        mode=mode,
+        solves=False,
+        progress=progress,
+    )
+    problem = Problem(layout=worker.layout, target=target, mode=mode, probe=search)
     if steps is None:
         found = uniform.allocate(problem)
     else:
         found = neuronal.allocate(problem, steps=steps, block_lambdas=BLOCK_LAMBDAS, row_lambdas=ROW_LAMBDAS)
     if stream == "pruned":
-        worker.rank_on_pruned_stream(found.plan, text, chunk=1 if mode == "authors" else chunk_sequences(LENGTH))
+        worker.finish(found.plan, text, Walk(pruned=True, released=mode == "authors"))
     searched = {step.name: step for step in found.steps}
     return OracleResult(
         block_scores=scores(searched.get("block")),

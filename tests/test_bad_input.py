@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import CONTEXT, LENGTH, VOCABULARY, prune_arguments, write_model, write_texts, write_tokenizer
-from transformers import AutoModelForCausalLM, MixtralConfig, T5Config
+from tiny import CONTEXT, LENGTH, VOCABULARY, prune_arguments, write_model, write_texts
+from transformers import T5Config
 
 import neuronal_ray.evaluate
 import neuronal_ray.prune
@@ -85,18 +85,6 @@ def write_bad_models(folder: Path) -> None:
         (variant(name) / "config.json").write_text(json.dumps(tied))
         (folder / name / "tied.py").write_text(TIED_MODEL.format(block))
     T5Config(num_layers=2).save_pretrained(variant("translator"))
-    experts = MixtralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=CONTEXT,
-        num_local_experts=2,
-    )
-    AutoModelForCausalLM.from_config(experts).save_pretrained(folder / "experts")
-    write_tokenizer(folder / "experts")
 
 
 def write_bad_texts(folder: Path) -> None:
@@ -193,7 +181,6 @@ def test_sparsity(capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Pat
         ("overflowing", "NaN or infinite activations in block"),
         ("quantized", "quantized"),
         ("translator", "encoder-decoder"),
-        ("experts", "mixture of experts"),
     ],
 )
 def test_model(capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, name: str, expected: str) -> None:

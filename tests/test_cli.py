@@ -31,6 +31,9 @@ WRITTEN = {
     "events.jsonl",
 }
 KEYS = {
+    "row_step",
+    "refinement",
+    "pattern",
     "format",
     "model",
     "method",
@@ -173,9 +176,9 @@ def test_the_search_table_has_a_row_per_candidate(pruned: Path, summary: dict) -
     ]
     for step, found in summary["search"].items():
         rows = [row for row in table if row["step"] == step]
-        assert [row["alignment"] for row in rows] == [candidate["alignment"] for candidate in found["candidates"]]
+        assert [row["score"] for row in rows] == [candidate["alignment"] for candidate in found["candidates"]]
         assert [row["lambda"] for row in rows if row["selected"]] == [found["selected"]]
-    assert table[2]["alignment"] == min(row["alignment"] for row in table[:2]), "row lambda 0 is the block's winner"
+    assert table[2]["score"] == min(row["score"] for row in table[:2]), "row lambda 0 is the block's winner"
 
 
 def test_every_event_is_a_json_object_with_its_stage(pruned: Path) -> None:

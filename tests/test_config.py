@@ -26,10 +26,16 @@ PRUNE_OPTIONS = RUN_OPTIONS | {
     "sparsity",
     "method",
     "allocation",
+    "row-step",
+    "refinement",
+    "refined-parts",
+    "pattern",
     "mode",
     "neuronal-steps",
     "block-lambdas",
     "row-lambdas",
+    "schedule",
+    "lambda-search",
     "score-stream",
     "calibration",
     "calibration-samples",
@@ -88,7 +94,9 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_defaults() -> None:
     config = prune()
-    assert (config.sparsity, config.method, config.allocation, config.mode) == (0.7, "wanda", "neuronal", "paper")
+    assert (config.sparsity, config.method, config.allocation, config.mode) == (None, "wanda", None, "paper")
+    assert (config.row_step, config.refinement, config.refined_parts) == (None, "none", "attention")
+    assert (config.pattern, config.schedule, config.lambda_search) == ("unstructured", "linear", "set")
     assert (config.block_lambdas, config.row_lambdas) == (LAMBDAS, ROW_LAMBDAS)
     assert (config.calibration, config.calibration_samples, config.search_samples, config.seed) == ("c4", 128, 8, 0)
     assert (config.evaluate, config.baselines, config.overwrite, config.dry_run) == (
@@ -317,17 +325,8 @@ def test_what_is_required_is_asked_for(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_options_that_contradict_each_other_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert refusal(capsys, "--replicas", "2", "--address", "none").startswith("--replicas")
-    assert refusal(capsys, "--mode", "authors", "--score-stream", "dense").startswith("--score-stream")
     assert refusal(capsys, "--calibration-samples", "4", "--search-samples", "5").startswith("--search-samples")
     assert prune("--replicas", "1", "--address", "none").replicas == 1
-
-
-@pytest.mark.parametrize(
-    ("mode", "stream", "expected"),
-    [("paper", [], "dense"), ("authors", [], "pruned"), ("paper", ["--score-stream", "pruned"], "pruned")],
-)
-def test_the_stream_of_the_final_scores(mode: str, stream: list[str], expected: str) -> None:
-    assert prune("--mode", mode, *stream).final_stream == expected
 
 
 def test_evaluate_refuses_to_measure_nothing() -> None:
@@ -339,5 +338,8 @@ def test_options_that_are_ignored_are_said(caplog: pytest.LogCaptureFixture) -> 
     prune("--allocation", "uniform", "--neuronal-steps", "row", "--row-lambdas", "0.1")
     assert caplog.messages == [
         "--neuronal-steps: ignored, only --allocation neuronal has it",
-        "--row-lambdas: ignored, only --allocation neuronal has it",
+        "--row-lambdas: ignored, only --row-step neuronal has it",
     ]
+    caplog.clear()
+    prune("--allocation", "owl", "--row-step", "neuronal", "--row-lambdas", "0.1", "--refined-parts", "all")
+    assert caplog.messages == ["--refined-parts: ignored without --refinement"]

@@ -19,12 +19,20 @@ neuronal_ray
 neuronal_ray.plugins
 neuronal_ray.config
 neuronal_ray.core
-neuronal_ray.core.layout neuronal_ray.core.masks neuronal_ray.core.spread neuronal_ray.core.stats
+neuronal_ray.core.masks neuronal_ray.core.stats
+neuronal_ray.core.layout neuronal_ray.core.operators neuronal_ray.core.spectrum neuronal_ray.core.spread
 neuronal_ray.core.alignment neuronal_ray.core.plan
+neuronal_ray.core.pattern neuronal_ray.core.trim
 neuronal_ray.methods
 neuronal_ray.methods.*
+neuronal_ray.refinements
+neuronal_ray.refinements.*
+neuronal_ray.recipe
 neuronal_ray.models
+neuronal_ray.models.unsupported
+neuronal_ray.models.experts
 neuronal_ray.models.blocks
+neuronal_ray.models.rows neuronal_ray.models.routing
 neuronal_ray.models.checkpoint neuronal_ray.models.wiring
 neuronal_ray.models.train_builtin
 neuronal_ray.data
@@ -32,15 +40,17 @@ neuronal_ray.data.text
 neuronal_ray.data.tokens
 neuronal_ray.data.calibration neuronal_ray.data.evaluation
 neuronal_ray.timing neuronal_ray.progress
+neuronal_ray.replica
 neuronal_ray.worker
 neuronal_ray.pool
 neuronal_ray.allocations
+neuronal_ray.rows
 neuronal_ray.allocations.*
 neuronal_ray.distributed
 neuronal_ray.distributed.ray_pool
 neuronal_ray.evaluation
 neuronal_ray.evaluation.perplexity
-neuronal_ray.search
+neuronal_ray.search neuronal_ray.composition
 neuronal_ray.output neuronal_ray.launch
 neuronal_ray.pipeline
 neuronal_ray.dry_run

@@ -4,6 +4,7 @@ have a side on, numbered as in docs/numerics.md. A real tiny model runs; what is
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.plan import Plan, uniform_rates
 from neuronal_ray.models.blocks import weight_of
-from neuronal_ray.worker import Worker, WorkerSpec
+from neuronal_ray.recipe import Recipe
+from neuronal_ray.worker import Walk, Worker, WorkerSpec
 
 TARGET, LENGTH, SEQUENCES = 0.7, 24, 4
 LAST = 2  # the last of the three blocks
+NOBODY = SimpleNamespace()  # the probe of a problem that is not solved
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -28,15 +31,15 @@ def build(path: Path, *, mode: str) -> Worker:
             model_path=path,
             device="cpu",
             dtype="float32",
-            method="wanda",
-            method_settings={},
+            recipe=Recipe(method="wanda"),
             threads=1,
             trust_remote_code=False,
         )
     )
     text = torch.randint(3, 64, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(3))
     if mode == "paper":
-        worker.rank(worker.observe(text))
+        worker.keep_statistics(worker.observe(text))
+        worker.rank()
     worker.set_search_text(text, chunk=1 if mode == "authors" else SEQUENCES, with_reference=mode == "paper")
     return worker
 
@@ -58,7 +61,7 @@ class Tried:
         self.trials: dict[str, dict[float, Trial]] = {}
         self.layout: Layout = worker.layout
         self._try = worker.local_trial if mode == "authors" else worker.trial
-        problem = Problem(layout=worker.layout, target=target, mode=mode, tries=self.tries)
+        problem = Problem(layout=worker.layout, target=target, mode=mode, probe=self)
         self.allocation: Allocation = neuronal.allocate(problem, **settings)
 
     def tries(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[Trial]:
@@ -131,9 +134,11 @@ def test_5_which_rows_are_adapted(workers: dict) -> None:
 def test_6_activations_are_norms_per_feature_over_the_sequences(workers: dict, mode: str) -> None:
     worker = workers[mode, "full"]
     inputs: list[torch.Tensor] = []
-    handle = worker.linears[0]["self_attn.o_proj"].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    handle = worker.replica.linears[0]["self_attn.o_proj"].register_forward_pre_hook(
+        lambda _, args: inputs.append(args[0])
+    )
     for recording in worker._search:
-        worker.stream.block(0, recording)
+        worker.replica.stream.block(0, recording)
     handle.remove()
     tokens = torch.cat([chunk.flatten(0, 1) for chunk in inputs])
     dense = (tokens.double().square().sum(dim=0) / SEQUENCES).sqrt()
@@ -200,7 +205,7 @@ def test_11_scores_are_taken_once_or_anew_behind_each_pruned_prefix(workers: dic
         {spec.linear: torch.full((spec.rows,), spec.columns // 2, dtype=torch.int32) for spec in authors.layout}
     )
     for pruned in (plan_of_one_block(authors.layout, LAST), plan):
-        authors.rank_on_pruned_stream(pruned, text, chunk=1)
+        authors.finish(pruned, text, Walk(pruned=True, released=True))
         masks.append(authors.mask(down, plan))
     assert not torch.equal(*masks)  # the same cut of the last block, behind a dense and behind a pruned prefix
 
@@ -214,7 +219,7 @@ def test_12_the_least_misaligned_is_selected_and_the_first_of_equals(workers: di
     def tries(step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[Trial]:
         return [Trial(misalignment=scores[lam], signals=signals) for lam in lambdas]
 
-    problem = Problem(layout=layout, target=TARGET, mode=mode, tries=tries)
+    problem = Problem(layout=layout, target=TARGET, mode=mode, probe=SimpleNamespace(tries=tries))
     allocation = neuronal.allocate(problem, steps="block", block_lambdas=tuple(scores))
     assert allocation.steps[0].selected == 0.05
 
@@ -222,7 +227,7 @@ def test_12_the_least_misaligned_is_selected_and_the_first_of_equals(workers: di
 def test_13_rates_are_clipped_or_bounded_without_losing_the_budget(workers: dict) -> None:
     layout = workers["paper", "full"].layout
     for mode, exact in (("paper", True), ("authors", False)):
-        problem = Problem(layout=layout, target=0.9, mode=mode, tries=lambda *_: [])
+        problem = Problem(layout=layout, target=0.9, mode=mode, probe=NOBODY)
         rates = neuronal.block_rates(problem, 0.25)  # asks 1.15 of the last block
         last = rates[Linear(LAST, "mlp.gate_proj")]
         assert float(last[0]) == (pytest.approx(1.15) if exact else 0.99)
@@ -237,7 +242,7 @@ def test_13_rates_are_clipped_or_bounded_without_losing_the_budget(workers: dict
 def test_14_floors_of_removed_then_of_kept_or_one_exact_budget(workers: dict) -> None:
     layout = workers["paper", "full"].layout
     rates = uniform_rates(layout, lambda _: TARGET)
-    authors = Problem(layout=layout, target=TARGET, mode="authors", tries=lambda *_: [])
+    authors = Problem(layout=layout, target=TARGET, mode="authors", probe=NOBODY)
     by_block, by_row = (authors.plan(rates, rows_adapted=adapted) for adapted in (False, True))
     for spec in layout:
         assert spec.columns * TARGET % 1 > 0  # 22.4 and 39.2: no integers, or the rules would agree
@@ -245,13 +250,13 @@ def test_14_floors_of_removed_then_of_kept_or_one_exact_budget(workers: dict) ->
         assert set(by_row.removed[spec.linear].tolist()) == {int(spec.columns * TARGET) + 1}
     budget = round(TARGET * layout.prunable)
     assert by_block.total < budget < by_row.total
-    paper = Problem(layout=layout, target=TARGET, mode="paper", tries=lambda *_: [])
+    paper = Problem(layout=layout, target=TARGET, mode="paper", probe=NOBODY)
     assert all(paper.plan(rates, rows_adapted=adapted).total == budget for adapted in (False, True))
 
 
 @pytest.mark.parametrize("mode", ["paper", "authors"])
 def test_15_the_schedule_is_linear_in_the_block(workers: dict, mode: str) -> None:
-    problem = Problem(layout=workers[mode, "full"].layout, target=TARGET, mode=mode, tries=lambda *_: [])
+    problem = Problem(layout=workers[mode, "full"].layout, target=TARGET, mode=mode, probe=NOBODY)
     rates = neuronal.block_rates(problem, 0.1)
     by_block = [float(rates[Linear(block, "mlp.up_proj")][0]) for block in range(LAST + 1)]
     assert by_block == pytest.approx([0.6, 0.7, 0.8])
@@ -260,7 +265,7 @@ def test_15_the_schedule_is_linear_in_the_block(workers: dict, mode: str) -> Non
 def test_dense_weights_are_back_after_all_of_it(workers: dict, checkpoint_dir: Callable[[str], Path]) -> None:
     fresh = build(checkpoint_dir("llama"), mode="paper")
     for spec in fresh.layout:
-        expected = weight_of(fresh.linears[spec.linear.block][spec.linear.path])
+        expected = weight_of(fresh.replica.linears[spec.linear.block][spec.linear.path])
         for mode in ("paper", "authors"):
-            used = workers[mode, "grouped"].linears[spec.linear.block][spec.linear.path]
+            used = workers[mode, "grouped"].replica.linears[spec.linear.block][spec.linear.path]
             assert torch.equal(weight_of(used), expected)

@@ -83,7 +83,8 @@ def write_example(
         {
             "step": step,
             "lambda": lam,
-            "alignment": 0.31 + 4 * (lam - SELECTED[step]) ** 2 - 0.02 * (step == "row"),
+            "criterion": "alignment",
+            "score": 0.31 + 4 * (lam - SELECTED[step]) ** 2 - 0.02 * (step == "row"),
             "selected": lam == SELECTED[step],
             "seconds": 3.2 + lam,
         }
@@ -99,13 +100,16 @@ def write_example(
         "model": "example/llama-tiny",
         "method": "wanda",
         "allocation": "neuronal",
+        "row_step": None,
+        "refinement": "none",
+        "pattern": "unstructured",
         "mode": "paper",
         "sparsity": {"target": TARGET, "achieved": pruned / prunable, "pruned": pruned, "prunable": prunable},
         "search": {
             step: {
                 "selected": SELECTED[step],
                 "candidates": [
-                    {key: row[key] for key in ("lambda", "alignment")} for row in candidates if row["step"] == step
+                    {"lambda": row["lambda"], "alignment": row["score"]} for row in candidates if row["step"] == step
                 ],
                 "seconds": 41.25,
             }
@@ -176,7 +180,8 @@ def write_example(
         {
             "step": pa.string(),
             "lambda": pa.float64(),
-            "alignment": pa.float64(),
+            "criterion": pa.string(),
+            "score": pa.float64(),
             "selected": pa.bool_(),
             "seconds": pa.float64(),
         }

@@ -14,13 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import neuronal_ray.worker
+import neuronal_ray.replica
 from neuronal_ray.core.layout import Group, LinearSpec
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.core.stats import SquareSum
 from neuronal_ray.models.blocks import Recording, set_weight, weight_of
 from neuronal_ray.models.checkpoint import copy_checkpoint, open_checkpoint
-from neuronal_ray.worker import Worker, WorkerSpec, chunk_sequences
+from neuronal_ray.recipe import Recipe
+from neuronal_ray.replica import chunk_sequences
+from neuronal_ray.worker import Walk, Worker, WorkerSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,8 +42,7 @@ def spec_of(path: Path, *, dtype: str = "float32", method: str = "wanda") -> Wor
         model_path=path,
         device="cpu",
         dtype=dtype,
-        method=method,
-        method_settings={},
+        recipe=Recipe(method=method),
         threads=None,
         trust_remote_code=False,
     )
@@ -50,7 +51,8 @@ def spec_of(path: Path, *, dtype: str = "float32", method: str = "wanda") -> Wor
 def ready(path: Path, *, dtype: str = "float32", method: str = "wanda") -> Worker:
     """A worker that has ranked and knows its search text."""
     worker = Worker(spec_of(path, dtype=dtype, method=method))
-    worker.rank(worker.observe(text()))
+    worker.keep_statistics(worker.observe(text()))
+    worker.rank()
     worker.set_search_text(text(seed=1), chunk=SEQUENCES, with_reference=True)
     return worker
 
@@ -68,13 +70,13 @@ def plan_at(worker: Worker, target: float) -> Plan:
 
 
 def module_of(model: nn.Module, worker: Worker, spec: LinearSpec) -> nn.Module:
-    return model.get_submodule(f"{worker.stream.blocks_name}.{spec.linear.block}.{spec.linear.path}")
+    return model.get_submodule(f"{worker.replica.stream.blocks_name}.{spec.linear.block}.{spec.linear.path}")
 
 
 @contextmanager
 def unchanged(worker: Worker) -> Iterator[None]:
     """Fails unless weights (bits and memory), hooks and forwards are after the body what they were before."""
-    model = worker.stream.model
+    model = worker.replica.stream.model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     places = {name: (tensor.data_ptr(), tensor.stride()) for name, tensor in model.state_dict().items()}
     yield
@@ -138,7 +140,7 @@ def wanda_pruned(worker: Worker, path: Path, norms: Mapping[Group, torch.Tensor]
 
 
 def test_statistics_are_those_of_the_models_own_run(worker: Worker) -> None:
-    wanted = own_norms(worker.stream.model, worker, text())
+    wanted = own_norms(worker.replica.stream.model, worker, text())
     with unchanged(worker):
         observed = worker.observe(text())
     assert set(observed) == set(wanted) == set(worker.layout.groups)
@@ -188,9 +190,9 @@ def test_a_trial_is_equation_2_of_a_model_pruned_by_hand(
     worker: Worker, family: str, checkpoint_dir: CheckpointDir
 ) -> None:
     plan = plan_at(worker, TARGET)
-    ranking_norms = own_norms(worker.stream.model, worker, text())
+    ranking_norms = own_norms(worker.replica.stream.model, worker, text())
     pruned = wanda_pruned(worker, checkpoint_dir(family), ranking_norms, plan)
-    dense = own_norms(worker.stream.model, worker, text(seed=1))
+    dense = own_norms(worker.replica.stream.model, worker, text(seed=1))
     sparse = own_norms(pruned, worker, text(seed=1))
     with unchanged(worker):
         found = worker.trial(plan)
@@ -221,8 +223,8 @@ def test_an_error_inside_a_pruned_block_leaves_the_weights_alone(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = worker.layout.specs[-1]
-    module = module_of(worker.stream.model, worker, last)
-    plan, block = plan_at(worker, TARGET), worker.stream.block
+    module = module_of(worker.replica.stream.model, worker, last)
+    plan, block = plan_at(worker, TARGET), worker.replica.stream.block
 
     def failing(index: int, recording: Recording) -> Recording:
         if index == last.linear.block:
@@ -232,7 +234,7 @@ def test_an_error_inside_a_pruned_block_leaves_the_weights_alone(
 
     before = worker.trial(plan).misalignment
     with unchanged(worker), monkeypatch.context() as patch:
-        patch.setattr(worker.stream, "block", failing)
+        patch.setattr(worker.replica.stream, "block", failing)
         with pytest.raises(RuntimeError, match="out of memory"):
             worker.trial(plan)
     assert worker.trial(plan).misalignment == before
@@ -243,13 +245,13 @@ def test_a_sparse_model_that_overflows_is_infinitely_misaligned(
     checkpoint_dir: CheckpointDir, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
     worker = ready(checkpoint_dir("llama"))
-    block = worker.stream.block
+    block = worker.replica.stream.block
 
     def overflowing(index: int, recording: Recording) -> Recording:
         output = block(index, recording)
         return Recording(output.hidden * factor, output.calls)
 
-    monkeypatch.setattr(worker.stream, "block", overflowing)
+    monkeypatch.setattr(worker.replica.stream, "block", overflowing)
     assert worker.trial(plan_at(worker, TARGET)).misalignment == math.inf
 
 
@@ -281,7 +283,7 @@ def test_the_written_checkpoint_is_the_model_that_was_tried(
     saved, own = (load_file(path / "model.safetensors") for path in (tmp_path, checkpoint.path))
     differing = {name for name in own if not torch.equal(own[name], saved[name])}
     names = {
-        checkpoint.stored_name(f"{worker.stream.blocks_name}.{spec.linear.block}.{spec.linear.path}.weight")
+        checkpoint.stored_name(f"{worker.replica.stream.blocks_name}.{spec.linear.block}.{spec.linear.path}.weight")
         for spec in worker.layout
     }
     assert differing == names
@@ -303,7 +305,7 @@ def test_dense_logits_are_the_models_own(worker: Worker) -> None:
     with unchanged(worker):
         (found,) = worker.logits(text(), None)
     with torch.no_grad():
-        wanted = worker.stream.model(input_ids=text(), use_cache=False).logits
+        wanted = worker.replica.stream.model(input_ids=text(), use_cache=False).logits
     assert torch.equal(found, wanted)
     (zeros,) = worker.logits(text(), plan_at(worker, 0.0))
     assert torch.equal(zeros, wanted)
@@ -312,14 +314,14 @@ def test_dense_logits_are_the_models_own(worker: Worker) -> None:
 def test_logits_come_in_chunks_of_a_fixed_number_of_tokens(
     checkpoint_dir: CheckpointDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(neuronal_ray.worker, "CHUNK_TOKENS", 2 * LENGTH + 1)
+    monkeypatch.setattr(neuronal_ray.replica, "CHUNK_TOKENS", 2 * LENGTH + 1)
     assert [chunk_sequences(length) for length in (1, LENGTH, LENGTH + 1, 10_000)] == [25, 2, 1, 1]
     worker = Worker(spec_of(checkpoint_dir("llama")))
     parts = list(worker.logits(text(5), None))
     assert [len(part) for part in parts] == [2, 2, 1]
     for tokens, part in zip(text(5).split(2), parts, strict=True):
         with torch.no_grad():
-            assert torch.equal(part, worker.stream.model(input_ids=tokens, use_cache=False).logits)
+            assert torch.equal(part, worker.replica.stream.model(input_ids=tokens, use_cache=False).logits)
 
 
 # -- the pruned stream
@@ -333,7 +335,7 @@ def test_ranking_on_the_pruned_stream_reads_what_the_pruned_blocks_give(
     plan = plan_at(worker, TARGET)
     on_dense = {spec.linear: worker.mask(spec.linear, plan) for spec in worker.layout}
     with unchanged(worker):
-        worker.rank_on_pruned_stream(plan, text(), chunk=SEQUENCES)
+        worker.finish(plan, text(), Walk(pruned=True))
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     for specs in worker.layout.blocks:  # prune block after block, each by what its pruned predecessors give
         norms = own_norms(model, worker, text())
@@ -356,10 +358,10 @@ def test_ranking_on_the_pruned_stream_reads_what_the_pruned_blocks_give(
 
 def test_magnitude_ranks_without_text(checkpoint_dir: CheckpointDir) -> None:
     worker = Worker(spec_of(checkpoint_dir("llama"), method="magnitude"))
-    worker.rank(None)
+    worker.rank()
     plan = plan_at(worker, TARGET)
     for spec in worker.layout:
-        weight = weight_of(module_of(worker.stream.model, worker, spec)).abs()
+        weight = weight_of(module_of(worker.replica.stream.model, worker, spec)).abs()
         mask = worker.mask(spec.linear, plan)
         highest_gone = weight.masked_fill(~mask, 0).amax(dim=1)
         lowest_kept = weight.masked_fill(mask, math.inf).amin(dim=1)
@@ -375,7 +377,7 @@ def test_half_precision_is_tried_and_written(
     stored = tmp_path / "stored"
     AutoModelForCausalLM.from_pretrained(checkpoint_dir(name)).to(kind).save_pretrained(stored)
     worker = ready(stored, dtype=dtype)
-    assert {parameter.dtype for parameter in worker.stream.model.parameters()} == {kind}
+    assert {parameter.dtype for parameter in worker.replica.stream.model.parameters()} == {kind}
     plan = plan_at(worker, TARGET)
     with unchanged(worker):
         found = worker.trial(plan)
@@ -383,9 +385,13 @@ def test_half_precision_is_tried_and_written(
     assert 0 < found.misalignment < math.inf
     target = tmp_path / "pruned"
     target.mkdir()
-    copy_checkpoint(worker.checkpoint, target)
+    copy_checkpoint(worker.replica.checkpoint, target)
     own_zeros = sum(
-        int(((weight_of(module_of(worker.stream.model, worker, spec)) == 0) & ~worker.mask(spec.linear, plan)).sum())
+        int(
+            (
+                (weight_of(module_of(worker.replica.stream.model, worker, spec)) == 0) & ~worker.mask(spec.linear, plan)
+            ).sum()
+        )
         for spec in worker.layout
     )
     assert worker.write(plan, target) == plan.total + own_zeros
@@ -399,7 +405,7 @@ def test_half_precision_is_tried_and_written(
 def test_automatic_means_float32_on_a_cpu(checkpoint_dir: CheckpointDir, tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(checkpoint_dir("llama")).to(torch.bfloat16).save_pretrained(tmp_path)
     worker = Worker(spec_of(tmp_path, dtype="auto"))
-    assert {parameter.dtype for parameter in worker.stream.model.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in worker.replica.stream.model.parameters()} == {torch.float32}
 
 
 def test_threads_are_set_where_asked(checkpoint_dir: CheckpointDir) -> None:
@@ -459,7 +465,7 @@ def test_the_base_models_checkpoint_is_written_under_its_own_names(
     worker = ready(base)
     plan = plan_at(worker, TARGET)
     target.mkdir()
-    copy_checkpoint(worker.checkpoint, target)
+    copy_checkpoint(worker.replica.checkpoint, target)
     assert worker.write(plan, target) == plan.total
     with torch.no_grad():
         loaded = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()

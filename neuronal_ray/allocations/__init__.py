@@ -1,31 +1,81 @@
-"""Allocations, one file each: how the sparsity is spread over blocks and rows.
+"""Allocations, one file each: how the sparsity is spread over blocks, linears and rows.
 
 An allocation module defines `allocate(problem, *, settings...) -> Allocation`; its keyword-only arguments are its
-settings (`--set allocation.NAME=VALUE`).
+settings (`--set allocation.NAME=VALUE`). `STATISTIC` is the kind of input statistic that `problem.probe.measure` hands
+out, None when the allocation looks at no activations, or at the weights alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from neuronal_ray.core.alignment import Trial
-from neuronal_ray.core.layout import Layout
+from neuronal_ray.core.layout import Layout, Linear, LinearSpec, Weighed
+from neuronal_ray.core.pattern import Pattern, pattern_plan
 from neuronal_ray.core.plan import Plan, Rates, exact_plan, floored_plan
+
+Result = TypeVar("Result")
+
+
+class BlockTask(Protocol):
+    """One block with the text that enters it in the dense model, for allocations that learn by gradients."""
+
+    specs: Sequence[LinearSpec]
+    weights: Mapping[Linear, Float[Tensor, "rows columns"]]
+    ranks: Mapping[Linear, Int[Tensor, "rows columns"]]
+    num_texts: int
+
+    def dense_output(self, text: int) -> Float[Tensor, "sequences tokens features"]:
+        """The block's output for the given chunk of the search text."""
+        ...
+
+    def output(
+        self, text: int, weights: Mapping[Linear, Float[Tensor, "rows columns"]]
+    ) -> Float[Tensor, "sequences tokens features"]:
+        """The same with other weights; differentiable in them."""
+        ...
+
+
+class Probe(Protocol):
+    """The ways in which an allocation may ask the model; tasks run in parallel over the pool.
+
+    Functions handed over must be picklable: of a module, or `functools.partial` of one.
+    """
+
+    def tries(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[Trial]:
+        """One Trial per plan on the search text; `lambdas` are what the record calls the plans."""
+        ...
+
+    def losses(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[float]:
+        """Mean cross-entropy per predicted token of the search text, in nats, under each plan."""
+        ...
+
+    def measure(self, function: Callable[[Sequence[Weighed]], Result]) -> list[Result]:
+        """`function` of the linears of every block of the dense model; results in the order of blocks."""
+        ...
+
+    def learn(self, function: Callable[[BlockTask], Result]) -> list[Result]:
+        """`function` of every block; results in the order of blocks."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What an allocation is given: the model's layout, the target, the mode and a way to try plans.
-
-    `tries(step, lambdas, plans)` returns one Trial per plan; plans run in parallel over the pool.
-    """
+    """What an allocation is given: the model's layout, the target, the mode and a way to ask the model."""
 
     layout: Layout
     target: float
     mode: str
-    tries: Callable[[str, Sequence[float], Sequence[Plan]], list[Trial]]
+    probe: Probe
+    pattern: Pattern | None = None
 
     def plan(self, rates: Rates, *, rows_adapted: bool) -> Plan:
-        """The plan for `rates` under the mode's budget: exact, or the released code's floors."""
+        """The plan for `rates` under the mode's budget: exact, the pattern's, or the released code's floors."""
+        if self.pattern is not None:
+            return pattern_plan(self.layout, rates, target=self.target, pattern=self.pattern)
         if self.mode == "authors":
             return floored_plan(self.layout, rates, floor_kept=rows_adapted)
         return exact_plan(self.layout, rates, target=self.target)
@@ -33,7 +83,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One search over a set of lambdas: the alignment score of each candidate and the one selected."""
+    """One search over a set of lambdas: the score of each candidate (lower is better) and the one selected."""
 
     name: str
     lambdas: tuple[float, ...]
@@ -43,8 +93,9 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """The plan chosen, the searches that led to it, and named plans on the way to compare it with."""
+    """The plan chosen, the rates it was made of, the searches that led to it, and named plans to compare it with."""
 
     plan: Plan
+    rates: Rates
     steps: tuple[Step, ...] = ()
     baselines: dict[str, Plan] = field(default_factory=dict)

@@ -4,17 +4,19 @@ Cunegatti et al., Zeroth-Order Adaptive Neuron Alignment Based Pruning without R
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
-from jaxtyping import Float64
-from torch import Tensor
 
 from neuronal_ray.allocations import Allocation, Problem, Step
 from neuronal_ray.config import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.alignment import Trial
-from neuronal_ray.core.layout import LinearSpec
-from neuronal_ray.core.plan import Plan, Rates, uniform_rates
-from neuronal_ray.core.spread import linear_schedule, spread
+from neuronal_ray.core.plan import Rates, uniform_rates
+from neuronal_ray.core.spread import block_schedule
+from neuronal_ray.core.stats import Statistic
+from neuronal_ray.rows import search_lambdas, search_rows
+
+STATISTIC: type[Statistic] | None = None
 
 _LOWEST, _HIGHEST = 0.01, 0.99
 _NARROWED_FROM, _WIDEST = 0.8, 0.25  # from this target on, the released code drops its widest block lambda
@@ -24,81 +26,52 @@ def allocate(
     problem: Problem,
     *,
     steps: str = "both",
+    schedule: str = "linear",
+    lambda_search: str = "set",
     block_lambdas: Sequence[float] = LAMBDAS,
     row_lambdas: Sequence[float] = ROW_LAMBDAS,
 ) -> Allocation:
-    """The block step, the row step, or both: each picks the lambda of least misalignment, first of equals."""
-    uniform = uniform_rates(problem.layout, lambda _: problem.target)
-    rates, baselines = uniform, {"uniform": problem.plan(uniform, rows_adapted=False)}
+    """The block step, the row step, or both: each picks the lambda of least misalignment, first of equals.
+
+    Under a pattern "both" is the block step alone. See `block_schedule` and `search_lambdas` for `schedule` and
+    `lambda_search`; the released code has the first choice of either only.
+    """
+    for flag, value, only in (("schedule", schedule, "linear"), ("lambda-search", lambda_search, "set")):
+        if problem.mode == "authors" and value != only:
+            raise ValueError(f"--{flag}: {value} is not in the released code; use --mode paper")
+    if steps == "both" and problem.pattern is not None:
+        steps = "block"
+    rates = uniform_rates(problem.layout, lambda _: problem.target)
+    plan = problem.plan(rates, rows_adapted=False)
+    baselines = {"uniform": plan}
     found: list[Step] = []
     winner: Trial | None = None
     if steps in ("both", "block"):
         if problem.mode == "authors" and problem.target >= _NARROWED_FROM:
             block_lambdas = [lam for lam in block_lambdas if lam != _WIDEST]
-        candidates = [block_rates(problem, lam) for lam in block_lambdas]
-        plans = [problem.plan(candidate, rows_adapted=False) for candidate in candidates]
-        step, best, winner = _search(problem, "block", block_lambdas, plans)
-        found.append(step)
-        rates, plan = candidates[best], plans[best]
+            if not block_lambdas:
+                raise ValueError(f"--block-lambdas: the released code leaves {_WIDEST} out from {_NARROWED_FROM} on")
+        candidate = partial(block_rates, problem, schedule=schedule)
+        blocks = search_lambdas(problem, "block", block_lambdas, candidate, rows_adapted=False, search=lambda_search)
+        found.append(blocks.step)
+        rates, plan, winner = blocks.rates, blocks.plan, blocks.trial
         baselines["block"] = plan
     if steps in ("both", "row"):
         if winner is None:
-            (winner,) = problem.tries("uniform", [0.0], [baselines["uniform"]])
-        if not all(bool(signal.isfinite().all()) for signal in winner.signals.values()):
-            raise ValueError("--model: NaN or infinite activations in the pruned model, rows cannot be compared")
-        plans = [problem.plan(row_rates(problem, rates, winner, lam), rows_adapted=True) for lam in row_lambdas]
-        step, best, _ = _search(problem, "row", row_lambdas, plans)
-        found.append(step)
-        plan = plans[best]
-    return Allocation(plan=plan, steps=tuple(found), baselines=baselines)
+            (winner,) = problem.probe.tries("uniform", [0.0], [plan])
+        rows = search_rows(problem, rates, plan, winner, row_lambdas, search=lambda_search)
+        found.append(rows.step)
+        rates, plan = rows.rates, rows.plan
+    return Allocation(plan=plan, rates=rates, steps=tuple(found), baselines=baselines)
 
 
-def _search(problem: Problem, name: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> tuple[Step, int, Trial]:
-    trials = problem.tries(name, lambdas, plans)
-    best = min(range(len(trials)), key=lambda index: trials[index].misalignment)  # min keeps the first of equals
-    step = Step(
-        name=name,
-        lambdas=tuple(lambdas),
-        misalignments=tuple(trial.misalignment for trial in trials),
-        selected=lambdas[best],
-    )
-    return step, best, trials[best]
-
-
-def block_rates(problem: Problem, lam: float) -> Rates:
-    """Rates rising linearly over the blocks from target - lam to target + lam (section 4.1).
+def block_rates(problem: Problem, lam: float, *, schedule: str = "linear") -> Rates:
+    """Rates rising over the blocks around the target, linearly from target - lam to target + lam (section 4.1).
 
     `authors`: a rate of 0 or less becomes 0.01, of 1 or more 0.99; others are not clipped.
     """
-    schedule = linear_schedule(problem.layout.num_blocks, lam=lam, mean=problem.target)
+    by_index = block_schedule(schedule, problem.layout.num_blocks, lam=lam, mean=problem.target)
     if problem.mode == "authors":
-        schedule = torch.where(schedule <= 0, _LOWEST, torch.where(schedule >= 1, _HIGHEST, schedule))
-    by_block = schedule.tolist()
+        by_index = torch.where(by_index <= 0, _LOWEST, torch.where(by_index >= 1, _HIGHEST, by_index))
+    by_block = by_index.tolist()
     return uniform_rates(problem.layout, lambda block: by_block[block])
-
-
-def row_rates(problem: Problem, rates: Rates, winner: Trial, lam: float) -> Rates:
-    """Rates of width 2 * lam over the rows of each linear, around the linear's rate (section 4.2).
-
-    A row is denser the more its consumer's input has shrunk: the signed difference of dense and sparse norms, as in
-    the released code ("inversely proportional to the alignment" in the paper).
-    """
-    return {spec.linear: _rates_of_rows(problem, spec, rates[spec.linear], winner, lam) for spec in problem.layout}
-
-
-def _rates_of_rows(
-    problem: Problem, spec: LinearSpec, rates: Float64[Tensor, " rows"], winner: Trial, lam: float
-) -> Float64[Tensor, " rows"]:
-    if spec.consumer is None or (problem.mode == "authors" and not _adapted_by_authors(problem, spec)):
-        return rates
-    shrunk = spec.row_levels(winner.signals[spec.consumer].double())
-    moved = 1 - spread(shrunk, lam=lam, mean=1 - float(rates[0]))
-    return moved.clamp(_LOWEST, _HIGHEST) if problem.mode == "authors" else moved
-
-
-def _adapted_by_authors(problem: Problem, spec: LinearSpec) -> bool:
-    """The released code leaves alone the last block and, with grouped queries, all that the attention reads."""
-    if spec.linear.block == problem.layout.num_blocks - 1:
-        return False
-    siblings = [other for other in problem.layout.groups[spec.reads] if other.consumer == spec.consumer]
-    return all(other.sources is None for other in siblings)

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
+
+from neuronal_ray.core.stats import Statistic
 
 
 @dataclass(frozen=True, order=True)
@@ -35,6 +37,8 @@ class LinearSpec:
     whose input depends on the linear's output; None in the last block for what leaves the blocks.
     `sources` [rows, fan] lists, for each output row, the columns of the consumer's input that stand for it
     (grouped-query keys and values fan out over the query heads of their group); None means row i is column i.
+    `part` is "attention" for the linears around the mixing of tokens, "mlp" for the others. `expert` is the index of
+    the expert that the linear belongs to, which sees the tokens routed to it only; None for ordinary linears.
     """
 
     linear: Linear
@@ -43,6 +47,8 @@ class LinearSpec:
     reads: Group
     consumer: Group | None
     sources: Int64[Tensor, "rows fan"] | None
+    part: str = "mlp"
+    expert: int | None = None
 
     @property
     def size(self) -> int:
@@ -54,6 +60,15 @@ class LinearSpec:
         if self.sources is None:
             return signal
         return signal[self.sources].mean(dim=1)  # [rows, fan] -> [rows]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weighed:
+    """A linear as an allocation sees it: its dense weight [rows, columns] and the statistic of its inputs, if any."""
+
+    spec: LinearSpec
+    weight: Float[Tensor, "rows columns"]
+    inputs: Statistic | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +112,21 @@ class Layout:
         for spec in self.specs:
             blocks[spec.linear.block].append(spec)
         return blocks
+
+    @cached_property
+    def routed(self) -> dict[Group, list[Group]]:
+        """For the input of each expert's linear the inputs of the same linear of all experts of the block."""
+        places: dict[tuple[int, int, int, int], list[Group]] = {}
+        place_of: dict[Group, tuple[int, int, int, int]] = {}
+        for block, specs in enumerate(self.blocks):
+            seen: dict[int, int] = {}  # linears of each expert so far
+            for spec in specs:
+                if spec.expert is not None:
+                    seen[spec.expert] = seen.get(spec.expert, -1) + 1
+                    place_of[spec.reads] = (block, seen[spec.expert], spec.rows, spec.columns)
+        for group, place in place_of.items():
+            places.setdefault(place, []).append(group)
+        return {group: places[place] for group, place in place_of.items()}
 
     def first_readers(self, block: int) -> dict[Group, LinearSpec]:
         """The first linear of each of the block's groups."""

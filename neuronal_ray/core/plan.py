@@ -6,7 +6,7 @@ Two budgets. `exact_plan` removes round(target * N) weights of the model to the 
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -32,11 +32,13 @@ class PlanError(ValueError):
 class Plan:
     """Removed weights per output row of every prunable linear, int32 [rows] each.
 
-    `lower_ties_first`: of equal scores at the cut the lower column goes (see masks.rank_rows).
+    `lower_ties_first`: of equal scores at the cut the lower column goes (see masks.rank_rows). `asked` are the rates
+    that a solver of the released code turns into counts of its own, empty under an exact budget.
     """
 
     removed: Counts
     lower_ties_first: bool = True
+    asked: Mapping[Linear, float] = field(default_factory=dict)
 
     @cached_property
     def total(self) -> int:
@@ -50,6 +52,7 @@ class Plan:
         for linear in sorted(self.removed):
             sha.update(f"{linear.block} {linear.path} {len(self.removed[linear])} ".encode())
             sha.update(self.removed[linear].contiguous().numpy().tobytes())
+            sha.update(f"{self.asked.get(linear)} ".encode())
         return sha.digest()
 
     def check(self, layout: Layout) -> None:
@@ -153,4 +156,5 @@ def floored_plan(layout: Layout, rates: Rates, *, floor_kept: bool) -> Plan:
         if floor_kept:
             kept = ((1 - rate) * spec.columns).floor()
         removed[spec.linear] = (spec.columns - kept).int()
-    return Plan(removed, lower_ties_first=not floor_kept)
+    asked = {linear: float(rate[0]) for linear, rate in rates.items()}
+    return Plan(removed, lower_ties_first=not floor_kept, asked=asked)

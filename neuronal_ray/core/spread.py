@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+SCHEDULES = ("linear", "exp", "log")
+
 
 def spread(levels: Float[Tensor, " items"], *, lam: float, mean: float) -> Float64[Tensor, " items"]:
     """Rates proportional to `levels`, of width 2 * lam, with the given mean (before any bound).
@@ -20,7 +22,18 @@ def spread(levels: Float[Tensor, " items"], *, lam: float, mean: float) -> Float
     return scaled - float(scaled.numpy().mean()) + mean
 
 
-def linear_schedule(num_blocks: int, *, lam: float, mean: float) -> Float64[Tensor, " blocks"]:
-    """Block rates rising linearly from mean - lam to mean + lam (NeuronAL section 4.1)."""
-    density = spread(torch.arange(num_blocks, dtype=torch.float64), lam=lam, mean=1 - mean)
-    return 1 - density.flip(0)
+def block_schedule(kind: str, num_blocks: int, *, lam: float, mean: float) -> Float64[Tensor, " blocks"]:
+    """Block rates of width 2 * lam that rise with the block's index b = 0 .. B - 1, with the given mean.
+
+    The kinds of NeuronAL's Table 2 (section 4.3), which gives no formulas; the released code has `linear` only, which
+    rises by equal steps from mean - lam to mean + lam. `log` rises as ln(1 + b), steeply at first; `exp` is its inverse
+    function and rises as B^(b / (B - 1)), steeply at last. ValueError for another kind.
+    """
+    if kind == "linear":
+        density = spread(torch.arange(num_blocks, dtype=torch.float64), lam=lam, mean=1 - mean)
+        return 1 - density.flip(0)
+    if kind == "log":
+        return spread(torch.arange(1, num_blocks + 1, dtype=torch.float64).log(), lam=lam, mean=mean)
+    if kind == "exp":
+        return spread(torch.logspace(0, 1, num_blocks, base=num_blocks, dtype=torch.float64), lam=lam, mean=mean)
+    raise ValueError(f"--schedule: unknown name {kind!r}, expected one of: {', '.join(SCHEDULES)}")

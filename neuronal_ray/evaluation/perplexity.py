@@ -10,7 +10,8 @@ from torch import Tensor
 
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.pool import Pool
-from neuronal_ray.worker import Worker, chunk_sequences
+from neuronal_ray.replica import chunk_sequences
+from neuronal_ray.worker import Worker
 
 _CHUNKS_PER_TASK = 4
 

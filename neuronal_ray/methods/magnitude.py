@@ -5,7 +5,8 @@ from torch import Tensor
 
 from neuronal_ray.core.stats import Statistic
 
-NEEDS_INPUTS = False
+STATISTIC: type[Statistic] | None = None
+SOLVES = False
 
 
 def score(weight: Float[Tensor, "rows columns"], inputs: Statistic | None) -> Float32[Tensor, "rows columns"]:

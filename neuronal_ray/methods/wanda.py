@@ -3,9 +3,10 @@
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from neuronal_ray.core.stats import Statistic
+from neuronal_ray.core.stats import SquareSum, Statistic
 
-NEEDS_INPUTS = True
+STATISTIC: type[Statistic] | None = SquareSum
+SOLVES = False
 
 
 def score(weight: Float[Tensor, "rows columns"], inputs: Statistic) -> Float32[Tensor, "rows columns"]:

@@ -12,10 +12,8 @@ from torch.utils._pytree import tree_flatten
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-
-class UnsupportedModel(ValueError):
-    """A model that cannot be pruned correctly, with the reason."""
-
+from neuronal_ray.models.experts import Expert, experts_of, split_experts
+from neuronal_ray.models.unsupported import UnsupportedModel
 
 Call = tuple[tuple[object, ...], dict[str, object]]
 
@@ -45,16 +43,24 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def find_linears(block: nn.Module) -> dict[str, nn.Module]:
-    """The prunable linears of a block by path. Raises UnsupportedModel for weights that would be missed."""
-    linears = {path: module for path, module in block.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    owned = {id(parameter) for module in linears.values() for parameter in module.parameters()}
+    """The prunable linears of a block by path. Raises UnsupportedModel for weights that would be missed.
+
+    Experts held as 3-D parameters are linears of their own once `split_experts` has run; routers that are plain
+    parameters are no linears, a router that is an nn.Linear cannot be told from one and is pruned.
+    """
+    linears: dict[str, nn.Module] = {}
+    split: set[str] = set()
+    for path, module in block.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            linears[path] = module
+        for inner, expert in experts_of(module).items():
+            linears[f"{path}.{inner}"] = expert
+            split.add(f"{path}.{expert.stack}")
     for name, parameter in block.named_parameters():
-        if id(parameter) in owned:
-            continue
-        if parameter.dim() >= 3:
+        if parameter.dim() >= 3 and name not in split:
             raise UnsupportedModel(
-                f"--model: {name} holds {tuple(parameter.shape)} weights as one parameter (mixture of experts, "
-                "convolution); only nn.Linear weights can be pruned"
+                f"--model: {name} holds {tuple(parameter.shape)} weights as one parameter (convolution, experts in "
+                "an unknown form); only nn.Linear weights and stacks of experts can be pruned"
             )
     if not linears:
         raise UnsupportedModel(f"--model: no nn.Linear in a block of type {type(block).__name__}")
@@ -65,8 +71,8 @@ def find_linears(block: nn.Module) -> dict[str, nn.Module]:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether the module keeps its weight as [input columns, output rows] (GPT-2's Conv1D)."""
-    return isinstance(module, Conv1D)
+    """Whether the module keeps its weight as [input columns, output rows] (GPT-2's Conv1D, some experts)."""
+    return module.transposed if isinstance(module, Expert) else isinstance(module, Conv1D)
 
 
 def weight_of(module: nn.Module) -> Float[Tensor, "rows columns"]:
@@ -117,6 +123,7 @@ class Stream:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.blocks_name, self.blocks = find_blocks(model)
+        split_experts(model, self.blocks)
         self._calls: dict[tuple[int, ...], tuple[Call, ...]] = {}
         self._returns_tuple = self._first_block_returns_tuple()
 

@@ -2,8 +2,9 @@
 
 import functools
 import json
+import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, StrictDataclassError
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -23,24 +24,29 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging as transformers_logging
 
-from neuronal_ray.models.blocks import UnsupportedModel
+from neuronal_ray.models.blocks import find_blocks
+from neuronal_ray.models.experts import Expert, split_experts, stack_name
+from neuronal_ray.models.unsupported import UnsupportedModel
 
 _BUILTIN = Path(__file__).parent.parent / "builtin" / "model"
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 _UNWANTED = ["original/*", "*.bin", "*.pth", "*.msgpack", "*.h5", "*.gguf", "*.onnx"]
 _ITEM: dict[int, type[np.unsignedinteger]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """Where one tensor lies: file, byte range and shape."""
+    """Where one tensor lies: file, byte range, shape and the name that safetensors has for its dtype."""
 
     path: Path
     start: int
     stop: int
     shape: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +155,9 @@ def _read_header(path: Path) -> dict[str, Stored]:
 def _stored(path: Path, data: int, entry: dict[str, list[int]]) -> Stored:
     """Where the tensor of one header entry lies in the file whose data begin at byte `data`."""
     start, stop = entry["data_offsets"]
-    return Stored(path=path, start=data + start, stop=data + stop, shape=tuple(entry["shape"]))
+    return Stored(
+        path=path, start=data + start, stop=data + stop, shape=tuple(entry["shape"]), dtype=str(entry["dtype"])
+    )
 
 
 def load_model(
@@ -195,7 +203,9 @@ def _quiet_loading() -> Iterator[None]:
 def empty_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model without weights (on the meta device), for its shapes."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(checkpoint.config, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_config(checkpoint.config, trust_remote_code=trust_remote_code)
+    split_experts(model, find_blocks(model)[1])
+    return model
 
 
 def write_random_llama(path: Path, **config: int) -> None:
@@ -230,28 +240,75 @@ def copy_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
 
 
-def zero_masked(
-    checkpoint: Checkpoint,
-    target: Path,
-    names: Iterable[str],
-    mask_of: Callable[[str], Bool[Tensor, "..."]],
-) -> dict[str, int]:
+def stored_tensors(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of linears (masks, weights) under the names and in the shapes in which checkpoints store them.
+
+    `tensors`: by the name of the linear's weight in `model`, which was loaded from the checkpoint, and as the module
+    keeps it. To be called with all linears of a block at once: experts are joined to the model's 3-D parameters, and
+    what transformers split, joined or renamed at loading is undone.
+    """
+    whole: dict[str, Tensor] = {}
+    stacks: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in tensors.items():
+        module = model.get_submodule(name.removesuffix(".weight"))
+        if isinstance(module, Expert):
+            stacks.setdefault(stack_name(name, module), {})[module.index] = tensor
+        else:
+            whole[name] = tensor
+    for name, experts in stacks.items():
+        assert len(experts) == len(model.get_parameter(name)), f"{name} has other experts than {sorted(experts)}"
+        whole[name] = torch.stack([experts[index] for index in range(len(experts))])
+    stored: dict[str, Tensor] = revert_weight_conversion(model, whole)
+    return stored
+
+
+def zero_masked(checkpoint: Checkpoint, target: Path, masks: Mapping[str, Bool[Tensor, "..."]]) -> dict[str, int]:
     """Zero the masked weights of a checkpoint copied to `target`, in place, one tensor in memory at a time.
 
-    `mask_of(name)` is True where weights go, in the stored shape. Works on the bits of any dtype: what stays is
-    unchanged. Returns the number of zeros of each tensor as saved (weights that were zero before included).
+    `masks`, by stored name and in the stored shape, are True where weights go. Works on the bits of any dtype: what
+    stays is unchanged. Returns the number of zeros of each tensor as saved (weights that were zero before included).
     """
     zeros = {}
-    for name in names:
-        stored = checkpoint.tensors[checkpoint.stored_name(name)]
-        mask = mask_of(name)
-        if tuple(mask.shape) != stored.shape:
-            raise UnsupportedModel(f"--model: {name} is stored as {stored.shape}, the model has {tuple(mask.shape)}")
-        count = mask.numel()
-        item = _ITEM[(stored.stop - stored.start) // count]
-        weights = np.memmap(target / stored.path.name, item, "r+", offset=stored.start, shape=stored.shape)
-        weights[mask.cpu().numpy()] = 0
-        all_but_sign = (1 << (8 * weights.itemsize - 1)) - 1
-        zeros[name] = count - int(np.count_nonzero(weights & item(all_but_sign)))
-        weights.flush()
+    for name, mask in masks.items():
+        with _bits(checkpoint, target, name, tuple(mask.shape)) as bits:
+            bits[mask.cpu().numpy()] = 0
+            zeros[name] = _count_zeros(bits)
     return zeros
+
+
+def write_weights(checkpoint: Checkpoint, target: Path, weights: Mapping[str, Float[Tensor, "..."]]) -> dict[str, int]:
+    """Replace weights of a checkpoint copied to `target`, in place, rounded to the stored dtype, one at a time.
+
+    `weights` are by stored name and in the stored shape. Returns the number of zeros of each tensor as saved.
+    Raises ValueError when a finite weight is too large for the stored dtype.
+    """
+    zeros = {}
+    for name, weight in weights.items():
+        dtype = checkpoint.tensors[checkpoint.stored_name(name)].dtype
+        if dtype not in _DTYPES:
+            raise UnsupportedModel(f"--model: {name} is stored as {dtype}, expected one of {', '.join(_DTYPES)}")
+        rounded = weight.cpu().to(_DTYPES[dtype])
+        if not bool(torch.isfinite(rounded).all()):
+            raise ValueError(f"--model: new weights of {name} are not finite in the stored dtype {dtype}")
+        with _bits(checkpoint, target, name, tuple(weight.shape)) as bits:
+            bits[...] = rounded.contiguous().view(torch.uint8).numpy().view(bits.dtype)
+            zeros[name] = _count_zeros(bits)
+    return zeros
+
+
+@contextmanager
+def _bits(checkpoint: Checkpoint, target: Path, name: str, shape: tuple[int, ...]) -> Iterator[np.memmap]:
+    """The bits of one tensor in the copy, as unsigned integers of its shape; changes reach the file on exit."""
+    stored = checkpoint.tensors[checkpoint.stored_name(name)]
+    if shape != stored.shape:
+        raise UnsupportedModel(f"--model: {name} is stored as {stored.shape}, the model has {shape}")
+    item = _ITEM[(stored.stop - stored.start) // math.prod(shape)]
+    bits = np.memmap(target / stored.path.name, item, "r+", offset=stored.start, shape=shape)
+    yield bits
+    bits.flush()
+
+
+def _count_zeros(bits: np.memmap) -> int:
+    """How many floating-point numbers are zero, of either sign."""
+    all_but_sign = bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
+    return bits.size - int(np.count_nonzero(bits & all_but_sign))

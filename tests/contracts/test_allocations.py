@@ -1,27 +1,48 @@
 """Does every allocation keep the contract of `neuronal_ray.allocations`? A new file there is picked up here.
 
-The layout is made by hand and the trials are made up: no model runs.
+The layout is made by hand, weights and inputs are random, trials and losses are made up: no model runs.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
+from typing import TypeVar
 
 import pytest
 import torch
 
 from neuronal_ray import plugins
-from neuronal_ray.allocations import Allocation, Problem, neuronal
+from neuronal_ray.allocations import Allocation, BlockTask, Problem, neuronal
+from neuronal_ray.config import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.alignment import Trial
-from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
+from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
+from neuronal_ray.core.masks import rank_rows
+from neuronal_ray.core.pattern import Pattern
 from neuronal_ray.core.plan import Plan
+from neuronal_ray.core.stats import SquareSum, Statistic
+
+Result = TypeVar("Result")
 
 NUM_BLOCKS, HIDDEN, INNER, NUM_HEADS = 4, 16, 40, 4
 TARGETS = (0.0, 0.1, 0.37, 0.5, 0.7, 0.85, 0.99)
 WIDTHS = (HIDDEN, HIDDEN, HIDDEN, INNER)
 """Columns of a block's four groups: query, key and value; output; gate and up; down."""
 
-Measure = Callable[[float], float]
+QUICK: dict[str, dict[str, object]] = {
+    "atp": {"max_candidates": 6},
+    "besa": {"steps": 2},
+    "neuronal": {"block_lambdas": (0.01, 0.05, 0.08, 0.25), "row_lambdas": (0.0, 0.05, 0.08, 0.12)},
+}
+"""Settings for all tests here, for allocations that take long."""
+SEARCHING: dict[str, dict[str, object]] = {"dsa": {"search": 2, "population": 4}}
+"""Settings without which an allocation searches nothing."""
+
+Score = Callable[[float], float]
+Weights = Mapping[Linear, torch.Tensor]
 
 
 @pytest.fixture(params=plugins.names("allocations"))
@@ -68,147 +89,336 @@ def some_signals(seed: int) -> dict[Group, torch.Tensor]:
     return {group: torch.randn(WIDTHS[group.index], generator=generator) for group in LAYOUT.groups}
 
 
-class Trials:
-    """Makes trials up and keeps what it was asked; `measure(lam)` is the misalignment."""
+def text_of(group: Group) -> torch.Tensor:
+    """Inputs [2 chunks, sequences, tokens, columns] of a group, a few features much larger than others."""
+    generator = torch.Generator().manual_seed(100 * group.block + group.index)
+    columns = WIDTHS[group.index]
+    return torch.randn(2, 2, 3, columns, generator=generator) * torch.rand(columns, generator=generator).exp().pow(2)
 
-    def __init__(self, measure: Measure) -> None:
-        self.measure = measure
+
+def some_weights() -> dict[Linear, torch.Tensor]:
+    """Later blocks have heavier tails."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        spec.linear: torch.randn(spec.rows, spec.columns, generator=generator).pow(2 * (spec.linear.block // 2) + 1)
+        for spec in LAYOUT
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A BlockTask whose output is that of all its linears side by side, each on inputs of its own."""
+
+    specs: Sequence[LinearSpec]
+    weights: Weights
+    num_texts: int = 2
+
+    @cached_property
+    def ranks(self) -> Weights:
+        return {linear: rank_rows(weight.abs()) for linear, weight in self.weights.items()}
+
+    def dense_output(self, text: int) -> torch.Tensor:
+        return self.output(text, self.weights)
+
+    def output(self, text: int, weights: Weights) -> torch.Tensor:
+        return torch.cat([text_of(spec.reads)[text] @ weights[spec.linear].t() for spec in self.specs], dim=-1)
+
+
+class FakeProbe:
+    """Answers from made-up weights and keeps what it was asked; a trial's misalignment and a loss are `score(lam)`."""
+
+    def __init__(self, score: Score, statistic: type[Statistic] | None) -> None:
+        self.score, self.statistic = score, statistic
+        self.weights = some_weights()
         self.asked: list[tuple[str, list[float], list[Plan]]] = []
         self.given: list[Trial] = []
 
-    def __call__(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[Trial]:
-        assert len(lambdas) == len(plans)
-        self.asked.append((step, list(lambdas), list(plans)))
-        trials = [Trial(misalignment=self.measure(lam), signals=some_signals(round(1000 * lam))) for lam in lambdas]
+    def tries(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[Trial]:
+        scores = self.losses(step, lambdas, plans)
+        trials = [
+            Trial(misalignment=score, signals=some_signals(round(1000 * lam)))
+            for lam, score in zip(lambdas, scores, strict=True)
+        ]
         self.given += trials
         return trials
 
+    def losses(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[float]:
+        assert len(lambdas) == len(plans) > 0
+        self.asked.append((step, list(lambdas), list(plans)))
+        return [self.score(lam) for lam in lambdas]
 
-def problem_of(target: float, measure: Measure = lambda lam: abs(lam - 0.08), mode: str = "paper") -> Problem:
-    return Problem(layout=LAYOUT, target=target, mode=mode, tries=Trials(measure))
+    def measure(self, function: Callable[[Sequence[Weighed]], Result]) -> list[Result]:
+        pickle.dumps(function)
+        return [function([self._weighed(spec) for spec in specs]) for specs in LAYOUT.blocks]
+
+    def _weighed(self, spec: LinearSpec) -> Weighed:
+        inputs = None if self.statistic is None else self.statistic.of(text_of(spec.reads).flatten(0, 1))
+        return Weighed(spec=spec, weight=self.weights[spec.linear], inputs=inputs)
+
+    def learn(self, function: Callable[[BlockTask], Result]) -> list[Result]:
+        pickle.dumps(function)
+        return [
+            function(Block(specs, {spec.linear: self.weights[spec.linear] for spec in specs}))
+            for specs in LAYOUT.blocks
+        ]
+
+    def asked_for(self, step: str) -> tuple[list[float], list[Plan]]:
+        """All that was tried under one name, in order."""
+        mine = [(lambdas, plans) for name, lambdas, plans in self.asked if name == step]
+        return [lam for lambdas, _ in mine for lam in lambdas], [plan for _, plans in mine for plan in plans]
+
+    @property
+    def plans(self) -> list[Plan]:
+        return [plan for _, _, plans in self.asked for plan in plans]
 
 
-def trials_of(problem: Problem) -> Trials:
-    assert isinstance(problem.tries, Trials)
-    return problem.tries
+def near_008(lam: float) -> float:
+    return abs(lam - 0.08)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """One call of an allocation."""
+
+    problem: Problem
+    probe: FakeProbe
+    found: Allocation
+
+
+def allocated(
+    allocation: ModuleType,
+    target: float,
+    *,
+    score: Score = near_008,
+    mode: str = "paper",
+    pattern: Pattern | None = None,
+    settings: Mapping[str, object] | None = None,
+) -> Case:
+    """The allocation's answer to a problem of its own; skips what `authors` mode does not have."""
+    probe = FakeProbe(score, allocation.STATISTIC)
+    problem = Problem(layout=LAYOUT, target=target, mode=mode, probe=probe, pattern=pattern)
+    name = allocation.__name__.rpartition(".")[2]
+    try:
+        found = allocation.allocate(problem, **QUICK.get(name, {}) | dict(settings or {}))
+    except ValueError as error:
+        if mode == "authors" and "--mode paper" in str(error):
+            pytest.skip(str(error))
+        raise
+    return Case(problem=problem, probe=probe, found=found)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_budget_is_exact_in_paper_mode(allocation: ModuleType, target: float) -> None:
-    problem = problem_of(target)
-    found: Allocation = allocation.allocate(problem)
+    case = allocated(allocation, target)
     budget = round(target * LAYOUT.prunable)
-    assert found.plan.total == budget
-    for name, plan in found.baselines.items():
+    assert case.found.plan.total == budget
+    for name, plan in case.found.baselines.items():
         assert plan.total == budget, name
-    for step, lambdas, plans in trials_of(problem).asked:
+    for step, lambdas, plans in case.probe.asked:
         assert [plan.total for plan in plans] == [budget] * len(plans), (step, lambdas)
 
 
 @pytest.mark.parametrize("mode", ["paper", "authors"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_plan_fits_the_layout(allocation: ModuleType, target: float, mode: str) -> None:
-    problem = problem_of(target, mode=mode)
-    found = allocation.allocate(problem)
-    for plan in [
-        found.plan,
-        *found.baselines.values(),
-        *(plan for _, _, plans in trials_of(problem).asked for plan in plans),
-    ]:
+    case = allocated(allocation, target, mode=mode)
+    for plan in [case.found.plan, *case.found.baselines.values(), *case.probe.plans]:
         plan.check(LAYOUT)
         assert all(counts.dtype == torch.int32 for counts in plan.removed.values())
 
 
 @pytest.mark.parametrize("mode", ["paper", "authors"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_rates_are_finite_and_of_every_row(allocation: ModuleType, target: float, mode: str) -> None:
+    rates = allocated(allocation, target, mode=mode).found.rates
+    assert set(rates) == {spec.linear for spec in LAYOUT}
+    for spec in LAYOUT:
+        assert rates[spec.linear].dtype == torch.float64, spec.linear
+        assert rates[spec.linear].shape == (spec.rows,), spec.linear
+        assert bool(rates[spec.linear].isfinite().all()), spec.linear
+
+
+def test_the_plan_is_that_of_the_rates(allocation: ModuleType) -> None:
+    case = allocated(allocation, 0.7)
+    assert case.found.plan.digest == case.problem.plan(case.found.rates, rows_adapted=True).digest
+
+
+@pytest.mark.parametrize("mode", ["paper", "authors"])
 def test_equal_problems_get_equal_answers(allocation: ModuleType, mode: str) -> None:
-    first, second = (allocation.allocate(problem_of(0.7, mode=mode)) for _ in range(2))
+    first, second = (allocated(allocation, 0.7, mode=mode).found for _ in range(2))
     assert first.plan.digest == second.plan.digest
     assert first.steps == second.steps
+    assert all(torch.equal(rate, second.rates[linear]) for linear, rate in first.rates.items())
     assert {name: plan.digest for name, plan in first.baselines.items()} == {
         name: plan.digest for name, plan in second.baselines.items()
     }
 
 
 @pytest.mark.parametrize("mode", ["paper", "authors"])
-def test_the_problem_and_its_trials_are_not_modified(allocation: ModuleType, mode: str) -> None:
-    problem = problem_of(0.6, mode=mode)
-    before = (problem.layout.specs, problem.target, problem.mode, problem.tries)
+def test_the_model_and_its_trials_are_not_modified(allocation: ModuleType, mode: str) -> None:
     sources = [None if spec.sources is None else spec.sources.clone() for spec in LAYOUT]
-    allocation.allocate(problem)
-    assert (problem.layout.specs, problem.target, problem.mode, problem.tries) == before
+    case = allocated(allocation, 0.6, mode=mode)
+    assert case.problem == Problem(layout=LAYOUT, target=0.6, mode=mode, probe=case.probe)
     for spec, kept in zip(LAYOUT, sources, strict=True):
         assert (spec.sources is None) == (kept is None)
         assert kept is None or torch.equal(spec.sources, kept)
-    lambdas = [lam for _, asked, _ in trials_of(problem).asked for lam in asked]
-    for lam, trial in zip(lambdas, trials_of(problem).given, strict=True):
+    for linear, weight in some_weights().items():
+        assert torch.equal(case.probe.weights[linear], weight), linear
+        assert not case.probe.weights[linear].requires_grad, linear
+    lambdas = [lam for _, asked, _ in case.probe.asked for lam in asked] if case.probe.given else []
+    for lam, trial in zip(lambdas, case.probe.given, strict=True):
         for group, signal in some_signals(round(1000 * lam)).items():
             assert torch.equal(trial.signals[group], signal), group
 
 
-def test_every_step_reports_what_it_tried(allocation: ModuleType) -> None:
-    problem = problem_of(0.7, lambda lam: (lam - 0.1) ** 2)
-    found = allocation.allocate(problem)
-    asked = {step: lambdas for step, lambdas, _ in trials_of(problem).asked}
-    for step in found.steps:
-        assert list(step.lambdas) == asked[step.name]
-        assert list(step.misalignments) == [(lam - 0.1) ** 2 for lam in step.lambdas]
-        assert step.selected == min(step.lambdas, key=lambda lam: (lam - 0.1) ** 2)
-
-
 @pytest.mark.parametrize("mode", ["paper", "authors"])
-def test_of_equals_the_first_is_selected(allocation: ModuleType, mode: str) -> None:
-    for measure in (lambda _: 0.5, lambda _: math.inf):
-        found = allocation.allocate(problem_of(0.7, measure, mode=mode))
-        assert [step.selected for step in found.steps] == [step.lambdas[0] for step in found.steps], measure(0)
+@pytest.mark.parametrize(
+    "score",
+    [
+        near_008,
+        lambda _: 0.5,
+        lambda _: math.inf,
+        lambda lam: math.inf if lam < 0.05 else 1e30,
+        lambda lam: math.inf if lam > 0.05 else 1e30,
+        lambda lam: -lam,
+    ],
+    ids=["valley", "equals", "all overflow", "low overflow", "high overflow", "falling"],
+)
+def test_a_step_selects_the_first_of_the_least_it_tried(allocation: ModuleType, score: Score, mode: str) -> None:
+    name = allocation.__name__.rpartition(".")[2]
+    case = allocated(allocation, 0.7, score=score, mode=mode, settings=SEARCHING.get(name))
+    for step in case.found.steps:
+        lambdas, plans = case.probe.asked_for(step.name)
+        assert list(step.lambdas) == lambdas
+        assert list(step.misalignments) == [score(lam) for lam in lambdas]
+        assert step.selected == min(lambdas, key=score)  # min keeps the first of equals
+    if case.found.steps:
+        selected = plans[lambdas.index(case.found.steps[-1].selected)]
+        assert case.found.plan.digest == selected.digest
 
 
-def test_what_overflowed_is_not_selected(allocation: ModuleType) -> None:
-    found = allocation.allocate(problem_of(0.7, lambda lam: math.inf if lam != 0.12 else 1e30))
-    assert {step.selected for step in found.steps} <= {0.12}
+@pytest.mark.parametrize("target", TARGETS)
+def test_under_a_pattern_a_linear_has_one_count_and_the_budget_is_met_nearly(
+    allocation: ModuleType, target: float
+) -> None:
+    case = allocated(allocation, target, pattern=Pattern(None, 8))
+    smallest = min(spec.size for spec in LAYOUT) // 8
+    for plan in [case.found.plan, *case.found.baselines.values(), *case.probe.plans]:
+        plan.check(LAYOUT)
+        assert abs(plan.total - round(target * LAYOUT.prunable)) <= smallest / 2
+        for spec in LAYOUT:
+            counts = plan.removed[spec.linear]
+            assert bool((counts == counts[0]).all()), spec.linear
+            assert int(counts[0]) % (spec.columns // 8) == 0, spec.linear
+
+
+def test_authors_mode_is_kept_or_refused_in_one_line(allocation: ModuleType) -> None:
+    probe = FakeProbe(near_008, allocation.STATISTIC)
+    problem = Problem(layout=LAYOUT, target=0.7, mode="authors", probe=probe)
+    name, refused = allocation.__name__.rpartition(".")[2], None
+    try:
+        allocation.allocate(problem)
+    except ValueError as error:
+        refused = str(error)
+    assert refused in (None, f"--allocation {name}: not in the released code; use --mode paper")
+    assert refused is None or not probe.asked
 
 
 def test_settings_have_defaults_and_unknown_ones_are_refused(allocation: ModuleType) -> None:
-    plugins.check_settings(allocation.allocate, {}, owner="allocation")
+    _, *settings = inspect.signature(allocation.allocate).parameters.values()
+    for setting in settings:
+        assert setting.kind is setting.KEYWORD_ONLY, setting.name
+        assert setting.default is not setting.empty, setting.name
+    plugins.check_settings([allocation.allocate], {}, owner="allocation")
     with pytest.raises(ValueError, match=r"--set allocation\.nonsense: unknown setting, expected "):
-        plugins.check_settings(allocation.allocate, {"nonsense": 1.0}, owner="allocation")
+        plugins.check_settings([allocation.allocate], {"nonsense": 1.0}, owner="allocation")
 
 
-def test_an_allocation_says_what_it_is(allocation: ModuleType) -> None:
+def test_an_allocation_says_what_it_is_and_what_it_reads(allocation: ModuleType) -> None:
     assert allocation.__doc__
     assert allocation.allocate.__doc__
+    assert allocation.STATISTIC is None or issubclass(allocation.STATISTIC, SquareSum)
 
 
 # NeuronAL's own
 
 
 def test_rows_are_not_adapted_to_activations_that_overflowed() -> None:
-    def tries(step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[Trial]:
-        signals = {group: torch.full((WIDTHS[group.index],), math.nan) for group in LAYOUT.groups}
-        return [Trial(misalignment=math.inf, signals=signals) for _ in plans]
+    class Overflowing(FakeProbe):
+        def tries(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[Trial]:
+            signals = {group: torch.full((WIDTHS[group.index],), math.nan) for group in LAYOUT.groups}
+            trials = super().tries(step, lambdas, plans)
+            return [Trial(misalignment=trial.misalignment, signals=signals) for trial in trials]
 
+    probe = Overflowing(lambda _: math.inf, None)
     with pytest.raises(ValueError, match="--model: NaN or infinite activations"):
-        neuronal.allocate(Problem(layout=LAYOUT, target=0.7, mode="paper", tries=tries))
+        neuronal.allocate(Problem(layout=LAYOUT, target=0.7, mode="paper", probe=probe))
 
 
 def test_blocks_rise_and_keep_the_target() -> None:
-    found = neuronal.allocate(problem_of(0.6, lambda lam: abs(lam - 0.15)), steps="block")
+    case = allocated(
+        neuronal, 0.6, score=lambda lam: abs(lam - 0.15), settings={"steps": "block", "block_lambdas": (0.1, 0.15)}
+    )
     rates = []
     for specs in LAYOUT.blocks:
-        removed = sum(int(found.plan.removed[spec.linear].sum()) for spec in specs)
+        removed = sum(int(case.found.plan.removed[spec.linear].sum()) for spec in specs)
         rates.append(removed / sum(spec.size for spec in specs))
     assert rates == pytest.approx([0.45, 0.55, 0.65, 0.75], abs=1e-3)
 
 
 def test_rows_stay_as_they_are_at_lambda_0() -> None:
-    problem = problem_of(0.6, lambda lam: lam)
-    found = neuronal.allocate(problem)
+    found = allocated(neuronal, 0.6, score=lambda lam: lam).found
     assert found.steps[1].selected == 0.0
     assert found.plan.digest == found.baselines["block"].digest
 
 
 def test_a_row_whose_reader_shrank_most_keeps_most() -> None:
-    found = neuronal.allocate(problem_of(0.6, lambda lam: -lam), steps="row", row_lambdas=(0.0, 0.2))
+    settings = {"steps": "row", "row_lambdas": (0.0, 0.2)}
+    found = allocated(neuronal, 0.6, score=lambda lam: -lam, settings=settings).found
     spec = LAYOUT[Linear(1, "mlp.up")]
     shrunk = some_signals(0)[spec.consumer]  # of the trial of the uniform plan, lambda 0
     removed = found.plan.removed[spec.linear]
     assert removed[shrunk.argmax()] == removed.min() < removed.max() == removed[shrunk.argmin()]
+
+
+@pytest.mark.parametrize("schedule", ["exp", "log"])
+def test_blocks_rise_by_the_schedule_asked_for(schedule: str) -> None:
+    found = allocated(neuronal, 0.6, settings={"steps": "block", "schedule": schedule}).found
+    levels = {"log": [math.log(block + 1) / math.log(4) for block in range(4)]}
+    levels["exp"] = [(4 ** (block / 3) - 1) / 3 for block in range(4)]
+    expected = [0.6 + 0.16 * (level - sum(levels[schedule]) / 4) for level in levels[schedule]]
+    assert found.steps[0].selected == 0.08
+    assert [float(found.rates[Linear(block, "mlp.up")][0]) for block in range(4)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"), [({"schedule": "exp"}, "--schedule"), ({"lambda_search": "continuous"}, "--lambda-search")]
+)
+def test_what_the_released_code_does_not_have_is_refused(settings: dict[str, object], flag: str) -> None:
+    probe = FakeProbe(near_008, None)
+    problem = Problem(layout=LAYOUT, target=0.6, mode="authors", probe=probe)
+    with pytest.raises(ValueError, match=f"^{flag}: .* is not in the released code; use --mode paper$"):
+        neuronal.allocate(problem, **settings)
+    assert not probe.asked
+
+
+def test_a_set_that_the_released_code_leaves_out_is_refused() -> None:
+    problem = Problem(layout=LAYOUT, target=0.8, mode="authors", probe=FakeProbe(near_008, None))
+    with pytest.raises(ValueError, match=r"^--block-lambdas: the released code leaves 0\.25 out from 0\.8 on$"):
+        neuronal.allocate(problem, block_lambdas=(0.25,))
+
+
+def test_both_steps_of_a_continuous_search_spend_no_more_trials_than_their_sets() -> None:
+    sets = {"block_lambdas": LAMBDAS, "row_lambdas": ROW_LAMBDAS}
+    case = allocated(neuronal, 0.6, settings={"lambda_search": "continuous"} | sets)
+    block, row = case.found.steps
+    assert len(block.lambdas) == 14
+    assert len(row.lambdas) == 15
+    assert block.selected == pytest.approx(0.08, abs=0.01)
+    assert row.selected == pytest.approx(0.08, abs=0.01)
+
+
+def test_under_a_pattern_only_blocks_are_searched() -> None:
+    case = allocated(neuronal, 0.6, pattern=Pattern(None, 8))
+    assert [step.name for step in case.found.steps] == ["block"]
+    assert {name for name, _, _ in case.probe.asked} == {"block"}

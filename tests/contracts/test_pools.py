@@ -18,12 +18,14 @@ from safetensors.torch import load_file, save_file
 from tiny import LENGTH, VOCABULARY, write_model
 
 from neuronal_ray.allocations import Problem, neuronal
+from neuronal_ray.composition import Composition
 from neuronal_ray.core.plan import Plan, uniform_rates
 from neuronal_ray.distributed.ray_pool import RayPool
 from neuronal_ray.evaluation.perplexity import perplexity
-from neuronal_ray.pipeline import rank_once
+from neuronal_ray.pipeline import gather_and_rank
 from neuronal_ray.pool import InProcessPool, Pool, TaskError
 from neuronal_ray.progress import Progress
+from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Search
 from neuronal_ray.worker import Worker, WorkerSpec
 
@@ -100,8 +102,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> WorkerSpec:
         model_path=write_model(tmp_path_factory.mktemp("pools") / "model"),
         device="cpu",
         dtype="auto",
-        method="wanda",
-        method_settings={},
+        recipe=Recipe(method="wanda"),
         threads=1,
         trust_remote_code=False,
     )
@@ -258,14 +259,24 @@ class Outcome:
 def search_on(pool: Pool, folder: Path) -> Outcome:
     tokens = torch.randint(VOCABULARY, (200, LENGTH), generator=torch.Generator().manual_seed(0))
     progress = Progress(folder / "events.jsonl")
-    rank_once(pool, tokens, progress)
     layout = pool.first(Worker.describe)
+    composition = Composition(
+        target=0.6,
+        recipe=Recipe(method="wanda"),
+        allocation="neuronal",
+        settings={},
+        row_step=None,
+        pruned_stream=False,
+        released=False,
+    )
+    gather_and_rank(composition, pool, tokens, progress)
+    search = Search(pool, layout=layout, calibration=tokens, samples=4, mode="paper", solves=False, progress=progress)
     found = neuronal.allocate(
         Problem(
             layout=layout,
             target=0.6,
             mode="paper",
-            tries=Search(pool, tokens[:4], mode="paper", progress=progress).tries,
+            probe=search,
         ),
         block_lambdas=LAMBDAS,
         row_lambdas=(0.0, *LAMBDAS),

@@ -6,7 +6,7 @@ The recordings lie beside the repository, not in it; without them the tests are 
 import hashlib
 import json
 import math
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from neuronal_ray.allocations import Problem, neuronal, uniform
 from neuronal_ray.evaluation.perplexity import perplexity
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
+from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Search
-from neuronal_ray.worker import Worker, WorkerSpec
+from neuronal_ray.worker import Walk, Worker, WorkerSpec
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SEARCH_SAMPLES = 8
@@ -55,16 +56,23 @@ def test_authors_mode_reproduces_the_released_code(model: str, method: str, top_
         model_path=SHARED / "assets" / "models" / model,
         device="cpu",
         dtype="float32",
-        method=method,
-        method_settings={},
+        recipe=Recipe(method=method),
         threads=1,
         trust_remote_code=False,
     )
     pool = InProcessPool(spec)
     calibration = tokens(model, "calibration")
-    search = Search(pool, calibration[:SEARCH_SAMPLES], mode="authors", progress=Progress())
     layout = pool.first(Worker.describe)
-    problem = Problem(layout=layout, target=sparsity, mode="authors", tries=search.tries)
+    search = Search(
+        pool,
+        layout=layout,
+        calibration=calibration,
+        samples=SEARCH_SAMPLES,
+        mode="authors",
+        solves=False,
+        progress=Progress(),
+    )
+    problem = Problem(layout=layout, target=sparsity, mode="authors", probe=search)
     allocation = (uniform if top_up == "uniform" else neuronal).allocate(problem)
 
     for step in allocation.steps:
@@ -72,7 +80,7 @@ def test_authors_mode_reproduces_the_released_code(model: str, method: str, top_
         for (lam, expected), found in zip(case[f"{step.name}_scores"], step.misalignments, strict=True):
             assert found == (math.inf if math.isnan(expected) else pytest.approx(expected, rel=1e-5)), lam
 
-    pool.first(partial(Worker.rank_on_pruned_stream, chunk=1), allocation.plan, calibration)
+    pool.first(Worker.finish, allocation.plan, calibration, Walk(pruned=True, released=True))
     different = []
     for linear in layout:
         name = f"{linear.linear.path}-{linear.linear.block}"

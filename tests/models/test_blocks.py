@@ -188,12 +188,14 @@ def test_a_model_with_several_lists_of_that_length_is_refused() -> None:
         ("qwen3_moe", {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "head_dim": 8}),
     ],
 )
-def test_experts_in_one_parameter_are_refused(model_type: str, config: dict[str, object]) -> None:
+def test_experts_that_were_not_split_are_refused(model_type: str, config: dict[str, object]) -> None:
     model = small(model_type, **config)
     _, blocks = find_blocks(model)
     with pytest.raises(UnsupportedModel, match=r"experts.*weights as one parameter") as error:
         find_linears(blocks[0])
     one_line(error)
+    Stream(model)
+    assert any(path.endswith("experts.1.down_proj") for path in find_linears(blocks[0]))
 
 
 def test_a_model_that_works_between_its_blocks_is_refused() -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
-from neuronal_ray.models.blocks import UnsupportedModel
+from neuronal_ray.models.blocks import Stream, UnsupportedModel, find_blocks, find_linears, weight_of
 from neuronal_ray.models.checkpoint import (
     Checkpoint,
     copy_checkpoint,
@@ -18,13 +18,17 @@ from neuronal_ray.models.checkpoint import (
     load_model,
     open_checkpoint,
     resolve_model,
+    stored_tensors,
+    write_weights,
     zero_masked,
 )
+from neuronal_ray.models.experts import Expert
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MakeModel = Callable[..., PreTrainedModel]
 CPU = torch.device("cpu")
+ITEMS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 TOKENS = torch.arange(3, 27).reshape(2, 12)
 
@@ -97,6 +101,7 @@ def test_all_tensors_are_found(checkpoint_dir: Callable[[str], Path], family: st
     assert {name: where.shape for name, where in checkpoint.tensors.items()} == {
         name: tuple(tensor.shape) for name, tensor in stored.items()
     }
+    assert {where.dtype for where in checkpoint.tensors.values()} == {"F32"}
     assert checkpoint.num_bytes == sum(4 * tensor.numel() for tensor in stored.values())
     assert checkpoint.files == [path / "model.safetensors"]
 
@@ -156,7 +161,17 @@ def test_a_file_with_more_than_its_header_lists_is_refused(folder: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "header", [b"{nope", b"\xff\xfe{}", b"[]", b"12", b'{"a": 3}', b'{"a": {}}', b'{"a": {"data_offsets": [0]}}']
+    "header",
+    [
+        b"{nope",
+        b"\xff\xfe{}",
+        b"[]",
+        b"12",
+        b'{"a": 3}',
+        b'{"a": {}}',
+        b'{"a": {"data_offsets": [0]}}',
+        b'{"a": {"data_offsets": [0, 0], "shape": [0]}}',
+    ],
 )
 def test_a_garbage_header_is_refused(folder: Path, header: bytes) -> None:
     write_header(folder, header)
@@ -315,7 +330,9 @@ def test_masked_weights_become_zero_and_all_other_bits_stay(folder: Path, tmp_pa
     mask[1] = True
     checkpoint = one_tensor(folder, tmp_path / "copy", tensor)
     assert checkpoint.tensors["w"].shape == (40, 30)
-    zeros = zero_masked(checkpoint, tmp_path / "copy", ["w"], lambda _: mask)
+    assert checkpoint.tensors["w"].dtype in ITEMS
+    assert ITEMS[checkpoint.tensors["w"].dtype] == dtype
+    zeros = zero_masked(checkpoint, tmp_path / "copy", {"w": mask})
     saved = load_file(tmp_path / "copy" / "model.safetensors")
     before, after = tensor.view(BITS[dtype]), saved["w"].view(BITS[dtype])
     assert torch.equal(after[~mask], before[~mask]), "a kept weight has changed"
@@ -331,7 +348,7 @@ def test_masked_weights_become_zero_and_all_other_bits_stay(folder: Path, tmp_pa
 def test_a_mask_of_another_shape_is_refused(folder: Path, tmp_path: Path) -> None:
     checkpoint = one_tensor(folder, tmp_path / "copy", torch.ones(4, 3))
     with pytest.raises(UnsupportedModel, match=r"^--model: w is stored as \(4, 3\), the model has \(3, 4\)$"):
-        zero_masked(checkpoint, tmp_path / "copy", ["w"], lambda _: torch.ones(3, 4, dtype=torch.bool))
+        zero_masked(checkpoint, tmp_path / "copy", {"w": torch.ones(3, 4, dtype=torch.bool)})
     assert load_file(tmp_path / "copy" / "model.safetensors")["w"].tolist() == [[1.0] * 3] * 4
 
 
@@ -346,9 +363,147 @@ def test_weights_are_zeroed_in_their_shards(sharded: Path, tmp_path: Path) -> No
         rows, columns = checkpoint.tensors[name].shape
         return (torch.arange(columns) % 2 == 0).expand(rows, columns)
 
-    zeros = zero_masked(checkpoint, target, names, mask_of)
+    zeros = zero_masked(checkpoint, target, {name: mask_of(name) for name in names})
     assert zeros == dict.fromkeys(names, 32 * 56 // 2)
     own, pruned = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (sharded, target))
     for name, weight in own.items():
         wanted = torch.where(mask_of(name), 0, weight) if name in names else weight
         assert torch.equal(pruned[name], wanted), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_new_weights_are_rounded_to_the_stored_dtype(folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(30, 40, generator=generator)
+    weight[:3] = 0
+    weight[3, :4] = -0.0
+    checkpoint = one_tensor(folder, tmp_path / "copy", torch.ones(40, 30).to(dtype))
+    zeros = write_weights(checkpoint, tmp_path / "copy", {"w": weight.t()})
+    saved = load_file(tmp_path / "copy" / "model.safetensors")
+    assert saved["w"].dtype == dtype
+    assert torch.equal(saved["w"].view(BITS[dtype]), weight.t().contiguous().to(dtype).view(BITS[dtype]))
+    assert zeros == {"w": 3 * 40 + 4}
+    assert saved["a"].tolist() == saved["z"].tolist() == [7.0] * 3
+    assert load_file(folder / "model.safetensors")["w"].eq(1).all(), "the source changed"
+
+
+def test_new_weights_that_cannot_be_stored_are_refused(folder: Path, tmp_path: Path) -> None:
+    half = one_tensor(folder, tmp_path / "half", torch.ones(2, 2).half())
+    with pytest.raises(ValueError, match=r"^--model: new weights of w are not finite in the stored dtype F16$"):
+        write_weights(half, tmp_path / "half", {"w": torch.full((2, 2), 1e6)})
+    with pytest.raises(UnsupportedModel, match=r"w is stored as \(2, 2\), the model has \(4,\)"):
+        write_weights(half, tmp_path / "half", {"w": torch.ones(4)})
+    assert load_file(tmp_path / "half" / "model.safetensors")["w"].eq(1).all()
+    whole = one_tensor(folder, tmp_path / "whole", torch.ones(2, 2, dtype=torch.int32))
+    with pytest.raises(UnsupportedModel, match="w is stored as I32, expected one of F64, F32, F16, BF16"):
+        write_weights(whole, tmp_path / "whole", {"w": torch.ones(2, 2)})
+
+
+# -- from the model's linears to the checkpoint's tensors
+
+
+def random_masks(stream: Stream, block: int) -> dict[str, torch.Tensor]:
+    """A mask for each linear of the block, by the name of its weight."""
+    generator = torch.Generator().manual_seed(block)
+    return {
+        f"{stream.blocks_name}.{block}.{path}.weight": torch.rand(module.weight.shape, generator=generator) < 0.5
+        for path, module in find_linears(stream.blocks[block]).items()
+    }
+
+
+def check_pruned_copy(path: Path, target: Path) -> set[str]:
+    """Mask all linears of a checkpoint in the copy and in memory: the same weights. Returns the names written."""
+    checkpoint = open_checkpoint(path)
+    target.mkdir()
+    copy_checkpoint(checkpoint, target)
+    stream = Stream(load(checkpoint))
+    zeros: dict[str, int] = {}
+    removed = 0
+    for block in range(len(stream.blocks)):
+        masks = random_masks(stream, block)
+        zeros |= zero_masked(checkpoint, target, stored_tensors(stream.model, masks))
+        for name, mask in masks.items():
+            module = stream.model.get_submodule(name.removesuffix(".weight"))
+            module.weight.data[mask] = 0  # an expert's is a view of the model's parameter
+        removed += sum(int(mask.sum()) for mask in masks.values())
+    assert sum(zeros.values()) == removed
+    wanted, saved = stream.model.state_dict(), load(open_checkpoint(target)).state_dict()
+    assert list(wanted) == list(saved)
+    different = [name for name in wanted if not torch.equal(saved[name], wanted[name])]
+    assert not different
+    before, after = (
+        {name: tensor for file in checkpoint.files for name, tensor in load_file(folder / file.name).items()}
+        for folder in (path, target)
+    )
+    written = {checkpoint.stored_name(name) for name in zeros}
+    assert all(torch.equal(after[name], before[name]) for name in before if name not in written)
+    return written
+
+
+def test_experts_are_masked_as_they_are_stored(moe_family: str, make_model: MakeModel, tmp_path: Path) -> None:
+    make_model(moe_family).save_pretrained(tmp_path / "own")
+    written = check_pruned_copy(tmp_path / "own", tmp_path / "pruned")
+    stored_one_by_one = {
+        "mixtral": "model.layers.1.block_sparse_moe.experts.3.w1.weight",
+        "qwen3_moe": "model.layers.1.mlp.experts.3.up_proj.weight",
+        "gpt_oss": "model.layers.1.mlp.experts.gate_up_proj",
+        "granitemoe": "model.layers.1.block_sparse_moe.input_linear.weight",
+    }
+    assert stored_one_by_one.get(moe_family, next(iter(written))) in written, sorted(written)
+
+
+def test_experts_stored_as_the_model_holds_them_are_masked(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model("qwen3_moe")
+    model.config.save_pretrained(tmp_path / "own")
+    save_file(model.state_dict(), tmp_path / "own" / "model.safetensors", metadata={"format": "pt"})
+    written = check_pruned_copy(tmp_path / "own", tmp_path / "pruned")
+    assert "model.layers.2.mlp.experts.down_proj" in written
+
+
+def test_linears_are_masked_in_shards_and_without_prefix(make_model: MakeModel, tmp_path: Path) -> None:
+    make_model("mixtral").save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    assert len(open_checkpoint(tmp_path / "shards").files) > 3
+    check_pruned_copy(tmp_path / "shards", tmp_path / "pruned shards")
+    model = make_model("gpt2")
+    model.base_model.save_pretrained(tmp_path / "base")
+    assert "h.1.mlp.c_fc.weight" in check_pruned_copy(tmp_path / "base", tmp_path / "pruned base")
+
+
+def test_weights_of_experts_are_written_as_they_are_stored(make_model: MakeModel, tmp_path: Path) -> None:
+    make_model("mixtral").to(torch.bfloat16).save_pretrained(tmp_path / "own")
+    checkpoint = open_checkpoint(tmp_path / "own")
+    (tmp_path / "new").mkdir()
+    copy_checkpoint(checkpoint, tmp_path / "new")
+    stream = Stream(load(checkpoint))
+    weights = {name: torch.randn(mask.shape) * mask for name, mask in random_masks(stream, 1).items()}
+    zeros = write_weights(checkpoint, tmp_path / "new", stored_tensors(stream.model, weights))
+    assert sum(zeros.values()) == sum(int((weight == 0).sum()) for weight in weights.values())
+    changed = Stream(load(open_checkpoint(tmp_path / "new")))
+    for block in (0, 1, 2):
+        for path, module in find_linears(changed.blocks[block]).items():
+            own = find_linears(stream.blocks[block])[path].weight
+            wanted = weights[f"model.layers.1.{path}.weight"].bfloat16().float() if block == 1 else own
+            assert torch.equal(module.weight, wanted), (block, path)
+
+
+def test_all_experts_of_a_stack_must_be_given(make_model: MakeModel, tmp_path: Path) -> None:
+    stream = Stream(make_model("mixtral"))
+    masks = random_masks(stream, 0)
+    del masks["model.layers.0.mlp.experts.2.down_proj.weight"]
+    with pytest.raises(AssertionError, match=r"mlp\.experts\.down_proj has other experts"):
+        stored_tensors(stream.model, masks)
+
+
+def test_an_empty_model_counts_all_experts(moe_family: str, make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(moe_family)
+    model.save_pretrained(tmp_path)
+    full = Stream(model)
+    _, blocks = find_blocks(empty_model(open_checkpoint(tmp_path)))
+    for empty, own in zip(blocks, full.blocks, strict=True):
+        shapes = [
+            {path: weight_of(module).shape for path, module in find_linears(block).items()} for block in (empty, own)
+        ]
+        assert shapes[0] == shapes[1]
+    experts = [module for module in find_linears(blocks[2]).values() if isinstance(module, Expert)]
+    assert len(experts) == 8
+    assert {expert.weight.device.type for expert in experts} == {"meta"}

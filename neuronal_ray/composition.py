@@ -1,0 +1,170 @@
+"""Which methods, allocations, row steps, refinements and patterns go together, and what absent options become.
+
+The table in docs/composition.md is this file in words.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from neuronal_ray import plugins
+from neuronal_ray.config import PruneConfig
+from neuronal_ray.core.pattern import Pattern, parse_pattern, pattern_target
+from neuronal_ray.core.stats import Moments, SquareSum, Statistic
+from neuronal_ray.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_TARGET = 0.7
+_RELEASED_METHODS = ("magnitude", "wanda", "multiflow", "sparsegpt")
+_RELEASED_ALLOCATIONS = ("uniform", "owl", "neuronal")
+_USE_PAPER = "is not in the released code; use --mode paper"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """A run with every choice made. `row_step` is None where the allocation's own rates are final."""
+
+    target: float
+    recipe: Recipe
+    allocation: str
+    settings: dict[str, object]
+    row_step: str | None
+    pruned_stream: bool
+    released: bool
+
+    @property
+    def dense_statistic(self) -> type[Statistic] | None:
+        """What the dense pass over the calibration text gathers, to be kept for the whole model; None for no pass."""
+        own = self.recipe.statistic is SquareSum and not self.released
+        late = self.recipe.refinement is not None and not self.pruned_stream and not self.recipe.walks
+        if late:
+            return Moments
+        return SquareSum if own or plugins.load("allocations", self.allocation).STATISTIC is not None else None
+
+
+def compose(config: PruneConfig) -> Composition:
+    """Make every choice, check every setting. Raises ValueError in one line for what does not go together."""
+    pattern = parse_pattern(config.pattern)
+    fixed = pattern is not None and pattern.kept is not None
+    allocation = config.allocation or ("uniform" if fixed else "neuronal")
+    _check_settings(config, allocation)
+    recipe = Recipe(
+        method=config.method,
+        method_settings=config.settings_of("method"),
+        refinement=None if config.refinement == "none" else config.refinement,
+        refinement_settings=config.settings_of("refinement"),
+        parts=("attention", "mlp") if config.refined_parts == "all" else (config.refined_parts,),
+        pattern=pattern,
+    )
+    if config.mode == "authors":
+        _check_released(config, allocation, pattern)
+    if fixed and allocation != "uniform":
+        raise ValueError(
+            f"--allocation: {allocation} has nothing to spread under --pattern {config.pattern}, which fixes the "
+            f"sparsity of every row; use --pattern n:{pattern.group if pattern else 8}, or --allocation uniform"
+        )
+    if config.method == "alps" and recipe.refinement is not None:
+        raise ValueError(
+            f"--refinement: {config.refinement} moves a mask, alps solves for mask and weights at once; use --method "
+            "wanda, whose mask alps starts from"
+        )
+    if recipe.refinement is not None and plugins.load("methods", config.method).SOLVES:
+        logger.info("--method %s: its scores are used, its weight update is not: a refinement follows", config.method)
+    row_step, steps = _rows(config, allocation, recipe)
+    settings = config.settings_of("allocation")
+    if allocation == "neuronal":
+        settings |= {
+            "steps": steps,
+            "block_lambdas": config.block_lambdas,
+            "row_lambdas": config.row_lambdas,
+            "schedule": config.schedule,
+            "lambda_search": config.lambda_search,
+        }
+    return Composition(
+        target=_target(config, pattern),
+        recipe=recipe,
+        allocation=allocation,
+        settings=settings,
+        row_step=row_step,
+        pruned_stream=config.mode == "authors" or config.score_stream == "pruned",
+        released=config.mode == "authors",
+    )
+
+
+def _target(config: PruneConfig, pattern: Pattern | None) -> float:
+    if pattern is None or pattern.kept is None:
+        return _DEFAULT_TARGET if config.sparsity is None else config.sparsity
+    target = pattern_target(pattern)
+    if config.sparsity is not None and config.sparsity != target:
+        raise ValueError(f"--sparsity: {config.sparsity} is not what --pattern {config.pattern} gives; leave it out")
+    return target
+
+
+def _rows(config: PruneConfig, allocation: str, recipe: Recipe) -> tuple[str | None, str]:
+    """The row step that follows the allocation, and the steps that NeuronAL itself is asked for."""
+    barrier = ""
+    if recipe.solves:
+        barrier = f"--method {config.method} shares a linear's budget among its rows itself"
+    if recipe.pattern is not None:
+        barrier = f"--pattern {config.pattern} gives every row of a linear the same number of weights"
+    asked = config.row_step is not None or (allocation == "neuronal" and config.neuronal_steps == "row")
+    if barrier and asked:
+        flag = "--row-step" if config.row_step is not None else "--neuronal-steps row"
+        raise ValueError(f"{flag}: {barrier}; leave rows alone (NeuronAL: --neuronal-steps block)")
+    if barrier and allocation == "besa" and config.settings.get("allocation.per") == "row":
+        raise ValueError(f"--set allocation.per: {barrier}; use allocation.per=linear")
+    if barrier:
+        if allocation == "neuronal" and config.neuronal_steps == "both":
+            logger.info("NeuronAL's block step only: %s", barrier)
+        return None, "block"
+    if allocation != "neuronal":
+        return config.row_step, "block"
+    if config.neuronal_steps == "block" and config.row_step is not None:
+        raise ValueError("--row-step: there is no row step with --neuronal-steps block; use both")
+    if config.row_step == "trim" and config.neuronal_steps == "row":
+        raise ValueError("--neuronal-steps: row asks for NeuronAL's own; use --allocation uniform --row-step trim")
+    if config.row_step == "trim":
+        return "trim", "block"
+    return None, config.neuronal_steps
+
+
+def _check_released(config: PruneConfig, allocation: str, pattern: Pattern | None) -> None:
+    """Refuse what the released code does not have."""
+    if config.method not in _RELEASED_METHODS:
+        raise ValueError(f"--method: {config.method} {_USE_PAPER}")
+    if allocation not in _RELEASED_ALLOCATIONS:
+        raise ValueError(f"--allocation: {allocation} {_USE_PAPER}")
+    if pattern is not None:
+        raise ValueError(f"--pattern: {config.pattern} {_USE_PAPER}")
+    if config.row_step == "trim" or (config.row_step is not None and allocation != "neuronal"):
+        raise ValueError(f"--row-step: {config.row_step} with --allocation {allocation} {_USE_PAPER}")
+    if config.refinement != "none" and allocation != "uniform":
+        raise ValueError(f"--refinement: {config.refinement} with --allocation {allocation} {_USE_PAPER}")
+    if config.score_stream == "dense":
+        raise ValueError("--score-stream: dense is not what the released code does; use --mode paper")
+    for flag, value, only in (
+        ("schedule", config.schedule, "linear"),
+        ("lambda-search", config.lambda_search, "set"),
+    ):
+        if value != only:
+            raise ValueError(f"--{flag}: {value} {_USE_PAPER}")
+
+
+def _check_settings(config: PruneConfig, allocation: str) -> None:
+    """Refuse unknown names and settings, and settings that have flags of their own."""
+    method = plugins.load("methods", config.method)
+    _checked("method", [method.score, method.factorize, method.solve] if method.SOLVES else [method.score], config)
+    spread = plugins.load("allocations", allocation)
+    _checked("allocation", [spread.allocate], config)
+    if allocation == "neuronal":
+        for name in config.settings_of("allocation"):
+            raise ValueError(f"--set allocation.{name}: has a flag of its own (see --help)")
+    if config.refinement != "none":
+        _checked("refinement", [plugins.load("refinements", config.refinement).refine], config)
+    elif config.settings_of("refinement"):
+        raise ValueError("--set refinement: there is no refinement to set; add --refinement")
+
+
+def _checked(owner: str, functions: Sequence[Callable[..., object]], config: PruneConfig) -> None:
+    plugins.check_settings(functions, config.settings_of(owner), owner=owner)

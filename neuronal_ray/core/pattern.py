@@ -1,0 +1,153 @@
+"""N:M patterns: N of every M aligned inputs stay. A pattern is a ranking and a plan that fits it.
+
+One convention: N counts the weights *kept*, as NVIDIA's 2:4 does. (Wanda's and OWL's code counts the removed ones;
+the two coincide for 2:4 and 4:8 only.)
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from neuronal_ray.core.layout import Layout, Linear, LinearSpec
+from neuronal_ray.core.masks import rank_dtype, rank_rows
+from neuronal_ray.core.plan import Plan, PlanError, Rates, water_level
+
+_LONGEST_GROUP = 64
+_DECIMALS = 9
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """`kept` of every `group` aligned inputs of a row stay; None: a number of its own for every linear (n:8)."""
+
+    kept: int | None
+    group: int
+
+
+def parse_pattern(text: str) -> Pattern | None:
+    """The pattern of "2:4", "3:8", ..., the mixed one of "n:8", None of "unstructured"; else ValueError."""
+    if text == "unstructured":
+        return None
+    found = re.fullmatch(r"(n|[1-9][0-9]?):([1-9][0-9]?)", text, flags=re.ASCII)
+    if found is not None:
+        kept, group = None if found[1] == "n" else int(found[1]), int(found[2])
+        if 2 <= group <= _LONGEST_GROUP and (kept is None or kept < group):
+            return Pattern(kept, group)
+    raise ValueError(
+        f"--pattern: {text!r} is not a pattern, expected unstructured, N:M (N of every M inputs stay, 1 <= N < M <= "
+        f"{_LONGEST_GROUP}, for example 2:4) or n:M (N chosen for every linear, for example n:8)"
+    )
+
+
+def pattern_target(pattern: Pattern) -> float:
+    """The fraction of weights that a fixed pattern removes."""
+    assert pattern.kept is not None, pattern
+    return (pattern.group - pattern.kept) / pattern.group
+
+
+def check_pattern(layout: Layout, pattern: Pattern) -> None:
+    """Raise PlanError for the first linear whose inputs are no multiple of the group."""
+    for spec in layout:
+        if spec.columns % pattern.group:
+            raise PlanError(
+                f"--pattern: {spec.linear} has {spec.columns} inputs, expected a multiple of {pattern.group}"
+            )
+
+
+def rank_in_groups(
+    score: Float[Tensor, "rows columns"], group: int, *, lower_ties_first: bool = True
+) -> Int[Tensor, "rows columns"]:
+    """A ranking whose cut at n * columns / group removes the n lowest scores of every group, for every n.
+
+    Ordered by the position in the group's ascending order, then by the group; ties and dtype as in `rank_rows`.
+    """
+    rows, columns = score.shape
+    assert columns % group == 0, (columns, group)
+    num_groups = columns // group
+    positions = rank_rows(score.reshape(-1, group), lower_ties_first=lower_ties_first)  # [rows * groups, group]
+    positions = positions.to(rank_dtype(columns)).view(rows, num_groups, group)
+    groups = torch.arange(num_groups, dtype=positions.dtype, device=score.device)
+    return (positions * num_groups + groups[:, None]).flatten(1)  # [rows, groups, group] -> [rows, columns]
+
+
+def pattern_plan(layout: Layout, rates: Rates, *, target: float, pattern: Pattern) -> Plan:
+    """The plan of a fixed pattern, whatever the rates; of a mixed one the plan that follows the blocks' rates.
+
+    Mixed: every linear loses n of each group, n the same for all linears of a block but for a few. The blocks' mean
+    rates are moved by one offset and bounded to [0, 1] as in `exact_plan`, then rounded: all blocks down to a whole
+    n, then up in the order of largest remainder (ties: the earlier block) while the next whole block still fits in
+    round(target * N). What is missing then is made up by linears that lose one more of each group, those whose sum is
+    nearest to it (ties: the smaller sum). Linears count as large as they are, the largest go first, and of one size
+    those of the blocks left down, by remainder.
+
+    So the budget is met exactly when the rates are whole, or when some linears add up to what is missing; else it
+    is missed by at most half of the largest linear's weights per n, and by at most half of the smallest's if the
+    linears smaller than any size add up to it, as those of a model of several blocks do.
+    """
+    check_pattern(layout, pattern)
+    if pattern.kept is None:
+        counts = _mixed_counts(layout, rates, budget=round(target * layout.prunable), group=pattern.group)
+    else:
+        counts = {spec.linear: pattern.group - pattern.kept for spec in layout}
+    removed = {}
+    for spec in layout:
+        of_row = counts[spec.linear] * spec.columns // pattern.group
+        removed[spec.linear] = torch.full((spec.rows,), of_row, dtype=torch.int32)
+    return Plan(removed)
+
+
+def _mixed_counts(layout: Layout, rates: Rates, *, budget: int, group: int) -> dict[Linear, int]:
+    """Removed per group for every linear."""
+    sizes = torch.tensor([sum(spec.size for spec in specs) for specs in layout.blocks], dtype=torch.float64)
+    sums = [sum(float(rates[spec.linear].mean()) * spec.size for spec in specs) for specs in layout.blocks]
+    means = torch.tensor(sums, dtype=torch.float64) / sizes
+    wanted = (water_level(means, sizes, float(budget)) * group).round(decimals=_DECIMALS)  # noise made a tie
+    floors = wanted.floor()
+    remainders = (wanted - floors).round(decimals=_DECIMALS)
+    of_block = floors.long().tolist()
+    missing = budget - sum(
+        count * spec.size // group for count, specs in zip(of_block, layout.blocks, strict=True) for spec in specs
+    )
+    up, down = [], []
+    for block in remainders.argsort(descending=True, stable=True).tolist():
+        step = sum(spec.size // group for spec in layout.blocks[block])
+        if of_block[block] < group and step <= missing:
+            of_block[block] += 1
+            missing -= step
+            up.append(block)
+        else:
+            down.append(block)
+    counts = {spec.linear: of_block[spec.linear.block] for spec in layout}
+    spare = [spec for block in down + up for spec in layout.blocks[block] if counts[spec.linear] < group]
+    for spec in _nearest_sum(spare, missing, group):
+        counts[spec.linear] += 1
+    return counts
+
+
+def _nearest_sum(specs: Sequence[LinearSpec], missing: int, group: int) -> list[LinearSpec]:
+    """The linears whose weights per n add up nearest to `missing`; of equal sums those with more of the largest.
+
+    Models have few sizes of linears: the sums that any number of each size can give are few, too.
+    """
+    by_step: dict[int, list[LinearSpec]] = {}
+    for spec in specs:
+        by_step.setdefault(spec.size // group, []).append(spec)
+    steps = sorted(by_step, reverse=True)
+    sums: dict[int, tuple[int, ...]] = {0: ()}  # a sum and how many of each size, in the order of `steps`, make it
+    for step in steps:
+        longer: dict[int, tuple[int, ...]] = {}
+        for total, numbers in sums.items():
+            enough = min(len(by_step[step]), max(0, -((total - missing) // step)))  # the first that is not below
+            for number in range(enough + 1):
+                reached = total + number * step
+                longer[reached] = max(longer.get(reached, ()), (*numbers, number))
+        sums = longer
+    nearest = min(sums, key=lambda total: (abs(total - missing), total))
+    chosen = []
+    for step, number in zip(steps, sums[nearest], strict=True):
+        chosen += by_step[step][:number]
+    return chosen

@@ -1,0 +1,66 @@
+"""In which ways can the rows of a linear stand for the columns of its reader, when there are more or fewer of them?"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """A way in which rows may stand for columns of their reader: `sources` [rows, fan].
+
+    A disturbed row reaches the whole unit (attention head) of `unit` columns that its sources lie in.
+    """
+
+    sources: Int64[Tensor, "rows fan"]
+    unit: int
+    columns: int
+
+    def reached(self) -> Bool[Tensor, "rows columns"]:
+        """Which columns react to which row."""
+        units = torch.zeros(len(self.sources), self.columns // self.unit, dtype=torch.bool)
+        units.scatter_(1, self.sources // self.unit, True)
+        return units.repeat_interleave(self.unit, dim=1)  # [rows, units] -> [rows, columns]
+
+
+def row_layouts(rows: int, columns: int, num_heads: int) -> list[RowLayout]:
+    """The layouts in which `rows` outputs can stand for `columns` inputs of their reader, rows != columns.
+
+    Grouped-query keys or values: each head serves the query heads of its group. Fused query, key and value: one
+    after the other, or together per group of heads. Fused gate and up: one after the other, or alternating.
+    """
+    layouts: list[RowLayout] = []
+    if rows == 2 * columns:
+        column = torch.arange(columns)
+        layouts += [
+            RowLayout(sources[:, None], 1, columns) for sources in (column.repeat(2), column.repeat_interleave(2))
+        ]
+    head_dim = columns // num_heads
+    if columns % num_heads or rows % head_dim:
+        return layouts
+    row_heads = rows // head_dim
+    if row_heads < num_heads and num_heads % row_heads == 0:
+        layouts.append(_by_heads(_key_heads(row_heads, num_heads), head_dim, columns))
+    num_keys, odd = divmod(row_heads - num_heads, 2)
+    if num_keys > 0 and not odd and num_heads % num_keys == 0:
+        fan = num_heads // num_keys
+        queries = torch.arange(num_heads)[:, None].expand(-1, fan)  # [query heads, fan], each its own only source
+        keys = _key_heads(num_keys, num_heads)  # [key heads, fan]
+        layouts.append(_by_heads(torch.cat([queries, keys, keys]), head_dim, columns))
+        together = torch.cat([queries.reshape(num_keys, fan, fan), keys[:, None], keys[:, None]], dim=1)
+        layouts.append(_by_heads(together.reshape(row_heads, fan), head_dim, columns))
+    return layouts
+
+
+def _key_heads(num_keys: int, num_heads: int) -> Int64[Tensor, "keys fan"]:
+    """The query heads that each key head serves."""
+    return torch.arange(num_heads).reshape(num_keys, -1)
+
+
+def _by_heads(heads: Int64[Tensor, "row_heads fan"], head_dim: int, columns: int) -> RowLayout:
+    """Row (head, dim) stands for column (source head, dim)."""
+    dims = torch.arange(head_dim)
+    sources = heads[:, None, :] * head_dim + dims[None, :, None]  # [row heads, head dim, fan]
+    return RowLayout(sources.flatten(0, 1), head_dim, columns)

@@ -1,0 +1,286 @@
+"""DSnoT: removed and kept weights change places where that brings the expected output back; no value changes.
+
+Zhang et al., Dynamic Sparse No Training, ICLR 2024, section 3.2.
+"""
+
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Float32, Int8, Int32, Int64
+from torch import Tensor
+
+from neuronal_ray.core.stats import Moments, Statistic
+
+STATISTIC: type[Statistic] = Moments
+PARTS = ("attention",)
+"""As published: the linears of the mlp keep their masks."""
+
+_LEAST_DIVISOR = 1e-30
+_GREATEST_KEY = torch.finfo(torch.float32).max
+_GREATEST_BITS = torch.iinfo(torch.int32).max
+_NEGATIVE, _POSITIVE = 0, 1
+
+
+class HasMoments(Statistic, Protocol):
+    """A statistic with S_j, the sum of an input over tokens, and v_j, its variance, float32 [columns] each."""
+
+    @property
+    def sum(self) -> Float32[Tensor, " columns"]: ...
+
+    @property
+    def variance(self) -> Float32[Tensor, " columns"]: ...
+
+
+def refine(
+    weight: Float[Tensor, "rows columns"],
+    score: Float32[Tensor, "rows columns"],
+    mask: Bool[Tensor, "rows columns"],
+    inputs: HasMoments,
+    group: int,
+    *,
+    max_cycles: int = 50,
+    threshold: float = 0.1,
+    variance_power: float = 1.0,
+    same_sign: bool = False,
+    swaps: float = 0.1,
+    released: bool = False,
+) -> Bool[Tensor, "rows columns"]:
+    """The mask after at most `max_cycles` swaps in each row; every row, and every group, removes as many as before.
+
+    D_ij = W_ij * S_j is what a weight adds to its output, e_i the sum of the removed D of row i, a sum over the tokens
+    of one sequence. While |e_i| > `threshold`, a cycle takes back the removed weight of e_i's sign with the largest
+    |D_ij| / v_j^p, p being `variance_power`, and removes the kept weight of the other sign with the least Wanda score.
+    No weight moves twice; a row ends when one of the two is missing. `same_sign` ends it before e_i changes its sign.
+    `group` > 0: `same_sign` always holds, and what goes is the weight of least `score` among those of the group that
+    stayed from the start; a cycle is spent in vain where none is left. Ties: the lower column moves first.
+
+    Differs: a row makes at most `swaps` * min(kept, removed) swaps, rounded down; the released code counts cycles
+    alone. A constant input (v_j = 0), NaN or infinite there, comes before all others, in the order of |D_ij|.
+    `released` asks for the released code's masks to the bit, see `_released`; `swaps` is not read then.
+    """
+    _check(max_cycles=max_cycles, threshold=threshold, variance_power=variance_power, swaps=swaps)
+    contribution = weight.float() * inputs.sum
+    error = torch.where(mask, contribution, 0.0).sum(dim=1)  # [rows, columns] -> [rows]
+    divisor = inputs.variance.pow(variance_power)
+    wanda = weight.float().abs() * inputs.norm
+    if released:
+        if group > 0:
+            raise ValueError("--set refinement.released: true does not go with --pattern")
+        return _released(
+            mask,
+            contribution,
+            error,
+            growth_key=torch.where(mask, contribution, 0.0) / divisor,
+            wanda=wanda,
+            max_cycles=max_cycles,
+            threshold=threshold,
+            same_sign=same_sign,
+        )
+    smaller = torch.minimum(mask.sum(dim=1), (~mask).sum(dim=1))  # [rows, columns] -> [rows]
+    limit = (smaller.double() * swaps).floor().long().clamp_max(max_cycles)
+    depth = int(limit.max())
+    if depth == 0:
+        return mask.clone()
+    sign = contribution.sign().to(torch.int8)
+    key = (contribution.abs() / divisor.clamp_min(_LEAST_DIVISOR)).clamp_max(_GREATEST_KEY)
+    growth, num_growth = _first_of_each_sign(_bits(key), sign * mask, depth)
+    if group > 0:
+        return _swap_in_groups(
+            mask,
+            contribution,
+            error,
+            limit,
+            growth=growth,
+            num_growth=num_growth,
+            score=score,
+            group=group,
+            threshold=threshold,
+        )
+    removal, num_removal = _first_of_each_sign(_GREATEST_BITS - _bits(wanda), sign * ~mask, depth)
+    return _swap(
+        mask,
+        contribution,
+        error,
+        limit,
+        growth=growth,
+        removal=removal.flip(1),  # what goes with a grown weight has the other sign
+        available=torch.minimum(num_growth, num_removal.flip(1)),
+        threshold=threshold,
+        same_sign=same_sign,
+    )
+
+
+def _check(*, max_cycles: int, threshold: float, variance_power: float, swaps: float) -> None:
+    if max_cycles < 0:
+        raise ValueError(f"--set refinement.max_cycles: {max_cycles} is not 0 or more")
+    if not threshold >= 0:
+        raise ValueError(f"--set refinement.threshold: {threshold} is not 0 or more")
+    if not 0 <= variance_power < float("inf"):
+        raise ValueError(f"--set refinement.variance_power: {variance_power} is not 0 or more and finite")
+    if not 0 <= swaps <= 1:
+        raise ValueError(f"--set refinement.swaps: {swaps} is not in [0, 1]")
+
+
+def _bits(values: Float32[Tensor, "rows columns"]) -> Int32[Tensor, "rows columns"]:
+    """Integers in the order of `values`, which must not be negative."""
+    return values.view(torch.int32)
+
+
+def _first_of_each_sign(
+    urgency: Int32[Tensor, "rows columns"], sign: Int8[Tensor, "rows columns"], depth: int
+) -> tuple[Int64[Tensor, "rows 2 depth"], Int64[Tensor, "rows 2"]]:
+    """The `depth` most urgent columns of a row with sign -1, then with sign 1, and how many there are of each.
+
+    Beyond that number the columns are arbitrary. Tie rule: the lower column first; the column is part of the key,
+    so that a partial sort gives the same everywhere.
+    """
+    columns = urgency.shape[1]
+    key = urgency.long()  # a copy: what follows is done in place, it is most of the time spent
+    key += 1
+    key <<= 32
+    key += torch.arange(columns - 1, -1, -1, device=urgency.device)
+    key *= sign
+    ends = [key.topk(depth, largest=largest) for largest in (False, True)]
+    found = [(ends[0].values < 0).sum(dim=1), (ends[1].values > 0).sum(dim=1)]
+    return torch.stack([end.indices for end in ends], dim=1), torch.stack(found, dim=1)
+
+
+def _swap(
+    mask: Bool[Tensor, "rows columns"],
+    contribution: Float32[Tensor, "rows columns"],
+    error: Float32[Tensor, " rows"],
+    limit: Int64[Tensor, " rows"],
+    *,
+    growth: Int64[Tensor, "rows 2 depth"],
+    removal: Int64[Tensor, "rows 2 depth"],
+    available: Int64[Tensor, "rows 2"],
+    threshold: float,
+    same_sign: bool,
+) -> Bool[Tensor, "rows columns"]:
+    """`mask` after the swaps: the n-th swap that a row makes at one sign of its error is fixed from the start."""
+    rows, depth = growth.shape[0], growth.shape[2]
+    change = contribution.gather(1, removal.flatten(1)) - contribution.gather(1, growth.flatten(1))  # [rows, 2 * depth]
+    error = error[:, None]  # [rows, 1]
+    start = error.sign()
+    active = torch.ones_like(error, dtype=torch.bool)
+    done = torch.zeros_like(available)  # [rows, 2]
+    for cycle in range(depth):
+        side = torch.where(error > 0, _POSITIVE, _NEGATIVE)
+        place = done.gather(1, side)
+        after = error + change.gather(1, side * depth + place)
+        active = active & (error.abs() > threshold) & (cycle < limit[:, None]) & (place < available.gather(1, side))
+        if same_sign:
+            active = active & (after.sign() == start)
+        if not bool(active.any()):
+            break
+        error = torch.where(active, after, error)
+        done.scatter_add_(1, side, active.long())
+    moved = torch.arange(depth, device=mask.device) < done[:, :, None]  # [rows, 2, depth]
+    flips = torch.zeros_like(mask, dtype=torch.int8)
+    for columns in (growth, removal):  # beyond `available` a column may be in both lists, with nothing to add
+        flips.scatter_add_(1, columns.reshape(rows, -1), moved.reshape(rows, -1).to(torch.int8))
+    return mask ^ flips.bool()
+
+
+def _swap_in_groups(
+    mask: Bool[Tensor, "rows columns"],
+    contribution: Float32[Tensor, "rows columns"],
+    error: Float32[Tensor, " rows"],
+    limit: Int64[Tensor, " rows"],
+    *,
+    growth: Int64[Tensor, "rows 2 depth"],
+    num_growth: Int64[Tensor, "rows 2"],
+    score: Float32[Tensor, "rows columns"],
+    group: int,
+    threshold: float,
+) -> Bool[Tensor, "rows columns"]:
+    """`mask` after swaps within aligned groups of inputs; a row's error keeps its sign, hence one list per row."""
+    rows, columns = mask.shape
+    row = torch.arange(rows, device=mask.device)
+    start = error.sign()
+    side = torch.where(error > 0, _POSITIVE, _NEGATIVE)
+    growth, num_growth = growth[row, side], num_growth[row, side]  # [rows, depth], [rows]
+    remaining = torch.where(mask, torch.inf, score).view(rows, columns // group, group)
+    active = torch.ones_like(start, dtype=torch.bool)
+    flips = torch.zeros_like(mask)
+    for cycle in range(growth.shape[1]):
+        active = active & (error.abs() > threshold) & (cycle < torch.minimum(limit, num_growth))
+        if not bool(active.any()):
+            break
+        grown = growth[:, cycle]
+        own = grown // group
+        least = remaining[row, own].min(dim=1)  # [rows, group] -> [rows]; the first of equals
+        gone = own * group + least.indices
+        after = error + contribution[row, gone] - contribution[row, grown]
+        possible = least.values < torch.inf
+        active = active & (~possible | (after.sign() == start))
+        swapped = active & possible
+        error = torch.where(swapped, after, error)
+        remaining[row, own, least.indices] = torch.where(swapped, torch.inf, least.values)
+        flips[row, grown] |= swapped
+        flips[row, gone] |= swapped
+    return mask ^ flips
+
+
+def _released(
+    mask: Bool[Tensor, "rows columns"],
+    contribution: Float32[Tensor, "rows columns"],
+    error: Float32[Tensor, " rows"],
+    *,
+    growth_key: Float32[Tensor, "rows columns"],
+    wanda: Float32[Tensor, "rows columns"],
+    max_cycles: int,
+    threshold: float,
+    same_sign: bool,
+) -> Bool[Tensor, "rows columns"]:
+    """The released code's masks, whose counts are not those of `mask` where a row is narrow.
+
+    Its lists are not bounded: the growth list holds the kept weights between the two signs, the removal list repeats
+    its first weight there, and the pointers of rows that have ended move on and undo what they meet.
+    """
+    removed = mask.sum(dim=1)
+    num_kept = mask.shape[1] - int(removed[0])
+    if not bool((removed == removed[0]).all()):
+        raise ValueError("--set refinement.released: true needs rows with equally many weights removed")
+    growth = growth_key.argsort(dim=1, stable=True)
+    kept = torch.where(mask, torch.inf, wanda).argsort(dim=1, stable=True)[:, :num_kept]  # [rows, kept]
+    removal = kept.gather(1, _signs_apart(contribution.gather(1, kept)))
+    error = error[:, None]  # [rows, 1]
+    start = error.sign()
+    active = torch.ones_like(error, dtype=torch.bool)
+    step = torch.tensor([[1, -1]], device=mask.device)
+    growth_at = torch.tensor([[0, growth.shape[1] - 1]], device=mask.device).repeat(len(mask), 1)  # [rows, 2]
+    removal_at = torch.tensor([[0, num_kept - 1]], device=mask.device).repeat(len(mask), 1)  # [rows, 2]
+    refined = mask.clone()
+    for _ in range(max_cycles):
+        if not bool(active.any()):
+            break
+        growth_end, removal_end = (error > 0).long(), (error < 0).long()
+        grown_at, gone_at = growth_at.gather(1, growth_end), removal_at.gather(1, removal_end)
+        for at, size in ((grown_at, growth.shape[1]), (gone_at, num_kept)):
+            if int(at.min()) < 0 or int(at.max()) >= size:
+                raise ValueError(
+                    f"--set refinement.released: true ends in an index error, as the released code does: {max_cycles} "
+                    f"cycles for rows with {num_kept} kept weights; expected fewer refinement.max_cycles"
+                )
+        grown, gone = growth.gather(1, grown_at), removal.gather(1, gone_at)
+        growth_at.scatter_add_(1, growth_end, step.expand_as(growth_at).gather(1, growth_end))
+        removal_at.scatter_add_(1, removal_end, step.expand_as(removal_at).gather(1, removal_end))
+        change_gone, change_grown = contribution.gather(1, gone), contribution.gather(1, grown)
+        active = active & (error.abs() > threshold)
+        if same_sign:
+            active = active & ((error + change_gone - change_grown).sign() == start)
+        refined.scatter_(1, gone, active)
+        refined.scatter_(1, grown, ~active)
+        error = torch.where(active, error + change_gone - change_grown, error)
+    return refined
+
+
+def _signs_apart(contribution: Float32[Tensor, "rows kept"]) -> Int64[Tensor, "rows kept"]:
+    """Places of the negative ones in their order from the left, of the positive ones from the right, else place 0."""
+    place = torch.arange(contribution.shape[1], device=contribution.device).expand_as(contribution)
+    ends = []
+    for chosen in (contribution < 0, contribution > 0):
+        ordered = torch.where(chosen, place, contribution.shape[1]).sort(dim=1).values
+        ends.append(torch.where(ordered < contribution.shape[1], ordered, 0))
+    return ends[0] + ends[1].flip(1)

@@ -1,0 +1,213 @@
+"""One copy of the model on one device, passed block by block: with its own weights or others, observed or not."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
+from neuronal_ray.core.stats import Statistic
+from neuronal_ray.models.blocks import Recording, Stream, find_linears, forwards, is_transposed, set_weight, weight_of
+from neuronal_ray.models.checkpoint import load_model, open_checkpoint
+from neuronal_ray.models.wiring import trace_layout
+from neuronal_ray.timing import Stopwatch
+
+Statistics = Mapping[Group, Statistic]
+Weights = Mapping[Linear, Float[Tensor, "rows columns"]]
+
+CHUNK_TOKENS = 2048
+"""Tokens that pass through a block at once. Part of the numerics: it does not depend on device or pool."""
+
+
+def chunk_sequences(length: int) -> int:
+    """Number of sequences of `length` tokens in one chunk."""
+    return max(1, CHUNK_TOKENS // length)
+
+
+class Replica:
+    """The weights stay dense for its whole life; others are put in place for one pass and taken out again."""
+
+    def __init__(
+        self, model_path: Path, *, device: str, dtype: str, trust_remote_code: bool, synchronize: bool = False
+    ) -> None:
+        self.device = torch.device(device)
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = False
+        self.stopwatch = Stopwatch(self.device, synchronize=synchronize)
+        self.checkpoint = open_checkpoint(model_path, trust_remote_code=trust_remote_code)
+        model = load_model(
+            self.checkpoint, device=self.device, dtype=self._dtype(dtype), trust_remote_code=trust_remote_code
+        )
+        self.stream = Stream(model)
+        self.linears = [find_linears(block) for block in self.stream.blocks]
+        self._check_weights()
+        self.layout: Layout = trace_layout(self.stream)
+
+    def _dtype(self, asked: str) -> torch.dtype:
+        if asked != "auto":
+            return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[asked]
+        stored: torch.dtype | None = self.checkpoint.config.get_text_config().dtype
+        return torch.float32 if stored is None or self.device.type == "cpu" else stored
+
+    def start(
+        self, tokens: Int64[Tensor, "sequences length"], *, chunk: int | None = None
+    ) -> tuple[list[Int64[Tensor, "sequences length"]], list[Recording]]:
+        """The text in chunks on the device, and each chunk's embeddings."""
+        parts = list(tokens.to(self.device).split(chunk or chunk_sequences(tokens.shape[1])))
+        return parts, [self.stream.start(part) for part in parts]
+
+    def weight(self, spec: LinearSpec) -> Float[Tensor, "rows columns"]:
+        """The linear's dense weight, a view."""
+        return weight_of(self.module(spec))
+
+    def name(self, spec: LinearSpec) -> str:
+        """The name of the linear's weight in the model."""
+        return f"{self.stream.blocks_name}.{spec.linear.block}.{spec.linear.path}.weight"
+
+    def module(self, spec: LinearSpec) -> nn.Module:
+        """The linear."""
+        return self.linears[spec.linear.block][spec.linear.path]
+
+    def run(
+        self, index: int, recordings: Iterable[Recording], kinds: tuple[type[Statistic], ...] = ()
+    ) -> tuple[list[Recording], list[dict[Group, Statistic]]]:
+        """Pass text through block `index` as it stands; for each kind the input statistics of its groups."""
+        observed: list[dict[Group, Statistic]] = [{} for _ in kinds]
+        outputs = []
+        for recording in recordings:
+            with self._observing(index, kinds, observed, sequences=len(recording.hidden)):
+                outputs.append(self.stream.block(index, recording))
+        routed = [spec.reads for spec in self.layout.blocks[index] if spec.expert is not None] if kinds else []
+        if routed:
+            sequences = sum(len(output.hidden) for output in outputs)
+            for known in observed:
+                known |= {group: known[group].over(sequences) for group in routed if group in known}
+        return outputs, observed
+
+    def run_with(
+        self,
+        index: int,
+        recordings: Iterable[Recording],
+        weights: Weights,
+        kinds: tuple[type[Statistic], ...] = (),
+    ) -> tuple[list[Recording], list[dict[Group, Statistic]]]:
+        """`run` with other weights in block `index`; its dense ones are put back."""
+        with self.stopwatch.measure("sparse forwards"), self._swapped(weights):
+            return self.run(index, recordings, kinds)
+
+    def differentiable(
+        self, index: int, recording: Recording, weights: Weights
+    ) -> Float[Tensor, "sequences tokens features"]:
+        """The hidden states after block `index` with other weights, with the graph of their gradients."""
+        args, kwargs = recording.calls[index]
+        linears = self.linears[index]
+        named = {
+            f"{linear.path}.weight": weight.t() if is_transposed(linears[linear.path]) else weight
+            for linear, weight in weights.items()
+        }
+        with torch.enable_grad():
+            output = functional_call(self.stream.blocks[index], named, (recording.hidden, *args), kwargs)
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        return hidden
+
+    @contextmanager
+    def without_output(self, index: int) -> Iterator[None]:
+        """Block `index` without the products of its last group: no later input of the block depends on them."""
+        last = max(spec.reads for spec in self.layout.blocks[index])
+        skipped = {id(self.module(spec)): spec.rows for spec in self.layout.groups[last]}
+
+        def skip(_: int, module: nn.Module) -> Callable[[Tensor], Tensor]:
+            return lambda inputs: inputs.new_zeros(*inputs.shape[:-1], skipped[id(module)])
+
+        with forwards((self.module(spec) for spec in self.layout.groups[last]), skip):
+            yield
+
+    @contextmanager
+    def _observing(
+        self,
+        index: int,
+        kinds: tuple[type[Statistic], ...],
+        observed: list[dict[Group, Statistic]],
+        *,
+        sequences: int,
+    ) -> Iterator[None]:
+        """Hook the first linear of each group: linears that read one tensor share its statistic."""
+        handles = []
+        if kinds:
+            for group, first in self.layout.first_readers(index).items():
+                routed = first.expert is not None
+                hook = self._observer(group, kinds, observed, sequences=1 if routed else sequences)
+                handles.append(self.module(first).register_forward_pre_hook(hook))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _observer(
+        self,
+        group: Group,
+        kinds: tuple[type[Statistic], ...],
+        observed: list[dict[Group, Statistic]],
+        *,
+        sequences: int,
+    ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def observe(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            with self.stopwatch.measure("statistics"):
+                inputs = args[0].reshape(sequences, -1, args[0].shape[-1])  # OPT joins sequences and tokens
+                for kind, known in zip(kinds, observed, strict=True):
+                    seen = kind.of(inputs)
+                    known[group] = known[group].merge(seen) if group in known else seen
+
+        return observe
+
+    @contextmanager
+    def _swapped(self, weights: Weights) -> Iterator[None]:
+        """Linears with other weights in place of their own, which are put back on exit."""
+        modules = {linear: self.linears[linear.block][linear.path] for linear in weights}
+        own = {linear: weight_of(module) for linear, module in modules.items()}
+        try:
+            for linear, weight in weights.items():
+                set_weight(modules[linear], weight)
+            yield
+        finally:
+            for linear, weight in own.items():
+                set_weight(modules[linear], weight)
+
+    def _check_weights(self) -> None:
+        for block, linears in enumerate(self.linears):
+            for path, module in linears.items():
+                if not bool(torch.isfinite(weight_of(module)).all()):
+                    raise ValueError(f"--model: NaN or infinite weights in {Linear(block, path)}")
+
+
+class BlockText:
+    """One dense block with the search text that enters it (allocations.BlockTask)."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        index: int,
+        inputs: Sequence[Recording],
+        outputs: Sequence[Recording],
+        ranks: Mapping[Linear, Int[Tensor, "rows columns"]],
+    ) -> None:
+        self.specs = replica.layout.blocks[index]
+        self.weights = {spec.linear: replica.weight(spec) for spec in self.specs}
+        self.ranks = {spec.linear: ranks[spec.linear] for spec in self.specs}
+        self.num_texts = len(inputs)
+        self._replica, self._index, self._inputs, self._outputs = replica, index, inputs, outputs
+
+    def dense_output(self, text: int) -> Float[Tensor, "sequences tokens features"]:
+        """The block's output for chunk `text`."""
+        return self._outputs[text].hidden
+
+    def output(
+        self, text: int, weights: Mapping[Linear, Float[Tensor, "rows columns"]]
+    ) -> Float[Tensor, "sequences tokens features"]:
+        """The same with other weights; differentiable in them."""
+        return self._replica.differentiable(self._index, self._inputs[text], weights)

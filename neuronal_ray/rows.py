@@ -1,0 +1,142 @@
+"""NeuronAL's row step: which lambda spreads the sparsity over rows best? It follows any allocation of blocks.
+
+Cunegatti et al., Zeroth-Order Adaptive Neuron Alignment Based Pruning without Re-Training, TMLR 2025, section 4.2.
+The search over lambdas is the block step's, too.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+from jaxtyping import Float64
+from torch import Tensor
+
+from neuronal_ray.allocations import Problem, Step
+from neuronal_ray.core.alignment import Trial
+from neuronal_ray.core.layout import LinearSpec
+from neuronal_ray.core.plan import Plan, Rates
+from neuronal_ray.core.spread import spread
+
+SEARCHES = ("set", "continuous")
+
+_LOWEST, _HIGHEST = 0.01, 0.99
+_COARSE, _PER_ROUND = 5, 4  # no matter how many workers there are: results do not depend on them
+_LAMBDA_DECIMALS = 6
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Found:
+    """The candidate that a search selected: its rates, plan and trial, and the record of the search."""
+
+    rates: Rates
+    plan: Plan
+    trial: Trial
+    step: Step
+
+
+def search_rows(
+    problem: Problem, rates: Rates, plan: Plan, winner: Trial | None, lambdas: Sequence[float], *, search: str = "set"
+) -> Found:
+    """The row step after `rates` and their `plan`: the rows' lambda of least misalignment (see `search_lambdas`).
+
+    `winner` is the plan's trial; absent, the plan is tried first, recorded as step "before rows". Raises ValueError
+    if the trial overflowed, or under a pattern, which has one count for all rows of a linear.
+    """
+    if problem.pattern is not None:
+        raise ValueError("--pattern: leaves no choice between the rows of a linear, expected no row step")
+    if winner is None:
+        (winner,) = problem.probe.tries("before rows", [0.0], [plan])
+    if not all(bool(signal.isfinite().all()) for signal in winner.signals.values()):
+        raise ValueError("--model: NaN or infinite activations in the pruned model, rows cannot be compared")
+    candidate = partial(row_rates, problem, rates, winner)
+    return search_lambdas(problem, "row", lambdas, candidate, rows_adapted=True, search=search)
+
+
+def row_rates(problem: Problem, rates: Rates, winner: Trial, lam: float) -> Rates:
+    """Rates moved apart by 2 * lam over the rows of each linear, its mean kept (section 4.2).
+
+    A row is denser the more its consumer's input has shrunk: the signed difference of dense and sparse norms, as in
+    the released code ("inversely proportional to the alignment" in the paper).
+    """
+    return {spec.linear: _rates_of_rows(problem, spec, rates[spec.linear], winner, lam) for spec in problem.layout}
+
+
+def _rates_of_rows(
+    problem: Problem, spec: LinearSpec, rates: Float64[Tensor, " rows"], winner: Trial, lam: float
+) -> Float64[Tensor, " rows"]:
+    if spec.consumer is None or (problem.mode == "authors" and not _adapted_by_authors(problem, spec)):
+        return rates
+    shrunk = spec.row_levels(winner.signals[spec.consumer].double())
+    moved = 1 - spread(shrunk, lam=lam, mean=1 - float(rates[0])) + (rates - rates[0])  # exactly 0 for equal rates
+    return moved.clamp(_LOWEST, _HIGHEST) if problem.mode == "authors" else moved
+
+
+def _adapted_by_authors(problem: Problem, spec: LinearSpec) -> bool:
+    """The released code leaves alone the last block and, with grouped queries, all that the attention reads."""
+    if spec.linear.block == problem.layout.num_blocks - 1:
+        return False
+    siblings = [other for other in problem.layout.groups[spec.reads] if other.consumer == spec.consumer]
+    return all(other.sources is None for other in siblings)
+
+
+def search_lambdas(
+    problem: Problem,
+    name: str,
+    lambdas: Sequence[float],
+    rates_of: Callable[[float], Rates],
+    *,
+    rows_adapted: bool,
+    search: str,
+) -> Found:
+    """The candidate of least misalignment, the first tried of equals; the step records lambdas as they were tried.
+
+    `set` tries all of `lambdas`. `continuous` looks for the least of all in [0, max(lambdas)] with no more trials than
+    `lambdas` has members: some of them first, then in rounds points next to the best so far. What overflowed is
+    selected only if all did. ValueError for another `search`.
+    """
+    if search not in SEARCHES:
+        raise ValueError(f"--lambda-search: unknown name {search!r}, expected one of: {', '.join(SEARCHES)}")
+    tried: list[float] = []
+    rates: list[Rates] = []
+    plans: list[Plan] = []
+    trials: list[Trial] = []
+    best, batch = 0, list(lambdas) if search == "set" else _coarse(lambdas)
+    while batch:
+        tried += batch
+        rates += [rates_of(lam) for lam in batch]
+        plans += [problem.plan(candidate, rows_adapted=rows_adapted) for candidate in rates[len(plans) :]]
+        trials += problem.probe.tries(name, batch, plans[len(trials) :])
+        best = min(range(len(trials)), key=lambda index: trials[index].misalignment)  # min keeps the first of equals
+        batch = _next_round(tried, tried[best], upper=max(lambdas), left=len(lambdas) - len(tried))
+    step = Step(
+        name=name,
+        lambdas=tuple(tried),
+        misalignments=tuple(trial.misalignment for trial in trials),
+        selected=tried[best],
+    )
+    return Found(rates=rates[best], plan=plans[best], trial=trials[best], step=step)
+
+
+def _coarse(lambdas: Sequence[float]) -> list[float]:
+    """Members of the set, evenly spaced by their order, its least and its largest among them."""
+    ordered = sorted(set(lambdas))
+    if len(ordered) <= _COARSE:
+        return ordered
+    return [ordered[round(index * (len(ordered) - 1) / (_COARSE - 1))] for index in range(_COARSE)]
+
+
+def _next_round(tried: Sequence[float], best: float, *, upper: float, left: int) -> list[float]:
+    """Up to `left` points that divide the gaps on both sides of `best` evenly, the odd one in the wider gap.
+
+    The gaps end at the next lambda tried, or at the bounds 0 and `upper`. Of gaps as wide the lower gets the odd one.
+    """
+    known = sorted({0.0, upper, *tried})
+    gaps = [(low, high) for low, high in pairwise(known) if best in (low, high)]
+    gaps.sort(key=lambda gap: round(gap[0] - gap[1], _LAMBDA_DECIMALS))  # widest first
+    points = []
+    count = min(_PER_ROUND, left)
+    for index, (low, high) in enumerate(gaps):
+        share = (count + len(gaps) - 1 - index) // len(gaps)
+        points += [round(low + (high - low) * (part + 1) / (share + 1), _LAMBDA_DECIMALS) for part in range(share)]
+    return sorted(set(points) - set(known))

@@ -1,0 +1,111 @@
+"""What goes together, what is refused in one line, and does everything that goes together run?"""
+
+import logging
+
+import pytest
+
+from neuronal_ray.composition import Composition, compose
+from neuronal_ray.config import PruneConfig, parse_config
+from neuronal_ray.core.pattern import Pattern
+from neuronal_ray.core.stats import Moments, SquareSum
+
+
+def composed(*argv: str) -> Composition:
+    config = parse_config(
+        PruneConfig, ["--model", "m", "--output", "out", *argv], prog="neuronal-ray prune", description=""
+    )
+    return compose(config)
+
+
+REFUSED = {
+    "--pattern 2:4 --allocation owl": "--allocation: owl has nothing to spread under --pattern 2:4",
+    "--pattern 2:4 --sparsity 0.7": "--sparsity: 0.7 is not what --pattern 2:4 gives; leave it out",
+    "--pattern 2:2": "--pattern: '2:2' is not a pattern, expected unstructured, N:M",
+    "--pattern n:8 --row-step trim": "--row-step: --pattern n:8 gives every row of a linear the same number",
+    "--pattern n:8 --neuronal-steps row": "--neuronal-steps row: --pattern n:8 gives every row of a linear",
+    "--pattern n:8 --allocation besa --set allocation.per=row": "--set allocation.per: --pattern n:8 gives every row",
+    "--method sparsegpt --row-step neuronal": "--row-step: --method sparsegpt shares a linear's budget among its rows",
+    "--method alps --neuronal-steps row": "--neuronal-steps row: --method alps shares a linear's budget",
+    "--method alps --refinement dsnot": "--refinement: dsnot moves a mask, alps solves .*; use --method wanda",
+    "--neuronal-steps block --row-step trim": "--row-step: there is no row step with --neuronal-steps block; use both",
+    "--neuronal-steps row --row-step trim": "--neuronal-steps: .*; use --allocation uniform --row-step trim",
+    "--mode authors --method alps": "--method: alps is not in the released code; use --mode paper",
+    "--mode authors --allocation dlp": "--allocation: dlp is not in the released code; use --mode paper",
+    "--mode authors --pattern 2:4": "--pattern: 2:4 is not in the released code; use --mode paper",
+    "--mode authors --row-step trim": "--row-step: trim with --allocation neuronal is not in the released code",
+    "--mode authors --refinement dsnot": "--refinement: dsnot with --allocation neuronal is not in the released code",
+    "--mode authors --schedule exp": "--schedule: exp is not in the released code; use --mode paper",
+    "--mode authors --lambda-search continuous": "--lambda-search: continuous is not in the released code",
+    "--mode authors --score-stream dense": "--score-stream: dense is not what the released code does",
+    "--set refinement.max_cycles=3": "--set refinement: there is no refinement to set; add --refinement",
+    "--set method.damping=0.1": "--set method.damping: unknown setting, expected nothing: method has no settings",
+    "--set allocation.steps=row": "--set allocation.steps: has a flag of its own",
+    "--allocation owl --set allocation.lamb=1": "--set allocation.lamb: unknown setting, expected allocation.threshold",
+    "--method sparsegpt --set method.slab=0.5": "--set method.slab: 0.5 is not of type int",
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED.items(), ids=REFUSED)
+def test_what_does_not_go_together_is_refused_in_one_line(arguments: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        composed(*arguments.split())
+    assert "\n" not in str(caught.value)
+
+
+def test_the_defaults_are_wanda_and_neuronal_at_70_percent() -> None:
+    found = composed()
+    assert (found.recipe.method, found.allocation, found.target, found.row_step) == ("wanda", "neuronal", 0.7, None)
+    assert found.settings["steps"] == "both"
+    assert not found.pruned_stream
+    assert not found.released
+
+
+def test_a_fixed_pattern_says_the_sparsity_and_needs_no_allocation() -> None:
+    found = composed("--pattern", "2:8")
+    assert (found.target, found.allocation, found.recipe.pattern) == (0.75, "uniform", Pattern(2, 8))
+    assert composed("--pattern", "2:4", "--sparsity", "0.5").target == 0.5
+
+
+@pytest.mark.parametrize("arguments", ["--method sparsegpt", "--method alps", "--pattern n:8"])
+def test_rows_that_cannot_be_adapted_leave_the_block_step(arguments: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="neuronal_ray.composition"):
+        found = composed(*arguments.split())
+    assert found.settings["steps"] == "block"
+    assert found.row_step is None
+    assert "block step only" in caplog.text
+
+
+def test_a_refinement_takes_the_place_of_the_solver() -> None:
+    assert composed("--method", "sparsegpt").recipe.solves
+    found = composed("--method", "sparsegpt", "--refinement", "dsnot")
+    assert not found.recipe.solves
+    assert found.settings["steps"] == "both", "masks of a ranking: rows can be adapted"
+
+
+def test_trim_takes_the_place_of_neuronal_s_rows() -> None:
+    found = composed("--row-step", "trim")
+    assert (found.row_step, found.settings["steps"]) == ("trim", "block")
+    assert composed("--allocation", "owl", "--row-step", "neuronal").row_step == "neuronal"
+    assert composed("--allocation", "owl").row_step is None
+
+
+def test_the_dense_pass_gathers_no_more_than_is_read() -> None:
+    kinds = {
+        "--method magnitude": None,
+        "--method magnitude --allocation owl": SquareSum,
+        "--method wanda": SquareSum,
+        "--method magnitude --refinement dsnot": Moments,
+        "--method wanda --refinement dsnot --score-stream pruned": SquareSum,
+        "--method sparsegpt": None,
+        "--method sparsegpt --allocation owl": SquareSum,
+        "--method wanda --mode authors": None,
+        "--method magnitude --mode authors --allocation owl": SquareSum,
+    }
+    assert {arguments: composed(*arguments.split()).dense_statistic for arguments in kinds} == kinds
+
+
+@pytest.mark.parametrize(
+    ("argument", "parts"), [("attention", ("attention",)), ("mlp", ("mlp",)), ("all", ("attention", "mlp"))]
+)
+def test_parts_to_refine_are_chosen_by_a_flag(argument: str, parts: tuple[str, ...]) -> None:
+    assert composed("--refinement", "dsnot", "--refined-parts", argument).recipe.parts == parts

@@ -1,0 +1,138 @@
+"""Does every method run with every allocation, row step, refinement and pattern, on several families, to the weight?"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from neuronal_ray import plugins
+from neuronal_ray.composition import compose
+from neuronal_ray.config import PruneConfig, parse_config
+from neuronal_ray.core.plan import Plan
+from neuronal_ray.pipeline import allocate, gather_and_rank
+from neuronal_ray.pool import InProcessPool
+from neuronal_ray.progress import Progress
+from neuronal_ray.search import Search
+from neuronal_ray.worker import Walk, Worker, WorkerSpec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FAMILIES = ("llama", "mistral", "opt", "phi", "mixtral")
+SAMPLES, SEARCHED, LENGTH = 6, 2, 16
+QUICK = {
+    "neuronal": ["--block-lambdas", "0.05,0.2", "--row-lambdas", "0,0.1"],
+    "atp": ["--set", "allocation.max_candidates=3"],
+    "besa": ["--set", "allocation.steps=2"],
+}
+"""Fewer candidates than the default; the trials are the same."""
+
+
+def combinations() -> Iterator[str]:
+    """Every method with every allocation; every other choice with a method that ranks and one that solves."""
+    for method in plugins.names("methods"):
+        for allocation in plugins.names("allocations"):
+            yield f"--method {method} --allocation {allocation}"
+    for method in ("magnitude", "wanda", "multiflow", "sparsegpt"):
+        for allocation in ("uniform", "neuronal", "owl"):
+            yield f"--method {method} --allocation {allocation} --refinement dsnot"
+    for pattern in ("2:4", "4:8", "3:8"):
+        for method in plugins.names("methods"):
+            yield f"--method {method} --pattern {pattern}"
+    for allocation in plugins.names("allocations"):
+        yield f"--method wanda --allocation {allocation} --pattern n:8"
+    for method in plugins.names("methods"):
+        yield f"--method {method} --allocation neuronal --pattern n:8"
+    for allocation in ("uniform", "owl", "neuronal"):
+        for row_step in ("neuronal", "trim"):
+            yield f"--method wanda --allocation {allocation} --row-step {row_step}"
+    yield "--method wanda --pattern 2:4 --refinement dsnot --refined-parts all"
+    yield "--method wanda --pattern n:8 --refinement dsnot --refined-parts mlp"
+    yield "--method wanda --allocation owl --row-step trim --refinement dsnot"
+    for schedule in ("exp", "log"):
+        yield f"--schedule {schedule}"
+    yield "--lambda-search continuous"
+    for method in ("wanda", "sparsegpt", "alps", "magnitude"):
+        yield f"--method {method} --score-stream pruned"
+    yield "--method wanda --refinement dsnot --score-stream pruned"
+    yield "--method sparsegpt --refinement dsnot --score-stream pruned"
+    yield "--method alps --pattern 2:4 --score-stream pruned"
+
+
+AUTHORS = [
+    f"--mode authors --method {method} --allocation {allocation}"
+    for method in ("magnitude", "wanda", "multiflow", "sparsegpt")
+    for allocation in ("uniform", "owl", "neuronal")
+] + [f"--mode authors --method {method} --allocation uniform --refinement dsnot" for method in ("wanda", "sparsegpt")]
+
+
+class Pruned:
+    """A model pruned by a command line's choices, in process."""
+
+    def __init__(self, path: Path, arguments: str) -> None:
+        argv = ["--model", "m", "--output", "out", *arguments.split()]
+        argv += QUICK.get(argv[argv.index("--allocation") + 1] if "--allocation" in argv else "neuronal", [])
+        config = parse_config(PruneConfig, argv, prog="test", description="")
+        self.composition = compose(config)
+        spec = WorkerSpec(
+            model_path=path,
+            device="cpu",
+            dtype="float32",
+            recipe=self.composition.recipe,
+            threads=None,
+            trust_remote_code=False,
+        )
+        pool = InProcessPool(spec)
+        self.worker: Worker = pool.first(lambda worker: worker)
+        text = torch.randint(3, 64, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
+        progress = Progress()
+        gather_and_rank(self.composition, pool, text, progress)
+        search = Search(
+            pool,
+            layout=self.worker.layout,
+            calibration=text,
+            samples=SEARCHED,
+            mode=config.mode,
+            solves=self.composition.recipe.solves,
+            progress=progress,
+        )
+        allocation = allocate(config, self.composition, self.worker.layout, search)
+        self.plan: Plan = allocation.plan
+        walk = Walk(pruned=self.composition.pruned_stream, released=self.composition.released)
+        pool.each(Worker.finish, self.plan, text, walk)
+        (self.logits,) = self.worker.logits(text, self.plan)
+
+    def removed(self) -> dict[str, int]:
+        return {str(spec.linear): int(self.worker.mask(spec.linear, self.plan).sum()) for spec in self.worker.layout}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("arguments", combinations())
+def test_a_combination_removes_what_was_asked(
+    family: str, arguments: str, checkpoint_dir: Callable[[str], Path]
+) -> None:
+    pruned = Pruned(checkpoint_dir(family), arguments)
+    layout, composition = pruned.worker.layout, pruned.composition
+    assert pruned.logits.isfinite().all()
+    wanted = {str(spec.linear): int(pruned.plan.removed[spec.linear].sum()) for spec in layout}
+    assert pruned.removed() == wanted
+    pattern = composition.recipe.pattern
+    if pattern is None:
+        assert sum(wanted.values()) == round(composition.target * layout.prunable)
+        return
+    for spec in layout:
+        groups = pruned.worker.mask(spec.linear, pruned.plan).unflatten(1, (-1, pattern.group)).sum(dim=2)
+        assert (groups == groups[0, 0]).all(), spec.linear
+        assert pattern.kept is None or int(groups[0, 0]) == pattern.group - pattern.kept, spec.linear
+    smallest = max(spec.size for spec in layout) // pattern.group
+    assert abs(sum(wanted.values()) - composition.target * layout.prunable) <= smallest / 2
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "phi"])
+@pytest.mark.parametrize("arguments", AUTHORS)
+def test_the_released_code_s_choices_run(family: str, arguments: str, checkpoint_dir: Callable[[str], Path]) -> None:
+    pruned = Pruned(checkpoint_dir(family), arguments)
+    assert pruned.logits.isfinite().all()
+    if not pruned.composition.recipe.solves:  # the released solver counts by slabs
+        assert sum(pruned.removed().values()) == pruned.plan.total
+    assert sum(pruned.removed().values()) / pruned.worker.layout.prunable == pytest.approx(0.7, abs=0.04)
