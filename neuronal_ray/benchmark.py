@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 from neuronal_ray.entry import exit_code
 
 if TYPE_CHECKING:
+    from neuronal_ray.benchmark_methods import MethodsMeasured
     from neuronal_ray.recipe import Recipe
     from neuronal_ray.worker import Worker
 
 _DESCRIPTION = """Time NeuronAL's search in `paper` mode on two models and compare it, in the same run, with a literal
-implementation that sorts again and runs dense and sparse weights for every lambda, as the released code does."""
+implementation that sorts again and runs dense and sparse weights for every lambda, as the released code does; and
+what allocations, refinements and solvers cost beside the dense pass and the matrix work that they need anyway."""
 _TARGET = 0.7
 _VOCABULARY = 2048
 _PRODUCT = 2048
@@ -67,7 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="neuronal-ray benchmark", description=_DESCRIPTION)
-    parser.add_argument("--only", choices=("builtin", "wide"), help="one of the two models")
+    parser.add_argument(
+        "--part", choices=("search", "methods"), help="the search, or allocations, refinements and solvers; else both"
+    )
+    parser.add_argument("--only", choices=("builtin", "wide"), help="one of the two models of the search")
     parser.add_argument("--literal-candidates", type=int, default=3, metavar="N", help="measured per step (default: 3)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: float32)")
@@ -76,11 +81,17 @@ def _main(argv: Sequence[str]) -> None:
     if arguments.literal_candidates < 1:
         raise ValueError(f"--literal-candidates: {arguments.literal_candidates} is not positive")
     with tempfile.TemporaryDirectory() as folder:
-        results = []
-        for name in [arguments.only] if arguments.only else ["builtin", "wide"]:
+        results: list[dict[str, object]] = []
+        wide = _wide_model(Path(folder))
+        if arguments.part in (None, "methods"):
+            methods = _measure_methods(wide, threads=arguments.threads)
+            print("\n".join(methods.lines()), flush=True)
+            results.append(asdict(methods))
+        names = [arguments.only] if arguments.only else ["builtin", "wide"]
+        for name in names if arguments.part in (None, "search") else []:
             measured = _measure(
                 name,
-                name if name == "builtin" else _wide_model(Path(folder)),
+                name if name == "builtin" else wide,
                 256 if name == "builtin" else 512,
                 dtype=arguments.dtype,
                 threads=arguments.threads,
@@ -158,6 +169,27 @@ def _measure(
         flops=flops,
         floor_s=flops / _peak_rate(worker),
     )
+
+
+def _measure_methods(model: str, *, threads: int | None) -> "MethodsMeasured":
+    import torch
+
+    from neuronal_ray.benchmark_methods import measure_methods
+    from neuronal_ray.models.checkpoint import resolve_model
+    from neuronal_ray.recipe import Recipe
+    from neuronal_ray.worker import WorkerSpec
+
+    spec = WorkerSpec(
+        model_path=resolve_model(model),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        dtype="float32",
+        recipe=Recipe(method="wanda"),
+        threads=threads,
+        trust_remote_code=False,
+        profile=True,
+    )
+    text = torch.randint(_VOCABULARY, (4, 512), generator=torch.Generator().manual_seed(0))
+    return measure_methods(spec, text, name="wide (float32)", target=_TARGET)
 
 
 def _wide_model(folder: Path) -> str:

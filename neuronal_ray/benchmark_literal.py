@@ -1,7 +1,8 @@
-"""The yardstick of the benchmark: one candidate as the released code evaluates it, with nothing shared or saved.
+"""The yardsticks of the benchmark: what the released codes do, with nothing shared or saved.
 
-For every candidate and every block: dense weights on the sparse stream, one sequence at a time, statistics in a hook
-on every linear; a new score, a new sort and a new mask for every linear; sparse weights on the same inputs.
+A candidate of NeuronAL's search: for every block dense weights on the sparse stream, one sequence at a time,
+statistics in a hook on every linear; a new score, a new sort and a new mask for every linear; sparse weights on the
+same inputs. AlphaPruning: a singular value decomposition and a loop over cut-offs.
 """
 
 import torch
@@ -62,3 +63,31 @@ def _observed_pass(
     for handle in handles:
         handle.remove()
     return hooks, outputs
+
+
+def literal_spectrum(weight: Tensor) -> Tensor:
+    """Squared singular values, ascending, by a singular value decomposition (AlphaPruning)."""
+    singular: Tensor = torch.linalg.svdvals(weight.float())
+    return singular.square().flip(0)
+
+
+def literal_tail_exponent(spectrum: Tensor) -> float:
+    """AlphaPruning's exponent by a loop over the cut-offs between 0.95 and 1.5 times the peak."""
+    count = len(spectrum)
+    logs = spectrum.log10()
+    histogram = torch.histogram(logs.float().cpu(), bins=100)
+    peak = 10 ** float(histogram.bin_edges[int(histogram.hist.argmax())])
+    best, exponent = float("inf"), float("nan")
+    for index in range(count - 1):
+        lowest = float(spectrum[index])
+        if not 0.95 * peak <= lowest <= 1.5 * peak:
+            continue
+        tail = spectrum[index:]
+        number = count - index
+        alpha = 1 + number / float(tail.log().sum() - number * spectrum[index].log())
+        model = 1 - (tail / lowest) ** (1 - alpha)
+        steps = torch.arange(number, dtype=tail.dtype, device=tail.device) / number
+        distance = float((model - steps).abs().max())
+        if alpha > 1 and distance < best:
+            best, exponent = distance, alpha
+    return exponent

@@ -71,8 +71,12 @@ def compose(config: PruneConfig) -> Composition:
         )
     if recipe.refinement is not None and plugins.load("methods", config.method).SOLVES:
         logger.info("--method %s: its scores are used, its weight update is not: a refinement follows", config.method)
-    row_step, steps = _rows(config, allocation, recipe)
+    barrier = _barrier_between_rows(config, recipe)
+    row_step, steps = _rows(config, allocation, barrier)
+    default = "pruned" if recipe.solves else "dense"  # a solver makes up for what its predecessors lost
     settings = config.settings_of("allocation")
+    if allocation == "besa" and barrier:
+        settings |= {"per": "linear"}
     if allocation == "neuronal":
         settings |= {
             "steps": steps,
@@ -87,7 +91,7 @@ def compose(config: PruneConfig) -> Composition:
         allocation=allocation,
         settings=settings,
         row_step=row_step,
-        pruned_stream=config.mode == "authors" or config.score_stream == "pruned",
+        pruned_stream=config.mode == "authors" or (config.score_stream or default) == "pruned",
         released=config.mode == "authors",
     )
 
@@ -101,13 +105,17 @@ def _target(config: PruneConfig, pattern: Pattern | None) -> float:
     return target
 
 
-def _rows(config: PruneConfig, allocation: str, recipe: Recipe) -> tuple[str | None, str]:
-    """The row step that follows the allocation, and the steps that NeuronAL itself is asked for."""
-    barrier = ""
+def _barrier_between_rows(config: PruneConfig, recipe: Recipe) -> str:
+    """Why the rows of a linear cannot differ; empty if they can."""
     if recipe.solves:
-        barrier = f"--method {config.method} shares a linear's budget among its rows itself"
+        return f"--method {config.method} shares a linear's budget among its rows itself"
     if recipe.pattern is not None:
-        barrier = f"--pattern {config.pattern} gives every row of a linear the same number of weights"
+        return f"--pattern {config.pattern} gives every row of a linear the same number of weights"
+    return ""
+
+
+def _rows(config: PruneConfig, allocation: str, barrier: str) -> tuple[str | None, str]:
+    """The row step that follows the allocation, and the steps that NeuronAL itself is asked for."""
     asked = config.row_step is not None or (allocation == "neuronal" and config.neuronal_steps == "row")
     if barrier and asked:
         flag = "--row-step" if config.row_step is not None else "--neuronal-steps row"

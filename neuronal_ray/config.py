@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 Settings = Mapping[str, object]
 
-_NEURONAL_ONLY = ("neuronal_steps", "block_lambdas", "schedule", "lambda_search")
+_NEURONAL_ONLY = ("neuronal_steps", "block_lambdas", "schedule")
+_NEURONAL_ROWS_ONLY = ("row_lambdas", "lambda_search")
 _OWNERS = ("method", "allocation", "refinement")
 
 
@@ -232,7 +233,7 @@ class PruneConfig(RunConfig):
         Option(
             "str",
             "activations that the final scores are taken from: of the dense model, or of the blocks pruned so far. If "
-            "absent dense in `paper` mode; `authors` mode always uses pruned",
+            "absent dense, pruned for methods that update weights; `authors` mode always uses pruned",
             choices=("dense", "pruned"),
         ),
     ] = None
@@ -276,11 +277,10 @@ class PruneConfig(RunConfig):
             if not lambdas or min(lambdas) < 0 or max(lambdas) > 1:
                 raise ValueError(f"--{flag}: expected numbers in [0, 1], got {', '.join(map(str, lambdas)) or 'none'}")
         if self.allocation not in (None, "neuronal"):
+            ignored = _NEURONAL_ONLY + (() if self.row_step == "neuronal" else _NEURONAL_ROWS_ONLY)
             for entry in fields(self):
-                if entry.name in _NEURONAL_ONLY and getattr(self, entry.name) != entry.default:
-                    logger.warning("%s: ignored, only --allocation neuronal has it", _flag(entry.name))
-            if self.row_step != "neuronal" and self.row_lambdas != ROW_LAMBDAS:
-                logger.warning("%s: ignored, only --row-step neuronal has it", _flag("row_lambdas"))
+                if entry.name in ignored and getattr(self, entry.name) != entry.default:
+                    logger.warning("%s: ignored, only NeuronAL has it", _flag(entry.name))
         if self.refinement == "none" and self.refined_parts != "attention":
             logger.warning("%s: ignored without --refinement", _flag("refined_parts"))
         if self.output is None and not self.dry_run:

@@ -116,6 +116,8 @@ def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress
     recipe = composition.recipe
     if recipe.pattern is not None:
         check_pattern(layout, recipe.pattern)
+    if composition.released and layout.routed:
+        raise ValueError("--mode: authors has no mixtures of experts; use --mode paper")
     gather_and_rank(composition, pool, calibration, progress)
     search = Search(
         pool,
@@ -236,7 +238,9 @@ def allocate(config: PruneConfig, composition: Composition, layout: Layout, sear
         problem, **composition.settings
     )
     if composition.row_step == "neuronal":
-        found = search_rows(problem, allocation.rates, allocation.plan, None, config.row_lambdas)
+        found = search_rows(
+            problem, allocation.rates, allocation.plan, None, config.row_lambdas, search=config.lambda_search
+        )
         allocation = _followed(allocation, found.rates, found.plan, steps=(found.step,))
     if composition.row_step == "trim":
         rates = dict(allocation.rates) | search.trim(allocation.plan)

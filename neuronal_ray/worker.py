@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from neuronal_ray.core.alignment import Trial, misalignment, total_misalignment
+from neuronal_ray.comparison import Comparison, merged
+from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
 from neuronal_ray.core.masks import apply_cut, cut
 from neuronal_ray.core.plan import Plan
@@ -130,14 +131,14 @@ class Worker:
     def trial(self, plan: Plan) -> Trial:
         """Alignment of the model under `plan` with the dense model's own stream (Algorithm 1)."""
         recordings = self._search
-        sparse: dict[Group, Statistic] = {}
+        comparison = Comparison(self.layout)
         for index in range(self.layout.num_blocks):
             last = index == self.layout.num_blocks - 1
             with self.replica.without_output(index) if last else nullcontext():
                 weights = self._cut(index, plan, self._ranks)
                 recordings, (observed,) = self.replica.run_with(index, recordings, weights, (SquareSum,))
-            sparse |= observed
-        return self._compare(self._dense, sparse)
+            comparison.add(index, self._dense, observed)
+        return comparison.trial()
 
     def loss(self, plan: Plan) -> float:
         """Mean cross-entropy of the search text under `plan`, in nats per predicted token."""
@@ -187,11 +188,11 @@ class Worker:
 
     def solved_trials(self, plans: Sequence[Plan], tokens: Int64[Tensor, "sequences length"]) -> list[Trial]:
         """`trial` for a method that solves: statistics of `tokens` on the dense stream, shared by all plans."""
-        sparse: list[dict[Group, Statistic]] = [{} for _ in plans]
-        for _, observed in self._solved_walk(plans, tokens, (SquareSum,)):
-            for known, (new,) in zip(sparse, observed, strict=True):
-                known |= new
-        return [self._compare(self._dense, found) for found in sparse]
+        comparisons = [Comparison(self.layout) for _ in plans]
+        for index, (_, observed) in enumerate(self._solved_walk(plans, tokens, (SquareSum,))):
+            for comparison, (sparse,) in zip(comparisons, observed, strict=True):
+                comparison.add(index, self._dense, sparse)
+        return [comparison.trial() for comparison in comparisons]
 
     def solved_losses(self, plans: Sequence[Plan], tokens: Int64[Tensor, "sequences length"]) -> list[float]:
         """`loss` for a method that solves."""
@@ -221,16 +222,14 @@ class Worker:
         """Alignment block by block against dense weights on the sparse stream, ranking anew (released code)."""
         kind = RunningGram if self.spec.recipe.solves else RunningNorm
         recordings = self._search
-        dense: dict[Group, Statistic] = {}
-        sparse: dict[Group, Statistic] = {}
+        comparison = Comparison(self.layout, dead_is_infinite=True)
         for index in range(self.layout.num_blocks):
             with self.stopwatch.measure("dense pass"):
                 _, (reference,) = self.replica.run(index, recordings, (kind,))
             weights = self._pruned_block(index, plan, [reference])
             recordings, (observed,) = self.replica.run_with(index, recordings, weights, (kind,))
-            dense |= reference
-            sparse |= observed
-        return self._compare(dense, sparse, dead_is_infinite=True)
+            comparison.add(index, reference, observed)
+        return comparison.trial()
 
     def finish(self, plan: Plan, tokens: Int64[Tensor, "sequences length"], walk: Walk) -> None:
         """Settle the masks, or weights, that the model has under `plan` in the end.
@@ -402,31 +401,7 @@ class Worker:
             return own
         if own is not None and own.tokens >= FEW_TOKENS:
             return own
-        return _merged(statistics, self.layout.routed[spec.reads])
-
-    def _compare(self, dense: Statistics, sparse: Statistics, *, dead_is_infinite: bool = False) -> Trial:
-        """Equation 2 over all linears, and the signed differences of the norms that the row step reads.
-
-        The released code divides by the sum of the norms: an input that pruning has silenced makes its score NaN. An
-        expert that no token was routed to has norms of zero. What feeds all experts of a block is judged by the inputs
-        of all of them.
-        """
-        shared = set(self.layout.routed) - {spec.consumer for spec in self.layout if spec.expert is not None}
-        terms = []
-        signals = {}
-        for group, specs in self.layout.groups.items():
-            ours, theirs = (
-                found[group].norm if group in found else torch.zeros(specs[0].columns, device=self.device)
-                for found in (dense, sparse)
-            )
-            term = misalignment(ours, theirs)
-            dead = dead_is_infinite and not bool(theirs.any())
-            terms.append((torch.full_like(term, math.inf) if dead else term, len(specs)))
-            if group in shared:
-                ours, theirs = (_merged(found, self.layout.routed[group]).norm for found in (dense, sparse))
-            signals[group] = (ours - theirs).cpu()
-        total = total_misalignment(terms)
-        return Trial(misalignment=total if math.isfinite(total) else math.inf, signals=signals)
+        return merged(statistics, self.layout.routed[spec.reads])
 
     def _loss(self, recordings: Sequence[Recording]) -> float:
         """Mean cross-entropy per predicted token of the search text, infinite on overflow."""
@@ -436,16 +411,6 @@ class Worker:
                 total += float(F.cross_entropy(row[:-1].float(), wanted[1:], reduction="sum"))
                 count += len(wanted) - 1
         return total / count if math.isfinite(total) else math.inf
-
-
-def _merged(statistics: Statistics, groups: Sequence[Group]) -> Statistic:
-    """What was seen of the inputs of several experts together."""
-    merged = None
-    for group in groups:
-        if group in statistics:
-            merged = statistics[group] if merged is None else merged.merge(statistics[group])
-    assert merged is not None, f"no token reached an expert of block {groups[0].block}"
-    return merged.over(max(statistics[group].sequences for group in groups if group in statistics))
 
 
 def _check_finite(statistics: Mapping[Group, Statistic]) -> None:

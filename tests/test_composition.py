@@ -75,11 +75,22 @@ def test_rows_that_cannot_be_adapted_leave_the_block_step(arguments: str, caplog
     assert "block step only" in caplog.text
 
 
+def test_a_solver_sees_what_its_predecessors_left() -> None:
+    assert composed("--method", "sparsegpt").pruned_stream
+    assert not composed("--method", "sparsegpt", "--score-stream", "dense").pruned_stream
+    assert not composed("--method", "sparsegpt", "--refinement", "dsnot").pruned_stream
+
+
 def test_a_refinement_takes_the_place_of_the_solver() -> None:
     assert composed("--method", "sparsegpt").recipe.solves
     found = composed("--method", "sparsegpt", "--refinement", "dsnot")
     assert not found.recipe.solves
     assert found.settings["steps"] == "both", "masks of a ranking: rows can be adapted"
+
+
+def test_besa_learns_rates_of_rows_where_rows_may_differ() -> None:
+    assert "per" not in composed("--allocation", "besa").settings
+    assert composed("--allocation", "besa", "--method", "sparsegpt").settings["per"] == "linear"
 
 
 def test_trim_takes_the_place_of_neuronal_s_rows() -> None:

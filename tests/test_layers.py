@@ -40,7 +40,7 @@ neuronal_ray.data.text
 neuronal_ray.data.tokens
 neuronal_ray.data.calibration neuronal_ray.data.evaluation
 neuronal_ray.timing neuronal_ray.progress
-neuronal_ray.replica
+neuronal_ray.comparison neuronal_ray.replica
 neuronal_ray.worker
 neuronal_ray.pool
 neuronal_ray.allocations
@@ -58,6 +58,7 @@ neuronal_ray.report_inputs
 neuronal_ray.report_figures
 neuronal_ray.entry
 neuronal_ray.report neuronal_ray.benchmark_literal
+neuronal_ray.benchmark_methods
 neuronal_ray.prune neuronal_ray.evaluate neuronal_ray.benchmark
 neuronal_ray.__main__
 """

@@ -28,10 +28,10 @@ _STEEPEST = 1e4  # slope of the logits: the rate is within 1e-4 of 0 or 1 there
 def allocate(
     problem: Problem,
     *,
-    per: str = "linear",
+    per: str = "row",
     candidates: int = 100,
     steps: int = 128,
-    learning_rate: float = 0.01,
+    learning_rate: float = 0.02,
     penalty: float = 5.0,
 ) -> Allocation:
     """The rates that `learn_block` finds for every block, one per linear or one per row.

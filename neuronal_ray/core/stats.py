@@ -191,8 +191,8 @@ class RunningNorm:
         return self.mean.sqrt()
 
     def over(self, sequences: int) -> Self:
-        """See Statistic."""
-        return replace(self, sequences=sequences)
+        """The released code has no experts."""
+        raise NotImplementedError
 
     def to(self, device: torch.device) -> Self:
         """The same on `device`."""
@@ -254,8 +254,8 @@ class RunningGram:
 
     @property
     def _squares(self) -> Float32[Tensor, " columns"]:
-        norms = torch.linalg.vector_norm(self._scaled, dim=0)  # [tokens, columns] -> [columns]
-        return self.squares_before * self._share_before + norms.square() / self.sequences
+        norms: Tensor = torch.linalg.vector_norm(self._scaled, dim=0)  # [tokens, columns] -> [columns]
+        return self.squares_before * self._share_before + norms.square().div(self.sequences)
 
     @property
     def _scaled(self) -> Float32[Tensor, "last_tokens columns"]:
@@ -266,8 +266,8 @@ class RunningGram:
         return (self.sequences - 1) / self.sequences
 
     def over(self, sequences: int) -> Self:
-        """See Statistic."""
-        return replace(self, sequences=sequences)
+        """The released code has no experts."""
+        raise NotImplementedError
 
     def to(self, device: torch.device) -> Self:
         """The same on `device`."""

@@ -85,8 +85,9 @@ def solve(
     rows, columns = weight.shape
     group = quota.group
     assert 0 <= quota.removed <= rows * columns, (quota, rows, columns)
-    assert not group or quota.removed * group % (rows * columns) == columns % group == 0, (quota, rows, columns)
     if group:
+        assert columns % group == 0, (quota, columns)
+        assert quota.removed * group % (rows * columns) == 0, (quota, rows, columns)
         slab = max(slab // group, 1) * group
     # Columns of a leaf are updated one by one, later ones of the slab by a product: the same sums, in the released
     # code's order only when the whole slab is one leaf.

@@ -3,7 +3,7 @@
 Zhang et al., Dynamic Sparse No Training, ICLR 2024, section 3.2.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int8, Int32, Int64
@@ -17,12 +17,16 @@ PARTS = ("attention",)
 
 _LEAST_DIVISOR = 1e-30
 _GREATEST_KEY = torch.finfo(torch.float32).max
-_GREATEST_BITS = torch.iinfo(torch.int32).max
+_INFINITE_BITS = 0x7F800000  # infinity in float32
 _NEGATIVE, _POSITIVE = 0, 1
 
 
-class HasMoments(Statistic, Protocol):
-    """A statistic with S_j, the sum of an input over tokens, and v_j, its variance, float32 [columns] each."""
+@runtime_checkable
+class HasMoments(Protocol):
+    """A statistic with a_j, S_j and v_j, the norm, sum and variance of each input, float32 [columns] each."""
+
+    @property
+    def norm(self) -> Float32[Tensor, " columns"]: ...
 
     @property
     def sum(self) -> Float32[Tensor, " columns"]: ...
@@ -54,8 +58,9 @@ def refine(
     `group` > 0: `same_sign` always holds, and what goes is the weight of least `score` among those of the group that
     stayed from the start; a cycle is spent in vain where none is left. Ties: the lower column moves first.
 
-    Differs: a row makes at most `swaps` * min(kept, removed) swaps, rounded down; the released code counts cycles
-    alone. A constant input (v_j = 0), NaN or infinite there, comes before all others, in the order of |D_ij|.
+    Differs: a row makes at most `swaps` * min(kept, removed) swaps, rounded down. The released code bounds the cycles
+    alone: 50 of them exchange most of a row that keeps 50 weights, or end in an index error. A constant input
+    (v_j = 0), NaN or infinite there, comes before all others, in the order of |D_ij|; not where `variance_power` is 0.
     `released` asks for the released code's masks to the bit, see `_released`; `swaps` is not read then.
     """
     _check(max_cycles=max_cycles, threshold=threshold, variance_power=variance_power, swaps=swaps)
@@ -76,7 +81,8 @@ def refine(
             threshold=threshold,
             same_sign=same_sign,
         )
-    smaller = torch.minimum(mask.sum(dim=1), (~mask).sum(dim=1))  # [rows, columns] -> [rows]
+    num_removed = mask.sum(dim=1)  # [rows, columns] -> [rows]
+    smaller = torch.minimum(num_removed, mask.shape[1] - num_removed)
     limit = (smaller.double() * swaps).floor().long().clamp_max(max_cycles)
     depth = int(limit.max())
     if depth == 0:
@@ -96,7 +102,7 @@ def refine(
             group=group,
             threshold=threshold,
         )
-    removal, num_removal = _first_of_each_sign(_GREATEST_BITS - _bits(wanda), sign * ~mask, depth)
+    removal, num_removal = _first_of_each_sign(_INFINITE_BITS - _bits(wanda), sign * ~mask, depth)
     return _swap(
         mask,
         contribution,

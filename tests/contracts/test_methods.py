@@ -1,5 +1,7 @@
 """Does every pruning method keep the contract of `neuronal_ray.methods`? A new file there is picked up here."""
 
+import inspect
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -8,11 +10,17 @@ from torch import Tensor
 
 from neuronal_ray import plugins
 from neuronal_ray.core.masks import rank_rows
-from neuronal_ray.core.stats import RunningNorm, SquareSum, Statistic
+from neuronal_ray.core.stats import Gram, Moments, RunningGram, RunningNorm, SquareSum, Statistic
+from neuronal_ray.methods import Quota
 
 ROWS, COLUMNS = 12, 20
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-KINDS = (SquareSum, RunningNorm)
+SERVE: dict[type[Statistic] | None, tuple[type[Statistic], ...]] = {
+    None: (SquareSum,),
+    SquareSum: (SquareSum, Moments, Gram, RunningNorm, RunningGram),
+    Gram: (Gram,),
+}
+"""The kinds that have what a score reads of the kind its method names."""
 
 
 @pytest.fixture(params=plugins.names("methods"))
@@ -20,31 +28,35 @@ def method(request: pytest.FixtureRequest) -> ModuleType:
     return plugins.load("methods", request.param)
 
 
-def some_weight(seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+@pytest.fixture(params=[name for name in plugins.names("methods") if plugins.load("methods", name).SOLVES])
+def solver(request: pytest.FixtureRequest) -> ModuleType:
+    return plugins.load("methods", request.param)
+
+
+def some_weight(seed: int, dtype: torch.dtype = torch.float32, *, rows: int = ROWS, columns: int = COLUMNS) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(ROWS, COLUMNS, generator=generator).to(dtype)
+    return torch.randn(rows, columns, generator=generator).to(dtype)
 
 
-def some_inputs(seed: int, kind: type[Statistic] = SquareSum) -> Statistic:
+def some_inputs(seed: int, kind: type[Statistic] | None = SquareSum) -> Statistic:
     """A statistic in which no input feature is dead."""
     generator = torch.Generator().manual_seed(seed)
+    kind = SquareSum if kind is None else kind
     return kind.of(torch.randn(1, 9, COLUMNS, generator=generator) * torch.linspace(0.1, 5, COLUMNS))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_score_is_finite_float32_of_the_weight_s_shape(
-    method: ModuleType, dtype: torch.dtype, kind: type[Statistic]
-) -> None:
-    for seed in range(3):
-        score = method.score(some_weight(seed, dtype), some_inputs(seed, kind))
-        assert score.dtype == torch.float32
-        assert score.shape == (ROWS, COLUMNS)
-        assert score.isfinite().all()
+def test_a_score_is_finite_float32_of_the_weight_s_shape(method: ModuleType, dtype: torch.dtype) -> None:
+    for kind in SERVE[method.STATISTIC]:
+        for seed in range(3):
+            score = method.score(some_weight(seed, dtype), some_inputs(seed, kind))
+            assert score.dtype == torch.float32, kind
+            assert score.shape == (ROWS, COLUMNS), kind
+            assert score.isfinite().all(), kind
 
 
 def test_weights_and_inputs_are_not_modified(method: ModuleType) -> None:
-    weight, inputs = some_weight(0), some_inputs(0)
+    weight, inputs = some_weight(0), some_inputs(0, method.STATISTIC)
     norm = inputs.norm.clone()
     method.score(weight, inputs)
     assert torch.equal(weight, some_weight(0))
@@ -53,25 +65,25 @@ def test_weights_and_inputs_are_not_modified(method: ModuleType) -> None:
 
 def test_a_score_is_memory_of_its_own(method: ModuleType) -> None:
     weight = some_weight(0)
-    method.score(weight, some_inputs(0)).zero_()
+    method.score(weight, some_inputs(0, method.STATISTIC)).zero_()
     assert torch.equal(weight, some_weight(0))
 
 
 def test_equal_arguments_give_equal_bits(method: ModuleType) -> None:
-    scores = [method.score(some_weight(1), some_inputs(1)) for _ in range(2)]
+    scores = [method.score(some_weight(1), some_inputs(1, method.STATISTIC)) for _ in range(2)]
     assert torch.equal(*scores)
 
 
 def test_a_transposed_view_scores_like_its_copy(method: ModuleType) -> None:
     """GPT-2's Conv1D weights come as views."""
     stored = some_weight(2).t().contiguous()
-    view, copy = (method.score(weight, some_inputs(2)) for weight in (stored.t(), some_weight(2)))
+    view, copy = (method.score(weight, some_inputs(2, method.STATISTIC)) for weight in (stored.t(), some_weight(2)))
     torch.testing.assert_close(view, copy, rtol=1e-6, atol=0)  # sums over another memory order differ in the last bit
 
 
 @pytest.mark.parametrize("factor", [1.5, 4.0, 100.0])
 def test_a_larger_weight_does_not_go_sooner(method: ModuleType, factor: float) -> None:
-    weight, inputs = some_weight(3), some_inputs(3)
+    weight, inputs = some_weight(3), some_inputs(3, method.STATISTIC)
     before = method.score(weight, inputs)
     ranks = rank_rows(before)
     for row, column in [(0, 0), (3, 7), (11, 19), (5, 2)]:
@@ -83,28 +95,169 @@ def test_a_larger_weight_does_not_go_sooner(method: ModuleType, factor: float) -
 
 
 def test_the_sign_of_a_weight_does_not_matter(method: ModuleType) -> None:
-    weight, inputs = some_weight(4), some_inputs(4)
+    weight, inputs = some_weight(4), some_inputs(4, method.STATISTIC)
     assert torch.equal(rank_rows(method.score(weight, inputs)), rank_rows(method.score(-weight, inputs)))
 
 
 def test_a_zero_goes_first(method: ModuleType) -> None:
     weight = some_weight(5)
     weight[:, 4] = 0
-    assert (rank_rows(method.score(weight, some_inputs(5)))[:, 4] == 0).all()
+    assert (rank_rows(method.score(weight, some_inputs(5, method.STATISTIC)))[:, 4] == 0).all()
 
 
-def test_a_method_says_whether_it_needs_inputs(method: ModuleType) -> None:
-    assert isinstance(method.NEEDS_INPUTS, bool)
-    if not method.NEEDS_INPUTS:
+def test_a_method_says_what_it_reads_and_whether_it_solves(method: ModuleType) -> None:
+    assert method.STATISTIC in SERVE
+    assert isinstance(method.SOLVES, bool)
+    assert hasattr(method, "factorize") is hasattr(method, "solve") is method.SOLVES
+    if method.STATISTIC is None:
         assert torch.equal(method.score(some_weight(6), None), method.score(some_weight(6), some_inputs(6)))
 
 
+def functions_of(method: ModuleType) -> list[Callable[..., object]]:
+    return [method.score, method.factorize, method.solve] if method.SOLVES else [method.score]
+
+
 def test_an_unknown_setting_is_refused(method: ModuleType) -> None:
-    plugins.check_settings(method.score, {}, owner="method")
+    functions = functions_of(method)
+    plugins.check_settings(functions, {}, owner="method")
     with pytest.raises(ValueError, match=r"--set method\.nonsense: unknown setting, expected "):
-        plugins.check_settings(method.score, {"nonsense": 1.0}, owner="method")
+        plugins.check_settings(functions, {"nonsense": 1.0}, owner="method")
+
+
+def test_every_setting_has_a_default_that_is_accepted(method: ModuleType) -> None:
+    """And of one name there is one default, wherever it is read."""
+    defaults: dict[str, object] = {}
+    for function in functions_of(method):
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                assert parameter.default is not parameter.empty, name
+                assert defaults.setdefault(name, parameter.default) == parameter.default, name
+    plugins.check_settings(functions_of(method), defaults, owner="method")
+    for name in defaults:
+        with pytest.raises(ValueError, match=rf"--set method\.{name}: 'text' is not of type "):
+            plugins.check_settings(functions_of(method), {name: "text"}, owner="method")
 
 
 def test_a_method_says_what_it_is(method: ModuleType) -> None:
     assert method.__doc__
     assert method.score.__doc__
+
+
+# --- methods that solve ---
+
+
+def correlated(columns: int, seed: int, *, own: float = 0.3, dead: tuple[int, ...] = ()) -> Tensor:
+    """Inputs [2, tokens, columns] that share directions, the less the larger `own`."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(columns, columns, generator=generator) / columns**0.5 + own * torch.eye(columns)
+    inputs = torch.randn(2, 2 * columns, columns, generator=generator) @ mix
+    inputs[..., list(dead)] = 0
+    return inputs
+
+
+def factor_of(solver: ModuleType, inputs: Tensor) -> object:
+    return solver.factorize(solver.STATISTIC.of(inputs))
+
+
+def layer_error(weight: Tensor, pruned: Tensor, inputs: Tensor) -> float:
+    """||X W - X W'||^2."""
+    return float((inputs.double() @ (weight - pruned).double().t()).square().sum())
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 5), (1, 40), (24, 16), (3, 130), (10, 300)])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.8, 0.97])
+def test_a_solver_removes_exactly_its_quota(solver: ModuleType, rows: int, columns: int, rate: float) -> None:
+    weight = some_weight(0, rows=rows, columns=columns)
+    quota = Quota(removed=round(rate * rows * columns))
+    found = solver.solve(weight, factor_of(solver, correlated(columns, 1)), quota)
+    assert found.dtype == torch.float32
+    assert found.shape == weight.shape
+    assert found.isfinite().all()
+    assert int((found == 0).sum()) == quota.removed
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_solver_asked_for_nothing_changes_nothing(solver: ModuleType, dtype: torch.dtype) -> None:
+    weight = some_weight(2, dtype)
+    found = solver.solve(weight, factor_of(solver, correlated(COLUMNS, 3)), Quota(removed=0))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, weight.float())
+
+
+def test_a_solver_asked_for_all_removes_all(solver: ModuleType) -> None:
+    found = solver.solve(some_weight(4), factor_of(solver, correlated(COLUMNS, 5)), Quota(removed=ROWS * COLUMNS))
+    assert not found.any()
+
+
+@pytest.mark.parametrize(("kept", "group"), [(2, 4), (3, 8)])
+@pytest.mark.parametrize("columns", [16, 136])
+def test_a_solver_keeps_a_pattern_in_every_group(solver: ModuleType, kept: int, group: int, columns: int) -> None:
+    weight = some_weight(6, rows=5, columns=columns)
+    quota = Quota(removed=weight.numel() * (group - kept) // group, group=group)
+    found = solver.solve(weight, factor_of(solver, correlated(columns, 7)), quota)
+    zeros = (found == 0).view(5, -1, group).sum(dim=2)  # [rows, columns] -> [rows, groups]
+    assert (zeros == group - kept).all(), zeros
+
+
+def test_a_solver_modifies_none_of_its_arguments(solver: ModuleType) -> None:
+    weight, inputs = some_weight(8), correlated(COLUMNS, 9)
+    statistic = solver.STATISTIC.of(inputs)
+    norm = statistic.norm.clone()
+    factor = solver.factorize(statistic)
+    before = {name: value.clone() for name, value in vars(factor).items() if isinstance(value, Tensor)}
+    for quota in (Quota(removed=150), Quota(removed=0), Quota(removed=120, group=4)):
+        solver.solve(weight, factor, quota).zero_()
+    assert torch.equal(weight, some_weight(8))
+    assert torch.equal(statistic.norm, norm)
+    assert before
+    for name, value in before.items():
+        assert torch.equal(getattr(factor, name), value), name
+
+
+def test_a_solver_repeats_its_bits(solver: ModuleType) -> None:
+    factor = factor_of(solver, correlated(COLUMNS, 11))
+    found = [solver.solve(some_weight(10), factor, Quota(removed=150)) for _ in range(2)]
+    assert torch.equal(*found)
+    assert torch.equal(
+        found[0], solver.solve(some_weight(10), factor_of(solver, correlated(COLUMNS, 11)), Quota(removed=150))
+    )
+
+
+@pytest.mark.parametrize("quota", [Quota(removed=150), Quota(removed=120, group=4)])
+def test_a_solver_takes_a_transposed_view_for_its_copy(solver: ModuleType, quota: Quota) -> None:
+    factor = factor_of(solver, correlated(COLUMNS, 13))
+    stored = some_weight(12).t().contiguous()
+    kept = stored.clone()
+    assert torch.equal(solver.solve(stored.t(), factor, quota), solver.solve(some_weight(12), factor, quota))
+    assert torch.equal(stored, kept)
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_solver_s_error_is_not_above_that_of_removing_the_smallest(
+    solver: ModuleType, rate: float, seed: int
+) -> None:
+    weight, inputs = some_weight(seed, rows=24, columns=32), correlated(32, 100 + seed, own=2.0)
+    removed = round(rate * weight.numel())
+    found = solver.solve(weight, factor_of(solver, inputs), Quota(removed=removed))
+    smallest = weight.abs().flatten().kthvalue(removed).values
+    masked = weight * (weight.abs() > smallest)
+    assert int((masked == 0).sum()) == removed
+    errors = layer_error(weight, found, inputs), layer_error(weight, masked, inputs)
+    assert errors[0] <= errors[1], errors
+
+
+def test_a_solver_removes_the_weights_of_dead_inputs_first(solver: ModuleType) -> None:
+    weight, inputs = some_weight(14), correlated(COLUMNS, 15, dead=(0, 7, 19))
+    found = solver.solve(weight, factor_of(solver, inputs), Quota(removed=150))
+    assert found.isfinite().all()
+    assert not found[:, [0, 7, 19]].any()
+    assert int((found == 0).sum()) == 150
+
+
+def test_zeros_beyond_the_quota_were_zeros_before(solver: ModuleType) -> None:
+    weight = some_weight(16)
+    weight[:, 3:12] = 0
+    found = solver.solve(weight, factor_of(solver, correlated(COLUMNS, 17)), Quota(removed=30))
+    assert int((found == 0).sum()) >= 30
+    assert (weight[found == 0] == 0).all()

@@ -1,0 +1,208 @@
+"""What allocations, refinements and solvers cost beside the dense pass and the matrix work that they need anyway."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+from typing import TypeVar
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from neuronal_ray import plugins
+from neuronal_ray.allocations import Problem
+from neuronal_ray.benchmark_literal import literal_spectrum, literal_tail_exponent
+from neuronal_ray.core.plan import exact_plan, uniform_rates
+from neuronal_ray.core.spectrum import eigenvalues, tail_exponent
+from neuronal_ray.core.stats import Gram, Moments, SquareSum
+from neuronal_ray.methods import Quota, sparsegpt
+from neuronal_ray.pool import InProcessPool
+from neuronal_ray.progress import Progress
+from neuronal_ray.recipe import Recipe
+from neuronal_ray.search import Search
+from neuronal_ray.worker import Walk, Worker, WorkerSpec
+
+Result = TypeVar("Result")
+
+_REPEATS = 3
+_SLAB = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodsMeasured:
+    """Seconds and ratios; the bound beside a ratio is what it is meant to stay below (or above, for speed-ups)."""
+
+    model: str
+    tokens: int
+    dense_pass_s: float
+    allocation_s: dict[str, float]
+    allocation_algebra_s: dict[str, float]
+    dsnot_s: float
+    dsnot_all_s: float
+    spectrum_s: float
+    tail_s: float
+    literal_spectrum_s: float
+    literal_tail_s: float
+    tail_error: float
+    sparsegpt_s: float
+    sparsegpt_matrix_s: float
+    gram_block_bytes: int
+    gram_model_bytes: int
+
+    def lines(self) -> list[str]:
+        """The rows of the printed table."""
+        dense = self.dense_pass_s
+        rows = [
+            f"{self.model}: {self.tokens} calibration tokens",
+            f"  dense pass                 {dense:9.3f} s",
+        ]
+        for name, seconds in self.allocation_s.items():
+            algebra = self.allocation_algebra_s[name]
+            rows.append(
+                f"  {name:<26} {seconds:9.3f} s   {algebra:.3f} s of it its own algebra; the rest / dense pass = "
+                f"{(seconds - algebra) / dense:.2f} (at most 1.2)"
+            )
+        ours, literal = self.spectrum_s + self.tail_s, self.literal_spectrum_s + self.literal_tail_s
+        return [
+            *rows,
+            f"  alphapruning, cut-offs     {self.tail_s:9.3f} s   literal loop / ours = "
+            f"{self.literal_tail_s / self.tail_s:.1f} (at least 20), largest difference {self.tail_error:.1g}",
+            f"  alphapruning, spectrum too {ours:9.3f} s   literal loop with its SVD / ours = {literal / ours:.1f}",
+            f"  dsnot, attention           {self.dsnot_s:9.3f} s   / dense pass = {self.dsnot_s / dense:.3f} "
+            "(at most 0.1)",
+            f"  dsnot, all linears         {self.dsnot_all_s:9.3f} s   / dense pass = {self.dsnot_all_s / dense:.3f}",
+            f"  sparsegpt, a block         {self.sparsegpt_s:9.3f} s   / its matrix work = "
+            f"{self.sparsegpt_s / self.sparsegpt_matrix_s:.2f} (at most 1.3)",
+            f"  Gram matrices held         {self.gram_block_bytes / 2**20:9.1f} MiB, one block's; the model's would be "
+            f"{self.gram_model_bytes / 2**20:.1f} MiB",
+        ]
+
+
+def measure_methods(
+    spec: WorkerSpec, text: Int64[Tensor, "sequences length"], *, name: str, target: float
+) -> MethodsMeasured:
+    """Everything in one run; `spec` is of a method without calibration text."""
+    pool = InProcessPool(spec)
+    worker = pool.first(_itself)
+    layout, replica = worker.layout, worker.replica
+    search = Search(
+        pool,
+        layout=layout,
+        calibration=text,
+        samples=1,
+        mode="paper",
+        solves=False,
+        progress=Progress(),
+    )
+    problem = Problem(layout=layout, target=target, mode="paper", probe=search)
+
+    def allocated(allocation: str) -> None:
+        module = plugins.load("allocations", allocation)
+        if module.STATISTIC is not None:
+            pool.each(Worker.keep_statistics, worker.observe(text, SquareSum))
+        module.allocate(problem)
+
+    def spread_only(allocation: str) -> None:
+        plugins.load("allocations", allocation).allocate(problem)
+
+    worker.observe(text)  # warm up
+    dense_s, _ = _timed(partial(_dense_pass, worker, text))
+    totals, algebra = {}, {}
+    for allocation in ("owl", "dlp", "alphapruning"):
+        totals[allocation], _ = _timed(partial(allocated, allocation))
+        algebra[allocation], _ = _timed(partial(spread_only, allocation))
+
+    pool.each(Worker.keep_statistics, worker.observe(text, Moments))
+    worker.rank()
+    plan = exact_plan(layout, uniform_rates(layout, lambda _: target), target=target)
+    dsnot = {}
+    for parts in (("attention",), ("attention", "mlp")):
+        worker.spec = replace(spec, recipe=Recipe(method="wanda", refinement="dsnot", parts=parts))
+        dsnot[parts], _ = _timed(partial(worker.finish, plan, text, Walk(pruned=False)))
+
+    weights = [replica.weight(spec) for spec in layout.blocks[0]]
+    spectrum_s, spectra = _timed(lambda: [eigenvalues(weight) for weight in weights])
+    tail_s, tails = _timed(lambda: [tail_exponent(spectrum, bound="strict") for spectrum in spectra])
+    literal_spectrum_s, _ = _timed(lambda: [literal_spectrum(weight) for weight in weights])
+    literal_tail_s, literal = _timed(lambda: [literal_tail_exponent(spectrum) for spectrum in spectra])
+    errors = [abs(ours - theirs) for ours, theirs in zip(tails, literal, strict=True) if ours is not None]
+
+    _, recordings = replica.start(text)
+    _, (grams,) = replica.run(0, recordings, (Gram,))
+    quotas = {spec.linear: Quota(removed=int(plan.removed[spec.linear].sum())) for spec in layout.blocks[0]}
+
+    def solved() -> None:
+        factors = {group: sparsegpt.factorize(grams[group]) for group in grams}
+        for spec in layout.blocks[0]:
+            sparsegpt.solve(replica.weight(spec), factors[spec.reads], quotas[spec.linear])
+
+    def matrix_work() -> None:
+        for group, gram in grams.items():
+            assert isinstance(gram, Gram)
+            upper = _factor_chain(gram.total)
+            for spec in layout.groups[group]:
+                _slab_products(replica.weight(spec).float().t().contiguous(), upper)
+
+    return MethodsMeasured(
+        model=name,
+        tokens=text.numel(),
+        dense_pass_s=dense_s,
+        allocation_s=totals,
+        allocation_algebra_s=algebra,
+        dsnot_s=dsnot["attention",],
+        dsnot_all_s=dsnot["attention", "mlp"],
+        spectrum_s=spectrum_s,
+        tail_s=tail_s,
+        literal_spectrum_s=literal_spectrum_s,
+        literal_tail_s=literal_tail_s,
+        tail_error=max(errors),
+        sparsegpt_s=_timed(solved)[0],
+        sparsegpt_matrix_s=_timed(matrix_work)[0],
+        gram_block_bytes=max(
+            sum(4 * first.columns**2 for first in layout.first_readers(block).values())
+            for block in range(layout.num_blocks)
+        ),
+        gram_model_bytes=sum(4 * specs[0].columns ** 2 for specs in layout.groups.values()),
+    )
+
+
+def _itself(worker: Worker) -> Worker:
+    return worker
+
+
+def _dense_pass(worker: Worker, text: Int64[Tensor, "sequences length"]) -> None:
+    """The text through all blocks, nothing observed."""
+    _, recordings = worker.replica.start(text)
+    for index in range(worker.layout.num_blocks):
+        recordings, _ = worker.replica.run(index, recordings)
+
+
+def _timed(call: Callable[[], Result]) -> tuple[float, Result]:
+    """The median time of a few calls, and the last result."""
+    seconds = []
+    for _ in range(_REPEATS):
+        begin = time.perf_counter()
+        result = call()
+        seconds.append(time.perf_counter() - begin)
+    return median(seconds), result
+
+
+def _factor_chain(gram: Tensor) -> Tensor:
+    """Two Cholesky factorizations and an inverse of a matrix of the Hessian's size."""
+    damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return upper
+
+
+def _slab_products(work: Tensor, upper: Tensor) -> None:
+    """The products of a sweep: the rank-1 updates inside each slab, and the slab's on all later columns."""
+    columns = len(work)
+    for first in range(0, columns, _SLAB):
+        last = min(first + _SLAB, columns)
+        errors = work[first:last].clone()
+        for column in range(first, last):
+            work[column + 1 : last] -= upper[column, column + 1 : last, None] * errors[column - first]
+        work[last:].addmm_(upper[first:last, last:].t(), errors, alpha=-1)
