@@ -5,6 +5,8 @@ statistics in a hook on every linear; a new score, a new sort and a new mask for
 same inputs. AlphaPruning: a singular value decomposition and a loop over cut-offs.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -71,16 +73,17 @@ def literal_spectrum(weight: Tensor) -> Tensor:
     return singular.square().flip(0)
 
 
-def literal_tail_exponent(spectrum: Tensor) -> float:
-    """AlphaPruning's exponent by a loop over the cut-offs between 0.95 and 1.5 times the peak."""
+def literal_tail_exponent(spectrum: Tensor, *, compat: bool) -> float:
+    """AlphaPruning's exponent by a loop over the cut-offs from 0.95 (compat: its logarithm) to 1.5 times the peak."""
     count = len(spectrum)
     logs = spectrum.log10()
     histogram = torch.histogram(logs.float().cpu(), bins=100)
     peak = 10 ** float(histogram.bin_edges[int(histogram.hist.argmax())])
+    lowest_cutoff = math.log10(0.95 * peak) if compat else 0.95 * peak
     best, exponent = float("inf"), float("nan")
     for index in range(count - 1):
         lowest = float(spectrum[index])
-        if not 0.95 * peak <= lowest <= 1.5 * peak:
+        if not lowest_cutoff <= lowest <= 1.5 * peak:
             continue
         tail = spectrum[index:]
         number = count - index

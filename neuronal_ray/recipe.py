@@ -9,7 +9,7 @@ from torch import Tensor
 
 from neuronal_ray import plugins
 from neuronal_ray.core.layout import LinearSpec
-from neuronal_ray.core.masks import cut, rank_rows
+from neuronal_ray.core.masks import cut, rank_mask, rank_rows
 from neuronal_ray.core.pattern import Pattern, rank_in_groups
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import Gram, Statistic
@@ -96,7 +96,7 @@ class Recipe:
         mask = self._refinement.refine(
             weight, score, cut(ranks, removed), moments, self.group, **self.refinement_settings
         )
-        return rank_rows((~mask).float())
+        return rank_mask(mask)
 
     def factorized(self, inputs: Statistic) -> object:
         """The solver's work that the linears of one group and all candidates share."""

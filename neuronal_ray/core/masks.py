@@ -34,6 +34,13 @@ def cut(ranks: Int[Tensor, "rows columns"], removed: Int32[Tensor, " rows"]) -> 
     return ranks < removed.to(ranks.device)[:, None]
 
 
+def rank_mask(mask: Bool[Tensor, "rows columns"]) -> Int[Tensor, "rows columns"]:
+    """A ranking whose cut at each row's number of True is `mask`: these first, then the others, by column."""
+    removed = mask.sum(dim=1, keepdim=True)
+    kept_rank = (~mask).cumsum(dim=1) + removed
+    return torch.where(mask, mask.cumsum(dim=1), kept_rank).sub_(1).to(rank_dtype(mask.shape[1]))
+
+
 def apply_cut(
     weight: Float[Tensor, "rows columns"],
     ranks: Int[Tensor, "rows columns"],

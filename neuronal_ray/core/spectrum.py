@@ -12,6 +12,7 @@ BOUNDS = ("strict", "compat")
 
 _BINS = 100
 _NARROWEST, _WIDEST = 0.95, 1.5  # cut-offs lie between these multiples of the spectrum's peak
+_STRIDE = 32
 _CHUNK_SIZE = 2**16  # elements of one intermediate result, half a megabyte
 
 
@@ -56,19 +57,22 @@ def ks_distances(
     spectrum: Float64[Tensor, " eigenvalues"],
     alphas: Float64[Tensor, " chosen"],
     cutoffs: Int64[Tensor, " chosen"],
+    *,
+    stride: int = 1,
 ) -> Float64[Tensor, " chosen"]:
     """Kolmogorov-Smirnov distance of the tail from each cut-off to the power law of its exponent, [chosen].
 
-    KS_i = max over k >= i of |1 - (lambda_k / lambda_i)^(1 - alpha_i) - (k - i) / n|; `cutoffs` ascending.
+    KS_i = max over k >= i of |1 - (lambda_k / lambda_i)^(1 - alpha_i) - (k - i) / n|; `cutoffs` ascending. A `stride`
+    above 1 looks at every so many-th k alone: a lower bound.
     """
     logs = spectrum.log()
     positions = torch.arange(len(logs), dtype=torch.float64, device=logs.device)
-    chunk = max(1, _CHUNK_SIZE // len(logs))
+    chunk = max(1, _CHUNK_SIZE // -(-len(logs) // stride))
     found = []
     for some, exponents in zip(cutoffs.split(chunk), (1 - alphas).split(chunk), strict=True):
-        lowest = int(some[0])  # no cut-off of the chunk looks below
-        survival = (logs[lowest:] - logs[some, None]).mul_(exponents[:, None]).exp_()  # [chunk, tail]
-        steps = positions[lowest:] - positions[some, None]  # k - i, [chunk, tail]
+        lowest = int(some[0]) // stride * stride  # no cut-off of the chunk looks below
+        survival = (logs[lowest::stride] - logs[some, None]).mul_(exponents[:, None]).exp_()  # [chunk, tail]
+        steps = positions[lowest::stride] - positions[some, None]  # k - i, [chunk, tail]
         below = steps < 0
         distances = steps.div_(len(logs) - positions[some, None]).add_(survival).sub_(1).abs_()
         found.append(distances.masked_fill_(below, 0.0).amax(dim=1))  # [chunk, tail] -> [chunk]
@@ -94,5 +98,8 @@ def tail_exponent(spectrum: Float64[Tensor, " eigenvalues"], *, bound: str) -> f
     cutoffs = inside.nonzero().flatten()  # [cut-offs, 1] -> [cut-offs]
     if len(cutoffs) == 0:
         return None
+    bounds = ks_distances(spectrum, alphas[cutoffs], cutoffs, stride=_STRIDE)
+    likely = cutoffs[bounds.argmin(keepdim=True)]
+    cutoffs = cutoffs[bounds <= ks_distances(spectrum, alphas[likely], likely)]  # the others cannot be the least
     best = ks_distances(spectrum, alphas[cutoffs], cutoffs).argmin()  # the first of equals
     return float(alphas[cutoffs[best]])
