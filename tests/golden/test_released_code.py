@@ -15,11 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from neuronal_ray.allocations import Problem, neuronal, uniform
+from neuronal_ray.composition import compose
+from neuronal_ray.config import PruneConfig, parse_config
 from neuronal_ray.evaluation.perplexity import perplexity
+from neuronal_ray.pipeline import allocate, gather_and_rank
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
-from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Search
 from neuronal_ray.worker import Walk, Worker, WorkerSpec
 
@@ -32,11 +33,15 @@ pytestmark = pytest.mark.skipif(
 
 SMALL = [
     ("stories260K", method, top_up, sparsity)
-    for method in ("magnitude", "wanda", "multiflow")
-    for top_up in ("uniform", "neuroal")
+    for method in ("magnitude", "wanda", "multiflow", "sparsegpt")
+    for top_up in ("uniform", "owl", "neuroal")
     for sparsity in (0.6, 0.7, 0.8)
 ]
-LARGER = [("tinystories-llama", "wanda", "neuroal", 0.7), ("tinystories-llama", "multiflow", "neuroal", 0.8)]
+LARGER = [
+    ("tinystories-llama", "wanda", "neuroal", 0.7),
+    ("tinystories-llama", "multiflow", "neuroal", 0.8),
+    ("tinystories-llama", "sparsegpt", "neuroal", 0.6),
+]
 
 
 @cache
@@ -52,28 +57,37 @@ def tokens(model: str, part: str) -> torch.Tensor:
 def test_authors_mode_reproduces_the_released_code(model: str, method: str, top_up: str, sparsity: float) -> None:
     wanted = {"method": method, "top_up": top_up, "sparsity": sparsity}
     (case,) = [case for case in recorded(model)["cases"] if {key: case[key] for key in wanted} == wanted]
+    allocation_name = "neuronal" if top_up == "neuroal" else top_up
+    config = parse_config(
+        PruneConfig,
+        f"--model m --output o --mode authors --method {method} --allocation {allocation_name} "
+        f"--sparsity {sparsity}".split(),
+        prog="test",
+        description="",
+    )
+    composition = compose(config)
     spec = WorkerSpec(
         model_path=SHARED / "assets" / "models" / model,
         device="cpu",
         dtype="float32",
-        recipe=Recipe(method=method),
+        recipe=composition.recipe,
         threads=1,
         trust_remote_code=False,
     )
     pool = InProcessPool(spec)
     calibration = tokens(model, "calibration")
     layout = pool.first(Worker.describe)
+    gather_and_rank(composition, pool, calibration, Progress())
     search = Search(
         pool,
         layout=layout,
         calibration=calibration,
         samples=SEARCH_SAMPLES,
         mode="authors",
-        solves=False,
+        solves=composition.recipe.solves,
         progress=Progress(),
     )
-    problem = Problem(layout=layout, target=sparsity, mode="authors", probe=search)
-    allocation = (uniform if top_up == "uniform" else neuronal).allocate(problem)
+    allocation = allocate(config, composition, layout, search)
 
     for step in allocation.steps:
         assert step.selected == case[f"lambda_{step.name}"]
@@ -82,13 +96,15 @@ def test_authors_mode_reproduces_the_released_code(model: str, method: str, top_
 
     pool.first(Worker.finish, allocation.plan, calibration, Walk(pruned=True, released=True))
     different = []
+    removed = 0
     for linear in layout:
         name = f"{linear.linear.path}-{linear.linear.block}"
         mask = pool.first(Worker.mask, linear.linear, allocation.plan)
+        removed += int(mask.sum())
         assert float(mask.double().mean()) == case["layer_sparsity"][name]
         if hashlib.sha256(np.packbits(mask.numpy()).tobytes()).hexdigest() != case["mask_sha256"][name]:
             different.append(name)
     assert not different
-    assert allocation.plan.total / layout.prunable == pytest.approx(case["overall_sparsity"], abs=1e-12)
+    assert removed / layout.prunable == pytest.approx(case["overall_sparsity"], abs=1e-12)
     measured = perplexity(pool, tokens(model, "evaluation"), allocation.plan)
     assert measured == pytest.approx(case["ppl"], rel=1e-3)
