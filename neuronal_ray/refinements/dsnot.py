@@ -47,7 +47,6 @@ def refine(
     variance_power: float = 1.0,
     same_sign: bool = False,
     swaps: float = 0.1,
-    released: bool = False,
 ) -> Bool[Tensor, "rows columns"]:
     """The mask after at most `max_cycles` swaps in each row; every row, and every group, removes as many as before.
 
@@ -61,26 +60,12 @@ def refine(
     Differs: a row makes at most `swaps` * min(kept, removed) swaps, rounded down. The released code bounds the cycles
     alone: 50 of them exchange most of a row that keeps 50 weights, or end in an index error. A constant input
     (v_j = 0), NaN or infinite there, comes before all others, in the order of |D_ij|; not where `variance_power` is 0.
-    `released` asks for the released code's masks to the bit, see `_released`; `swaps` is not read then.
     """
     _check(max_cycles=max_cycles, threshold=threshold, variance_power=variance_power, swaps=swaps)
     contribution = weight.float() * inputs.sum
     error = torch.where(mask, contribution, 0.0).sum(dim=1)  # [rows, columns] -> [rows]
     divisor = inputs.variance.pow(variance_power)
     wanda = weight.float().abs() * inputs.norm
-    if released:
-        if group > 0:
-            raise ValueError("--set refinement.released: true does not go with --pattern")
-        return _released(
-            mask,
-            contribution,
-            error,
-            growth_key=torch.where(mask, contribution, 0.0) / divisor,
-            wanda=wanda,
-            max_cycles=max_cycles,
-            threshold=threshold,
-            same_sign=same_sign,
-        )
     num_removed = mask.sum(dim=1)  # [rows, columns] -> [rows]
     smaller = torch.minimum(num_removed, mask.shape[1] - num_removed)
     limit = (smaller.double() * swaps).floor().long().clamp_max(max_cycles)
@@ -226,67 +211,3 @@ def _swap_in_groups(
         flips[row, grown] |= swapped
         flips[row, gone] |= swapped
     return mask ^ flips
-
-
-def _released(
-    mask: Bool[Tensor, "rows columns"],
-    contribution: Float32[Tensor, "rows columns"],
-    error: Float32[Tensor, " rows"],
-    *,
-    growth_key: Float32[Tensor, "rows columns"],
-    wanda: Float32[Tensor, "rows columns"],
-    max_cycles: int,
-    threshold: float,
-    same_sign: bool,
-) -> Bool[Tensor, "rows columns"]:
-    """The released code's masks, whose counts are not those of `mask` where a row is narrow.
-
-    Its lists are not bounded: the growth list holds the kept weights between the two signs, the removal list repeats
-    its first weight there, and the pointers of rows that have ended move on and undo what they meet.
-    """
-    removed = mask.sum(dim=1)
-    num_kept = mask.shape[1] - int(removed[0])
-    if not bool((removed == removed[0]).all()):
-        raise ValueError("--set refinement.released: true needs rows with equally many weights removed")
-    growth = growth_key.argsort(dim=1, stable=True)
-    kept = torch.where(mask, torch.inf, wanda).argsort(dim=1, stable=True)[:, :num_kept]  # [rows, kept]
-    removal = kept.gather(1, _signs_apart(contribution.gather(1, kept)))
-    error = error[:, None]  # [rows, 1]
-    start = error.sign()
-    active = torch.ones_like(error, dtype=torch.bool)
-    step = torch.tensor([[1, -1]], device=mask.device)
-    growth_at = torch.tensor([[0, growth.shape[1] - 1]], device=mask.device).repeat(len(mask), 1)  # [rows, 2]
-    removal_at = torch.tensor([[0, num_kept - 1]], device=mask.device).repeat(len(mask), 1)  # [rows, 2]
-    refined = mask.clone()
-    for _ in range(max_cycles):
-        if not bool(active.any()):
-            break
-        growth_end, removal_end = (error > 0).long(), (error < 0).long()
-        grown_at, gone_at = growth_at.gather(1, growth_end), removal_at.gather(1, removal_end)
-        for at, size in ((grown_at, growth.shape[1]), (gone_at, num_kept)):
-            if int(at.min()) < 0 or int(at.max()) >= size:
-                raise ValueError(
-                    f"--set refinement.released: true ends in an index error, as the released code does: {max_cycles} "
-                    f"cycles for rows with {num_kept} kept weights; expected fewer refinement.max_cycles"
-                )
-        grown, gone = growth.gather(1, grown_at), removal.gather(1, gone_at)
-        growth_at.scatter_add_(1, growth_end, step.expand_as(growth_at).gather(1, growth_end))
-        removal_at.scatter_add_(1, removal_end, step.expand_as(removal_at).gather(1, removal_end))
-        change_gone, change_grown = contribution.gather(1, gone), contribution.gather(1, grown)
-        active = active & (error.abs() > threshold)
-        if same_sign:
-            active = active & ((error + change_gone - change_grown).sign() == start)
-        refined.scatter_(1, gone, active)
-        refined.scatter_(1, grown, ~active)
-        error = torch.where(active, error + change_gone - change_grown, error)
-    return refined
-
-
-def _signs_apart(contribution: Float32[Tensor, "rows kept"]) -> Int64[Tensor, "rows kept"]:
-    """Places of the negative ones in their order from the left, of the positive ones from the right, else place 0."""
-    place = torch.arange(contribution.shape[1], device=contribution.device).expand_as(contribution)
-    ends = []
-    for chosen in (contribution < 0, contribution > 0):
-        ordered = torch.where(chosen, place, contribution.shape[1]).sort(dim=1).values
-        ends.append(torch.where(ordered < contribution.shape[1], ordered, 0))
-    return ends[0] + ends[1].flip(1)

@@ -1,9 +1,8 @@
-"""Is DSnoT what its paper says, and with `released` what its authors' code does? Slow loops over lists say so.
+"""Is DSnoT what its paper says? Slow loops over lists say so.
 
 Weights and statistics are small dyadic numbers: every sum is exact, and ties are many.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -129,57 +128,6 @@ def slow(case: Case, group: int = 0, **settings: object) -> Tensor:
     return result
 
 
-class OutOfList(Exception):
-    """A pointer of the released code has left its list."""
-
-
-def slow_released(case: Case, *, max_cycles: int, threshold: float = 0.1, same_sign: bool = False) -> Tensor:
-    """The released code with a list of columns and two pointers for each row and each of growth and removal."""
-    variances, norms = case.inputs.variance.tolist(), case.inputs.norm.tolist()
-    result, rows = case.mask.clone(), []
-    for row, parts in enumerate(case.contribution.tolist()):
-        weights, before = case.weight[row].tolist(), case.mask[row].tolist()
-        kept = [column for column, gone in enumerate(before) if not gone]
-        keys = [part / variance if gone else 0.0 for part, variance, gone in zip(parts, variances, before, strict=True)]
-        growth = sorted(range(len(parts)), key=lambda column, keys=keys: (keys[column], column))
-        kept.sort(key=lambda column, weights=weights: (abs(weights[column]) * norms[column], column))
-        negative = [column for column in kept if parts[column] < 0]
-        positive = [column for column in kept if parts[column] > 0]
-        between = [kept[0]] * (len(kept) - len(negative) - len(positive))
-        error = sum(part for part, gone in zip(parts, before, strict=True) if gone)
-        rows.append(
-            {
-                "parts": parts,
-                "growth": growth,
-                "removal": negative + between + positive[::-1],
-                "at": [[0, len(growth) - 1], [0, len(kept) - 1]],
-                "error": error,
-                "start": sign(error),
-                "active": True,
-            }
-        )
-    for _ in range(max_cycles):
-        if not any(state["active"] for state in rows):
-            break
-        for row, state in enumerate(rows):
-            chosen = []
-            for which, name, from_end in ((0, "growth", state["error"] > 0), (1, "removal", state["error"] < 0)):
-                place = state["at"][which][from_end]
-                if not 0 <= place < len(state[name]):
-                    raise OutOfList
-                chosen.append(state[name][place])
-                state["at"][which][from_end] += -1 if from_end else 1
-            grown, gone = chosen
-            after = state["error"] + state["parts"][gone] - state["parts"][grown]
-            swap = state["active"] and abs(state["error"]) > threshold
-            state["active"] = swap and (not same_sign or sign(after) == state["start"])
-            result[row, gone] = state["active"]
-            result[row, grown] = not state["active"]
-            if state["active"]:
-                state["error"] = after
-    return result
-
-
 def differing(found: Tensor, expected: Tensor) -> list[int]:
     return [row for row in range(len(found)) if not torch.equal(found[row], expected[row])]
 
@@ -282,11 +230,6 @@ def test_nothing_allowed_changes_nothing(group: int, settings: dict[str, object]
     assert torch.equal(case.refined(group, **settings), case.mask)
 
 
-def test_no_cycles_change_nothing_in_the_released_way_either() -> None:
-    case = some_case(1, equal_rows=True)
-    assert torch.equal(case.refined(released=True, max_cycles=0), case.mask)
-
-
 def test_a_constant_input_s_weights_come_back_first_in_the_order_of_their_contributions() -> None:
     columns = 12
     weight = torch.arange(1.0, columns + 1).repeat(2, 1) * torch.tensor([[1.0], [1e-3]])
@@ -309,65 +252,3 @@ def test_dead_inputs_change_nothing() -> None:
     case = some_case(3)
     dead = Given(sum=torch.zeros(COLUMNS), variance=torch.zeros(COLUMNS), norm=torch.zeros(COLUMNS))
     assert torch.equal(dsnot.refine(case.weight, case.score, case.mask, dead, 0, swaps=1.0, threshold=0.0), case.mask)
-
-
-# The released code
-
-
-@pytest.mark.parametrize("same_sign", [False, True])
-@pytest.mark.parametrize("max_cycles", [2, 6, 14])
-def test_released_masks_are_those_of_the_released_code_s_pointers(max_cycles: int, same_sign: bool) -> None:
-    lost, out = 0, 0
-    for seed in range(2 * SEEDS):
-        case = some_case(seed, equal_rows=True)
-        case.inputs.variance[case.inputs.variance == 0] = 0.125  # 0 / 0 has no place in a list of Python's
-        try:
-            expected = slow_released(case, max_cycles=max_cycles, same_sign=same_sign)
-        except OutOfList:
-            out += 1
-            with pytest.raises(ValueError, match=r"^--set refinement\.released: true ends in an index error"):
-                case.refined(released=True, max_cycles=max_cycles, same_sign=same_sign)
-            continue
-        found = case.refined(released=True, max_cycles=max_cycles, same_sign=same_sign)
-        assert differing(found, expected) == [], seed
-        lost += int((found.sum(dim=1) != case.mask.sum(dim=1)).sum())
-    if max_cycles == 14:
-        assert lost > 0
-        assert out > 0
-
-
-def test_while_no_list_runs_out_the_released_code_is_the_paper_s_rule() -> None:
-    generator = torch.Generator().manual_seed(0)
-    inputs = Moments.of(torch.randn(2, 30, 400, generator=generator) + 0.1)
-    weight = torch.randn(8, 400, generator=generator)
-    score = weight.abs() * inputs.norm
-    mask = score.argsort(dim=1).argsort(dim=1) < 240
-    found = dsnot.refine(weight, score, mask, inputs, 0, swaps=1.0)
-    assert torch.equal(found, dsnot.refine(weight, score, mask, inputs, 0, released=True))
-    assert int((found != mask).sum(dim=1).max()) == 2 * 50
-
-
-def test_the_released_code_needs_rows_of_one_count_and_no_pattern() -> None:
-    case = some_case(0)
-    with pytest.raises(ValueError, match=r"^--set refinement\.released: true needs rows with equally many"):
-        case.refined(released=True)
-    with pytest.raises(ValueError, match=r"^--set refinement\.released: true does not go with --pattern"):
-        some_case(0, group=4).refined(4, released=True)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("max_cycles", -1),
-        ("threshold", -0.1),
-        ("threshold", math.nan),
-        ("variance_power", -1.0),
-        ("variance_power", math.inf),
-        ("swaps", -0.1),
-        ("swaps", 1.5),
-        ("swaps", math.nan),
-    ],
-)
-def test_bad_settings_are_refused_by_name(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"^--set refinement\.{name}: {value} is not "):
-        some_case(0).refined(**{name: value})
