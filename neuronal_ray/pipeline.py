@@ -25,6 +25,7 @@ from neuronal_ray.evaluation.perplexity import perplexity, split_windows
 from neuronal_ray.models.checkpoint import (
     Checkpoint,
     copy_checkpoint,
+    linear_columns,
     load_encoder,
     open_checkpoint,
     resolve_model,
@@ -56,6 +57,10 @@ def prepare(config: PruneConfig) -> Inputs:
     """Read and check the checkpoint's headers, the calibration text and the evaluation text."""
     composition = compose(config)
     checkpoint = open_checkpoint(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
+    if composition.recipe.pattern is not None:
+        check_pattern(
+            linear_columns(checkpoint, trust_remote_code=config.trust_remote_code), composition.recipe.pattern
+        )
     length = sequence_length(config, checkpoint)
     calibration = calibration_tokens(
         config.calibration,
@@ -114,8 +119,6 @@ def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress
     layout = pool.first(Worker.describe)
     composition, calibration = inputs.composition, inputs.calibration
     recipe = composition.recipe
-    if recipe.pattern is not None:
-        check_pattern(layout, recipe.pattern)
     if composition.released and layout.routed:
         raise ValueError("--mode: authors has no mixtures of experts; use --mode paper")
     gather_and_rank(composition, pool, calibration, progress)

@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -400,6 +400,32 @@ def test_half_precision_is_tried_and_written(
         reloaded = loaded(input_ids=text(), use_cache=False).logits
     (tried,) = worker.logits(text(), plan)
     assert torch.equal(reloaded, tried)
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "alps"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_solved_weights_are_written(name: str, method: str, checkpoint_dir: CheckpointDir, tmp_path: Path) -> None:
+    path = checkpoint_dir(name)
+    worker = Worker(spec_of(path, method=method))
+    plan = plan_at(worker, TARGET)
+    with nullcontext() if name == "mixtral" else unchanged(worker):  # experts keep a forward that calls each one
+        worker.finish(plan, text(), Walk(pruned=True))
+        (tried,) = worker.logits(text(), plan)
+    target = tmp_path / "pruned"
+    target.mkdir()
+    copy_checkpoint(worker.replica.checkpoint, target)
+    assert worker.write(plan, target) == plan.total
+    loaded = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    with torch.no_grad():
+        reloaded = loaded(input_ids=text(), use_cache=False).logits
+    torch.testing.assert_close(reloaded, tried, rtol=1e-4, atol=1e-4)  # experts may run in another order
+    dense = Worker(spec_of(path, method=method))
+    moved = [
+        not torch.equal(worker._solved[spec.linear][kept], dense.replica.weight(spec)[kept])
+        for spec in worker.layout
+        for kept in [~worker.mask(spec.linear, plan)]
+    ]
+    assert all(moved), "weights that stay make up for those that went"
 
 
 def test_automatic_means_float32_on_a_cpu(checkpoint_dir: CheckpointDir, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ the two coincide for 2:4 and 4:8 only.)
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,13 +49,11 @@ def pattern_target(pattern: Pattern) -> float:
     return (pattern.group - pattern.kept) / pattern.group
 
 
-def check_pattern(layout: Layout, pattern: Pattern) -> None:
+def check_pattern(columns: Mapping[Linear, int], pattern: Pattern) -> None:
     """Raise PlanError for the first linear whose inputs are no multiple of the group."""
-    for spec in layout:
-        if spec.columns % pattern.group:
-            raise PlanError(
-                f"--pattern: {spec.linear} has {spec.columns} inputs, expected a multiple of {pattern.group}"
-            )
+    for linear, count in columns.items():
+        if count % pattern.group:
+            raise PlanError(f"--pattern: {linear} has {count} inputs, expected a multiple of {pattern.group}")
 
 
 def rank_in_groups(
@@ -88,7 +86,7 @@ def pattern_plan(layout: Layout, rates: Rates, *, target: float, pattern: Patter
     is missed by at most half of the largest linear's weights per n, and by at most half of the smallest's if the
     linears smaller than any size add up to it, as those of a model of several blocks do.
     """
-    check_pattern(layout, pattern)
+    check_pattern({spec.linear: spec.columns for spec in layout}, pattern)
     if pattern.kept is None:
         counts = _mixed_counts(layout, rates, budget=round(target * layout.prunable), group=pattern.group)
     else:

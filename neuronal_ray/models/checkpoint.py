@@ -27,7 +27,8 @@ from transformers import (
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging as transformers_logging
 
-from neuronal_ray.models.blocks import find_blocks
+from neuronal_ray.core.layout import Linear
+from neuronal_ray.models.blocks import find_blocks, find_linears, weight_of
 from neuronal_ray.models.experts import Expert, split_experts, stack_name
 from neuronal_ray.models.unsupported import UnsupportedModel
 
@@ -206,6 +207,16 @@ def empty_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> P
         model = AutoModelForCausalLM.from_config(checkpoint.config, trust_remote_code=trust_remote_code)
     split_experts(model, find_blocks(model)[1])
     return model
+
+
+def linear_columns(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> dict[Linear, int]:
+    """The number of inputs of every prunable linear, without reading a weight."""
+    _, blocks = find_blocks(empty_model(checkpoint, trust_remote_code=trust_remote_code))
+    return {
+        Linear(index, path): weight_of(module).shape[1]
+        for index, block in enumerate(blocks)
+        for path, module in find_linears(block).items()
+    }
 
 
 def write_random_llama(path: Path, **config: int) -> None:

@@ -107,9 +107,9 @@ def test_a_fixed_pattern_has_a_sparsity(pattern: Pattern, target: float) -> None
 
 def test_a_linear_that_does_not_divide_is_named() -> None:
     layout = layout_of([[(2, 16), (3, 16)], [(2, 16), (5, 12)]])
-    check_pattern(layout, Pattern(2, 4))
+    check_pattern({spec.linear: spec.columns for spec in layout}, Pattern(2, 4))
     with pytest.raises(PlanError, match=r"^--pattern: block 1 linear1 has 12 inputs, expected a multiple of 8$"):
-        check_pattern(layout, Pattern(None, 8))
+        check_pattern({spec.linear: spec.columns for spec in layout}, Pattern(None, 8))
     with pytest.raises(PlanError, match="block 1 linear1"):
         pattern_plan(layout, rates_by_block(layout, [0.5, 0.5]), target=0.5, pattern=Pattern(4, 8))
 

@@ -1,0 +1,82 @@
+"""Are candidates, blocks and rows the same however many workers share them?"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from neuronal_ray.composition import compose
+from neuronal_ray.config import PruneConfig, parse_config
+from neuronal_ray.pipeline import allocate, gather_and_rank
+from neuronal_ray.pool import InProcessPool
+from neuronal_ray.progress import Progress
+from neuronal_ray.search import Search
+from neuronal_ray.worker import Worker, WorkerSpec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Divided:
+    """An in-process pool that says it has several workers: tasks are divided as for so many."""
+
+    def __init__(self, pool: InProcessPool, replicas: int) -> None:
+        self.pool, self.replicas = pool, replicas
+        self.items: list[int] = []
+
+    def map(self, task: Callable[..., object], items: Sequence[object], *shared: object) -> Iterator[object]:
+        self.items.append(len(items))
+        return self.pool.map(task, items, *shared)
+
+    def each(self, task: Callable[..., object], *shared: object) -> list[object]:
+        return self.pool.each(task, *shared)
+
+    def first(self, task: Callable[..., object], *args: object) -> object:
+        return self.pool.first(task, *args)
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--method sparsegpt --allocation neuronal --block-lambdas 0.05,0.1,0.2",
+        "--method sparsegpt --allocation atp --set allocation.max_candidates=5",
+        "--method wanda --allocation besa --set allocation.steps=2",
+        "--method wanda --allocation owl --row-step trim",
+    ],
+)
+def test_plans_do_not_depend_on_the_number_of_workers(arguments: str, checkpoint_dir: Callable[[str], Path]) -> None:
+    config = parse_config(
+        PruneConfig, ["--model", "m", "--output", "o", *arguments.split()], prog="test", description=""
+    )
+    composition = compose(config)
+    spec = WorkerSpec(
+        model_path=checkpoint_dir("llama"),
+        device="cpu",
+        dtype="float32",
+        recipe=composition.recipe,
+        threads=None,
+        trust_remote_code=False,
+    )
+    text = torch.randint(3, 64, (6, 16), generator=torch.Generator().manual_seed(0))
+    digests, tasks = [], []
+    for replicas in (1, 2, 3):
+        pool = Divided(InProcessPool(spec), replicas)
+        gather_and_rank(composition, pool, text, Progress())
+        layout = pool.first(Worker.describe)
+        search = Search(
+            pool,
+            layout=layout,
+            calibration=text,
+            samples=2,
+            mode="paper",
+            solves=composition.recipe.solves,
+            progress=Progress(),
+        )
+        allocation = allocate(config, composition, layout, search)
+        digests.append((allocation.plan.digest, [step.misalignments for step in allocation.steps]))
+        tasks.append(pool.items[-1])
+    assert digests[0] == digests[1] == digests[2]
+    assert tasks == [1, 2, 3]
