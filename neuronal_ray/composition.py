@@ -5,13 +5,23 @@ The table in docs/composition.md is this file in words.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
 
 from neuronal_ray import plugins
+from neuronal_ray.allocations import BlockTask, Problem
 from neuronal_ray.config import PruneConfig
+from neuronal_ray.core.alignment import Trial
+from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
 from neuronal_ray.core.pattern import Pattern, parse_pattern, pattern_target
+from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.core.stats import Moments, SquareSum, Statistic
 from neuronal_ray.recipe import Recipe
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +84,8 @@ def compose(config: PruneConfig) -> Composition:
     barrier = _barrier_between_rows(config, recipe)
     row_step, steps = _rows(config, allocation, barrier)
     default = "pruned" if recipe.solves else "dense"  # a solver makes up for what its predecessors lost
-    settings = config.settings_of("allocation")
+    allocate = plugins.load("allocations", allocation).allocate
+    settings = plugins.settings_for(allocate, config.settings_of("allocation"))
     if allocation == "besa" and barrier:
         settings |= {"per": "linear"}
     if allocation == "neuronal":
@@ -85,8 +96,10 @@ def compose(config: PruneConfig) -> Composition:
             "schedule": config.schedule,
             "lambda_search": config.lambda_search,
         }
+    target = _target(config, pattern)
+    _rehearse(recipe, allocation, settings, mode=config.mode, target=target)
     return Composition(
-        target=_target(config, pattern),
+        target=target,
         recipe=recipe,
         allocation=allocation,
         settings=settings,
@@ -94,6 +107,52 @@ def compose(config: PruneConfig) -> Composition:
         pruned_stream=config.mode == "authors" or (config.score_stream or default) == "pruned",
         released=config.mode == "authors",
     )
+
+
+class _Asked(Exception):
+    """The allocation has checked its settings and asks the model."""
+
+
+class _Unasked:
+    """A probe (allocations.Probe) that answers nothing."""
+
+    def tries(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[Trial]:
+        raise _Asked
+
+    def losses(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[float]:
+        raise _Asked
+
+    def measure(self, function: Callable[[Sequence[Weighed]], Result]) -> list[Result]:
+        raise _Asked
+
+    def learn(self, function: Callable[[BlockTask], Result]) -> list[Result]:
+        raise _Asked
+
+
+def _rehearse(recipe: Recipe, allocation: str, settings: dict[str, object], *, mode: str, target: float) -> None:
+    """Run the plug-ins on one tiny linear: they check the ranges of their settings before they do anything."""
+    size = 2 * recipe.group or 4
+    weight = torch.eye(size) + torch.arange(float(size))
+    inputs = torch.eye(size)[None] + 1  # [sequences, tokens, columns]
+    specs = tuple(
+        LinearSpec(
+            linear=Linear(block, ""), rows=size, columns=size, reads=Group(block, 0), consumer=None, sources=None
+        )
+        for block in range(2)
+    )
+    problem = Problem(layout=Layout(specs), target=target, mode=mode, probe=_Unasked(), pattern=recipe.pattern)
+    with suppress(_Asked):
+        plugins.load("allocations", allocation).allocate(problem, **settings)
+    plan = exact_plan(Layout(specs), uniform_rates(Layout(specs), lambda _: 0.5), target=0.5)
+    statistic = None if recipe.statistic is None else recipe.statistic.of(inputs)
+    ranks = recipe.ranked(weight, statistic, lower_ties_first=True)
+    if recipe.solves:
+        assert statistic is not None
+        recipe.solved(specs[0], weight, recipe.factorized(statistic), plan)
+    if recipe.refinement is not None:
+        removed = plan.removed[specs[0].linear]
+        moments = recipe.final_statistics[-1].of(inputs)
+        recipe.refined(replace(specs[0], part=recipe.parts[0]), weight, ranks, removed, statistic, moments)
 
 
 def _target(config: PruneConfig, pattern: Pattern | None) -> float:

@@ -4,7 +4,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from neuronal_ray.composition import Composition, compose
 from neuronal_ray.config import PruneConfig, RunConfig
 from neuronal_ray.core.layout import Group, Layout
 from neuronal_ray.core.pattern import check_pattern
-from neuronal_ray.core.plan import Plan, Rates
+from neuronal_ray.core.plan import Plan, Rates, uniform_rates
 from neuronal_ray.core.stats import RunningNorm, Statistic
 from neuronal_ray.data.calibration import calibration_tokens
 from neuronal_ray.data.evaluation import evaluation_name, evaluation_windows
@@ -145,7 +145,9 @@ def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress
 
     plans = {"pruned": allocation.plan}
     if config.baselines:
-        plans = {name: plan for name, plan in allocation.baselines.items() if plan is not allocation.plan} | plans
+        plans = {
+            name: plan for name, plan in allocation.baselines.items() if plan.digest != allocation.plan.digest
+        } | plans
     evaluation = evaluate_plans(pool, inputs.windows, plans, finalize, progress)
     zeros = write_model(inputs.checkpoint, pool, allocation.plan, staging, progress)
     write_allocation(staging / "allocation.parquet", layout, allocation.plan)
@@ -249,7 +251,8 @@ def allocate(config: PruneConfig, composition: Composition, layout: Layout, sear
         rates = dict(allocation.rates) | search.trim(allocation.plan)
         allocation = _followed(allocation, rates, problem.plan(rates, rows_adapted=True))
     allocation.plan.check(layout)
-    return allocation
+    uniform = problem.plan(uniform_rates(layout, lambda _: composition.target), rows_adapted=False)
+    return replace(allocation, baselines={"uniform": uniform} | allocation.baselines)
 
 
 def _followed(allocation: Allocation, rates: Rates, plan: Plan, *, steps: tuple[Step, ...] = ()) -> Allocation:

@@ -23,8 +23,13 @@ def load(kind: str, name: str) -> ModuleType:
 
 
 def settings_for(function: Callable[..., object], settings: Mapping[str, object]) -> dict[str, object]:
-    """The settings that are keyword-only arguments of `function`."""
-    return {name: value for name, value in settings.items() if name in _declared(function)}
+    """The settings that are keyword-only arguments of `function`; an integer for a number is made one."""
+    declared = _declared(function)
+    return {
+        name: float(value) if isinstance(declared[name].default, float) and isinstance(value, int) else value
+        for name, value in settings.items()
+        if name in declared
+    }
 
 
 def check_settings(functions: Sequence[Callable[..., object]], settings: Mapping[str, object], *, owner: str) -> None:

@@ -67,10 +67,12 @@ def _table(summary: Mapping[str, Any], output: Path) -> str:
     ]
     for name, measured in summary["evaluation"].items():
         lines.append(f"perplexity on {name} ({measured['windows']} windows of {measured['sequence_length']} tokens)")
-        names = {"dense": "dense", "uniform": "uniform", "block": "NeuronAL, block step"}
-        rows = [(label, measured[key]["perplexity"]) for key, label in names.items() if key in measured]
+        names = {"block": "NeuronAL, block step"}
+        baselines = [key for key, value in measured.items() if isinstance(value, dict) and key != "dense"]
+        rows = [(names.get(key, key), measured[key]["perplexity"]) for key in ["dense", *baselines]]
         label = {"neuronal": "NeuronAL, " + " + ".join(search)}.get(summary["allocation"], summary["allocation"])
-        rows.append((label, measured["perplexity"]))
+        extras = [summary[key] for key in ("row_step", "refinement") if summary[key] not in (None, "none")]
+        rows.append((" + ".join([label, *extras]), measured["perplexity"]))
         lines += [
             f"  {label:<24} {'overflow' if value is None else format(value, '12.3f'):>12}" for label, value in rows
         ]

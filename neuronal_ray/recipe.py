@@ -93,9 +93,9 @@ class Recipe:
         if spec.part not in self.parts:
             return ranks
         score = self._call(self._method.score, weight, inputs)
-        mask = self._refinement.refine(
-            weight, score, cut(ranks, removed), moments, self.group, **self.refinement_settings
-        )
+        refine = self._refinement.refine
+        settings = plugins.settings_for(refine, self.refinement_settings)
+        mask = refine(weight, score, cut(ranks, removed), moments, self.group, **settings)
         return rank_mask(mask)
 
     def factorized(self, inputs: Statistic) -> object:

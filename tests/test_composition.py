@@ -41,6 +41,15 @@ REFUSED = {
     "--set method.damping=0.1": "--set method.damping: unknown setting, expected nothing: method has no settings",
     "--set allocation.steps=row": "--set allocation.steps: has a flag of its own",
     "--allocation owl --set allocation.lamb=1": "--set allocation.lamb: unknown setting, expected allocation.threshold",
+    "--method sparsegpt --set method.slab=0": "--set method.slab: 0 given, expected at least 1",
+    "--method sparsegpt --set method.damping=-1": "--set method.damping: -1.0 given, expected a positive number",
+    "--method alps --set method.rho=-1": "--set method.rho: -1.0, expected a number greater than 0",
+    "--allocation owl --set allocation.lam=-1": "--set allocation.lam: ",
+    "--allocation dsa --set allocation.lam=-1": "--set allocation.lam: ",
+    "--allocation besa --set allocation.per=column": "--set allocation.per: ",
+    "--allocation alphapruning --set allocation.epsilon=3": "--set allocation.epsilon: ",
+    "--allocation atp --set allocation.step=0": "--set allocation.step: ",
+    "--refinement dsnot --set refinement.swaps=2": "--set refinement.swaps: 2.0 is not in",
     "--method sparsegpt --set method.slab=0.5": "--set method.slab: 0.5 is not of type int",
 }
 
