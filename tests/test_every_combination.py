@@ -72,6 +72,8 @@ class Pruned:
     def __init__(self, path: Path, arguments: str) -> None:
         argv = ["--model", "m", "--output", "out", *arguments.split()]
         argv += QUICK.get(argv[argv.index("--allocation") + 1] if "--allocation" in argv else "neuronal", [])
+        if "alps" in argv:
+            argv += ["--set", "method.iterations=6"]
         config = parse_config(PruneConfig, argv, prog="test", description="")
         self.composition = compose(config)
         spec = WorkerSpec(
