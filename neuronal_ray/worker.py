@@ -6,7 +6,7 @@ block while text passes through.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -363,13 +363,22 @@ class Worker:
     def _rank_block(
         self, index: int, statistics: Statistics | None, *, lower_ties_first: bool = True
     ) -> dict[Linear, Ranks]:
+        ranks = {}
         with self.stopwatch.measure("ranking"):
-            return {
-                spec.linear: self.spec.recipe.ranked(
-                    self.replica.weight(spec), self._inputs(spec, statistics), lower_ties_first=lower_ties_first
-                )
-                for spec in self.layout.blocks[index]
-            }
+            for spec in self.layout.blocks[index]:
+                with self._naming(spec.linear):
+                    ranks[spec.linear] = self.spec.recipe.ranked(
+                        self.replica.weight(spec), self._inputs(spec, statistics), lower_ties_first=lower_ties_first
+                    )
+        return ranks
+
+    @contextmanager
+    def _naming(self, linear: Linear) -> Iterator[None]:
+        """A method's ValueError with the method and the linear in front."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"--method {self.spec.recipe.method}: {linear}: {error}") from error
 
     def _factorized(self, index: int, grams: Statistics) -> dict[Group, object]:
         """The solver's factor of each group of block `index`."""
@@ -378,10 +387,8 @@ class Worker:
             for group, first in self.layout.first_readers(index).items():
                 inputs = self._inputs(first, grams)
                 assert inputs is not None
-                try:
+                with self._naming(first.linear):
                     factors[group] = self.spec.recipe.factorized(inputs)
-                except ValueError as error:
-                    raise ValueError(f"--method {self.spec.recipe.method}: {first.linear}: {error}") from error
         return factors
 
     def _solve(self, index: int, factors: Mapping[Group, object], plan: Plan) -> Weights:

@@ -18,6 +18,7 @@ import neuronal_ray.replica
 from neuronal_ray.core.layout import Group, LinearSpec
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.core.stats import SquareSum
+from neuronal_ray.methods import sparsegpt
 from neuronal_ray.models.blocks import Recording, set_weight, weight_of
 from neuronal_ray.models.checkpoint import copy_checkpoint, open_checkpoint
 from neuronal_ray.recipe import Recipe
@@ -400,6 +401,20 @@ def test_half_precision_is_tried_and_written(
         reloaded = loaded(input_ids=text(), use_cache=False).logits
     (tried,) = worker.logits(text(), plan)
     assert torch.equal(reloaded, tried)
+
+
+@pytest.mark.parametrize("refinement", [None, "dsnot"])
+def test_a_hessian_that_cannot_be_factorized_is_named(
+    refinement: str | None, checkpoint_dir: CheckpointDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparsegpt, "_inverse_factor", lambda *_: None)
+    recipe = Recipe(method="sparsegpt", refinement=refinement)
+    worker = Worker(dataclasses.replace(spec_of(checkpoint_dir("llama")), recipe=recipe))
+    with (
+        unchanged(worker),
+        pytest.raises(ValueError, match=r"^--method sparsegpt: block 0 self_attn.q_proj: the Hessian .* no Cholesky"),
+    ):
+        worker.finish(plan_at(worker, TARGET), text(), Walk(pruned=True))
 
 
 @pytest.mark.parametrize("method", ["sparsegpt", "alps"])
