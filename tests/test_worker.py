@@ -412,7 +412,7 @@ def test_a_hessian_that_cannot_be_factorized_is_named(
     worker = Worker(dataclasses.replace(spec_of(checkpoint_dir("llama")), recipe=recipe))
     with (
         unchanged(worker),
-        pytest.raises(ValueError, match=r"^--method sparsegpt: block 0 self_attn.q_proj: the Hessian .* no Cholesky"),
+        pytest.raises(ValueError, match=r"^--method sparsegpt: block 0 \S+: the Hessian .* no Cholesky"),
     ):
         worker.finish(plan_at(worker, TARGET), text(), Walk(pruned=True))
 
