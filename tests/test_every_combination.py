@@ -109,7 +109,7 @@ class Pruned:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("arguments", list(combinations()))
+@pytest.mark.parametrize("arguments", list(dict.fromkeys(combinations())))
 def test_a_combination_removes_what_was_asked(
     family: str, arguments: str, checkpoint_dir: Callable[[str], Path]
 ) -> None:
