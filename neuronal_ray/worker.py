@@ -23,6 +23,7 @@ from neuronal_ray.core.masks import apply_cut, cut
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import Gram, RunningGram, RunningNorm, SquareSum, Statistic
 from neuronal_ray.core.trim import trim_rows
+from neuronal_ray.distributions import Distributions
 from neuronal_ray.models.blocks import Recording, is_transposed
 from neuronal_ray.models.checkpoint import stored_tensors, write_weights, zero_masked
 from neuronal_ray.recipe import Ranks, Recipe
@@ -89,6 +90,7 @@ class Worker:
         self._text: list[Int64[Tensor, "sequences length"]] = []
         self._search: list[Recording] = []
         self._dense: Statistics = {}
+        self._distributions: Distributions | None = None
 
     def describe(self) -> Layout:
         """The layout of the model."""
@@ -127,6 +129,7 @@ class Worker:
         """Keep the search sequences' embeddings and, if asked, their dense activation norms (A_D)."""
         self._text, self._search = self.replica.start(tokens, chunk=chunk)
         self._dense = self._dense_statistics(self._search, SquareSum) if with_reference else {}
+        self._distributions = None
 
     def trial(self, plan: Plan) -> Trial:
         """Alignment of the model under `plan` with the dense model's own stream (Algorithm 1)."""
@@ -146,6 +149,13 @@ class Worker:
         for index in range(self.layout.num_blocks):
             recordings, _ = self.replica.run_with(index, recordings, self._cut(index, plan, self._ranks))
         return self._loss(recordings)
+
+    def divergence(self, plan: Plan) -> list[float]:
+        """Mean KL divergence of each search sequence's next-token distributions, dense from sparse; nats a token."""
+        recordings = self._search
+        for index in range(self.layout.num_blocks):
+            recordings, _ = self.replica.run_with(index, recordings, self._cut(index, plan, self._ranks))
+        return self._divergence(recordings)
 
     def measure(self, block: int, function: Callable[[Sequence[Weighed]], Result]) -> Result:
         """`function` of the dense linears of one block and their inputs' statistics."""
@@ -409,6 +419,17 @@ class Worker:
         if own is not None and own.tokens >= FEW_TOKENS:
             return own
         return merged(statistics, self.layout.routed[spec.reads])
+
+    def _divergence(self, recordings: Sequence[Recording]) -> list[float]:
+        """`divergence` of the search text as it left the last block."""
+        if self._distributions is None:
+            dense = self._search
+            with self.stopwatch.measure("dense pass"):
+                for index in range(self.layout.num_blocks):
+                    dense, _ = self.replica.run(index, dense)
+            self._distributions = Distributions(self.replica.stream, self._text, dense)
+        with self.stopwatch.measure("divergence"):
+            return self._distributions.divergence(recordings)
 
     def _loss(self, recordings: Sequence[Recording]) -> float:
         """Mean cross-entropy per predicted token of the search text, infinite on overflow."""

@@ -127,6 +127,11 @@ class Stream:
         self._calls: dict[tuple[int, ...], tuple[Call, ...]] = {}
         self._returns_tuple = self._first_block_returns_tuple()
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits of a position."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
     @torch.no_grad()
     def start(self, tokens: Int64[Tensor, "sequences length"]) -> Recording:
         """Embed `tokens` and record the arguments of every block (texts of one shape share them, if they are equal)."""

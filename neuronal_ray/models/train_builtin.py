@@ -21,8 +21,15 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
+FAMILIES = ("llama", "qwen3", "opt", "phi", "gpt_neox")
 BOS, EOS = "<s>", "</s>"
 BOS_ID, EOS_ID = 0, 1
 HEAD_DIM = 32
@@ -166,28 +173,40 @@ def windows(tokens: torch.Tensor) -> torch.Tensor:
     return tokens[: num_windows * SEQLEN].reshape(num_windows, SEQLEN)
 
 
-def make_model(*, hidden: int, blocks: int, vocabulary: int) -> LlamaForCausalLM:
+def _shape(family: str, *, hidden: int, heads: int) -> dict[str, object]:
+    """What each family calls its widths, and what is special in it."""
+    grouped = {"num_key_value_heads": heads // QUERIES_PER_KEY, "intermediate_size": hidden * 8 // 3}
+    return {
+        "llama": grouped | {"rms_norm_eps": 1e-5, "rope_theta": 10000.0},
+        "qwen3": grouped | {"head_dim": HEAD_DIM, "rms_norm_eps": 1e-5},
+        "opt": {"ffn_dim": hidden * 4, "word_embed_proj_dim": hidden, "dropout": 0.0},
+        "phi": {"intermediate_size": hidden * 4, "partial_rotary_factor": 0.5},
+        "gpt_neox": {"intermediate_size": hidden * 4, "use_parallel_residual": True, "rotary_pct": 0.25},
+    }[family]
+
+
+def make_model(family: str, *, hidden: int, blocks: int, vocabulary: int) -> PreTrainedModel:
+    """A model of the family with random weights."""
     heads = hidden // HEAD_DIM
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        family,
         vocab_size=vocabulary,
         hidden_size=hidden,
-        intermediate_size=hidden * 8 // 3,
         num_hidden_layers=blocks,
         num_attention_heads=heads,
-        num_key_value_heads=heads // QUERIES_PER_KEY,
         max_position_embeddings=512,
-        rms_norm_eps=1e-5,
-        rope_theta=10000.0,
         tie_word_embeddings=True,
         bos_token_id=BOS_ID,
         eos_token_id=EOS_ID,
         pad_token_id=None,
+        **_shape(family, hidden=hidden, heads=heads),
     )
-    return LlamaForCausalLM(config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 @torch.no_grad()
-def perplexity(model: LlamaForCausalLM, tokens: torch.Tensor) -> float:
+def perplexity(model: PreTrainedModel, tokens: torch.Tensor) -> float:
     """exp of the mean loss of the windows of `tokens` `[tokens]`."""
     total = 0.0
     rows = windows(tokens)
@@ -234,7 +253,7 @@ def rate_factor(step: int, *, steps: int) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
 
 
-def make_optimizer(model: LlamaForCausalLM) -> torch.optim.AdamW:
+def make_optimizer(model: PreTrainedModel) -> torch.optim.AdamW:
     """AdamW that decays the matrices and leaves the norms alone."""
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
@@ -243,7 +262,7 @@ def make_optimizer(model: LlamaForCausalLM) -> torch.optim.AdamW:
 
 
 def train(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     batches: Iterator[torch.Tensor],
     *,
     held_out: torch.Tensor,
@@ -276,7 +295,7 @@ def train(
     model.load_state_dict(best_state)
 
 
-def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     model.generation_config = GenerationConfig(bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=EOS_ID)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -293,6 +312,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--output /tmp/tiny --steps 20 --hidden 96 --blocks 2 --vocabulary 512",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write, made if absent")
+    parser.add_argument("--family", choices=FAMILIES, default="llama", help="architecture [llama]")
     parser.add_argument("--steps", type=int, default=1400, help="optimizer steps of 16 x 256 tokens [1400]")
     parser.add_argument("--hidden", type=int, default=192, help="hidden size, a multiple of 96 [192]")
     parser.add_argument("--blocks", type=int, default=6, help="transformer blocks [6]")
@@ -334,13 +354,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     held_out = torch.tensor(tokenizer(evaluation).input_ids)
     print(f"{len(stream)} training tokens, {len(held_out)} held-out tokens")
 
-    model = make_model(hidden=arguments.hidden, blocks=arguments.blocks, vocabulary=arguments.vocabulary)
+    model = make_model(arguments.family, hidden=arguments.hidden, blocks=arguments.blocks, vocabulary=arguments.vocabulary)
     print(f"{model.num_parameters()} parameters")
     batches = training_batches(stream, seed=arguments.seed)
     train(model, batches, held_out=held_out, steps=arguments.steps, report=print_progress)
     save_model(model, tokenizer, arguments.output / "model")
 
-    saved = LlamaForCausalLM.from_pretrained(arguments.output / "model", dtype=torch.float32)
+    saved = AutoModelForCausalLM.from_pretrained(arguments.output / "model", dtype=torch.float32)
     unigram = unigram_perplexity(stream, held_out, vocabulary=arguments.vocabulary)
     bigram = bigram_perplexity(stream, held_out, vocabulary=arguments.vocabulary)
     print(f"tokens seen {arguments.steps * BATCH * SEQLEN}")
