@@ -42,10 +42,10 @@ class Comparison:
                 ours, theirs = (merged(found, self._layout.routed[group]).norm for found in (dense, sparse))
             self._signals[group] = (ours - theirs).cpu()
 
-    def trial(self) -> Trial:
-        """What all blocks together gave."""
+    def trial(self, divergences: tuple[float, ...] = ()) -> Trial:
+        """What all blocks together gave, and the last hidden states (see Trial)."""
         total = total_misalignment(self._terms)
-        return Trial(misalignment=total if math.isfinite(total) else math.inf, signals=self._signals)
+        return Trial(misalignment=total if math.isfinite(total) else math.inf, signals=self._signals, divergences=divergences)
 
 
 def merged(statistics: Mapping[Group, Statistic], groups: Sequence[Group]) -> Statistic:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from neuronal_ray import plugins
 from neuronal_ray.allocations import BlockTask, Problem
@@ -17,7 +18,7 @@ from neuronal_ray.config import PruneConfig
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
 from neuronal_ray.core.pattern import Pattern, parse_pattern, pattern_target
-from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
+from neuronal_ray.core.plan import Counts, Plan, exact_plan, uniform_rates
 from neuronal_ray.core.stats import Moments, SquareSum, Statistic
 from neuronal_ray.recipe import Recipe
 
@@ -42,6 +43,8 @@ class Composition:
     row_step: str | None
     pruned_stream: bool
     released: bool
+    criterion: str
+    levels: int
 
     @property
     def dense_statistic(self) -> type[Statistic] | None:
@@ -57,7 +60,9 @@ def compose(config: PruneConfig) -> Composition:
     """Make every choice, check every setting. Raises ValueError in one line for what does not go together."""
     pattern = parse_pattern(config.pattern)
     fixed = pattern is not None and pattern.kept is not None
-    allocation = config.allocation or ("uniform" if fixed else "neuronal")
+    searched = "adaptive" if config.mode == "best" else "neuronal"
+    allocation = config.allocation or ("uniform" if fixed else searched)
+    criterion = config.criterion or ("kl" if config.mode == "best" or allocation == "adaptive" else "alignment")
     _check_settings(config, allocation)
     recipe = Recipe(
         method=config.method,
@@ -96,8 +101,16 @@ def compose(config: PruneConfig) -> Composition:
             "schedule": config.schedule,
             "lambda_search": config.lambda_search,
         }
+    if allocation == "adaptive":
+        settings |= {
+            "budget": config.search_budget,
+            "block_lambdas": config.block_lambdas,
+            "row_lambdas": config.row_lambdas,
+            "rows": row_step is None and not barrier and settings.get("rows", True),
+        }
+    levels = recipe.levels if allocation == "adaptive" and recipe.solves else 0
     target = _target(config, pattern)
-    _rehearse(recipe, allocation, settings, mode=config.mode, target=target)
+    _rehearse(recipe, allocation, settings, mode=config.mode, target=target, criterion=criterion)
     return Composition(
         target=target,
         recipe=recipe,
@@ -106,6 +119,8 @@ def compose(config: PruneConfig) -> Composition:
         row_step=row_step,
         pruned_stream=config.mode == "authors" or (config.score_stream or default) == "pruned",
         released=config.mode == "authors",
+        criterion=criterion,
+        levels=levels,
     )
 
 
@@ -122,6 +137,15 @@ class _Unasked:
     def losses(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[float]:
         raise _Asked
 
+    def divergences(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[tuple[float, ...]]:
+        raise _Asked
+
+    def changed(self, plan: Plan, changes: Sequence[Counts], part: range) -> list[float]:
+        raise _Asked
+
+    def differences(self, plan: Plan) -> dict[Linear, Tensor]:
+        raise _Asked
+
     def measure(self, function: Callable[[Sequence[Weighed]], Result]) -> list[Result]:
         raise _Asked
 
@@ -129,7 +153,9 @@ class _Unasked:
         raise _Asked
 
 
-def _rehearse(recipe: Recipe, allocation: str, settings: dict[str, object], *, mode: str, target: float) -> None:
+def _rehearse(
+    recipe: Recipe, allocation: str, settings: dict[str, object], *, mode: str, target: float, criterion: str
+) -> None:
     """Run the plug-ins on one tiny linear: they check the ranges of their settings before they do anything."""
     size = 2 * recipe.group or 4
     weight = torch.eye(size) + torch.arange(float(size))
@@ -140,7 +166,14 @@ def _rehearse(recipe: Recipe, allocation: str, settings: dict[str, object], *, m
         )
         for block in range(2)
     )
-    problem = Problem(layout=Layout(specs), target=target, mode=mode, probe=_Unasked(), pattern=recipe.pattern)
+    problem = Problem(
+        layout=Layout(specs),
+        target=target,
+        mode=mode,
+        probe=_Unasked(),
+        pattern=recipe.pattern,
+        criterion=criterion,
+    )
     with suppress(_Asked):
         plugins.load("allocations", allocation).allocate(problem, **settings)
     plan = exact_plan(Layout(specs), uniform_rates(Layout(specs), lambda _: 0.5), target=0.5)
@@ -211,6 +244,7 @@ def _check_released(config: PruneConfig, allocation: str, pattern: Pattern | Non
     if config.score_stream == "dense":
         raise ValueError("--score-stream: dense is not what the released code does; use --mode paper")
     for flag, value, only in (
+        ("criterion", config.criterion or "alignment", "alignment"),
         ("schedule", config.schedule, "linear"),
         ("lambda-search", config.lambda_search, "set"),
     ):

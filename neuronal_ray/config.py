@@ -172,7 +172,8 @@ class PruneConfig(RunConfig):
         str | None,
         Option(
             "str",
-            "how sparsity is spread over blocks and linears; if absent neuronal, or uniform with a fixed --pattern",
+            "how sparsity is spread over blocks and linears; if absent adaptive (`best` mode) or neuronal, or uniform "
+            "with a fixed --pattern",
             choices=tuple(plugins.names("allocations")),
         ),
     ] = None
@@ -207,10 +208,28 @@ class PruneConfig(RunConfig):
         str,
         Option(
             "str",
-            "paper: Algorithm 1 as printed, one dense pass, exact budget; authors: what the released code does",
-            choices=("paper", "authors"),
+            "best: the search over blocks, their parts and rows by output divergence; paper: NeuronAL's Algorithm 1 as "
+            "printed, one dense pass, exact budget; authors: what its released code does",
+            choices=("best", "paper", "authors"),
         ),
-    ] = "paper"
+    ] = "best"
+    criterion: Annotated[
+        str | None,
+        Option(
+            "str",
+            "what candidates are compared by: neuron alignment, or the KL divergence of next-token distributions from "
+            "the dense model's. If absent kl in `best` mode, alignment in the others",
+            choices=("alignment", "kl"),
+        ),
+    ] = None
+    search_budget: Annotated[
+        int,
+        Option(
+            "int",
+            "evaluations of the search text that --allocation adaptive may take; the best so far is the answer at any "
+            "budget (NeuronAL: 29)",
+        ),
+    ] = 140
     neuronal_steps: Annotated[
         str, Option("str", "which steps of NeuronAL to run", choices=("both", "block", "row"))
     ] = "both"
@@ -266,6 +285,8 @@ class PruneConfig(RunConfig):
         super().check()
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise ValueError(f"--sparsity: {self.sparsity} is outside [0, 1), expected for example 0.7")
+        if self.search_budget < 1:
+            raise ValueError(f"--search-budget: {self.search_budget} is not positive")
         if self.calibration_samples < 1:
             raise ValueError(f"--calibration-samples: {self.calibration_samples} is not positive")
         if not 1 <= self.search_samples <= self.calibration_samples:

@@ -122,15 +122,7 @@ def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress
     if composition.released and layout.routed:
         raise ValueError("--mode: authors has no mixtures of experts; use --mode paper")
     gather_and_rank(composition, pool, calibration, progress)
-    search = Search(
-        pool,
-        layout=layout,
-        calibration=calibration,
-        samples=config.search_samples,
-        mode=config.mode,
-        solves=recipe.solves,
-        progress=progress,
-    )
+    search = search_for(config, composition, pool, calibration, progress)
     allocation = allocate(config, composition, layout, search)
     walk = Walk(pruned=composition.pruned_stream, released=composition.released)
     stage = "pruned stream" if walk.pruned else "final pass" if recipe.walks else "refinement"
@@ -172,7 +164,7 @@ def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress
                 "selected": step.selected,
                 "candidates": [
                     {"lambda": lam, search.criterion(step.name): score if math.isfinite(score) else None}
-                    for lam, score in zip(step.lambdas, step.misalignments, strict=True)
+                    for lam, score in zip(step.lambdas, step.scores, strict=True)
                 ],
                 "seconds": progress.seconds[f"{step.name} search"],
             }
@@ -230,6 +222,28 @@ def gather(
     return statistics | {group: statistics[group].over(sum(map(len, parts))) for group in routed}
 
 
+def search_for(
+    config: PruneConfig,
+    composition: Composition,
+    pool: Pool,
+    calibration: Int64[Tensor, "samples length"],
+    progress: Progress,
+) -> Search:
+    """The way to ask the model for candidates on the first of the calibration sequences."""
+    return Search(
+        pool,
+        layout=pool.first(Worker.describe),
+        calibration=calibration,
+        samples=config.search_samples,
+        mode=config.mode,
+        criterion=composition.criterion,
+        solves=composition.recipe.solves,
+        progress=progress,
+        levels=composition.levels,
+        target=composition.target,
+    )
+
+
 def allocate(config: PruneConfig, composition: Composition, layout: Layout, search: Search) -> Allocation:
     """The plan of the allocation asked for, and of the row step after it."""
     problem = Problem(
@@ -238,10 +252,16 @@ def allocate(config: PruneConfig, composition: Composition, layout: Layout, sear
         mode=config.mode,
         probe=search,
         pattern=composition.recipe.pattern,
+        criterion=composition.criterion,
+        samples=config.search_samples,
+        levels=composition.levels,
     )
     allocation: Allocation = plugins.load("allocations", composition.allocation).allocate(
         problem, **composition.settings
     )
+    if composition.levels and problem.pattern is None:
+        exact = replace(problem, levels=0)
+        allocation = replace(allocation, plan=exact.plan(allocation.rates, rows_adapted=False))
     if composition.row_step == "neuronal":
         found = search_rows(
             problem, allocation.rates, allocation.plan, None, config.row_lambdas, search=config.lambda_search

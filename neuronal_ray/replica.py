@@ -127,6 +127,24 @@ class Replica:
             yield
 
     @contextmanager
+    def outputs(self, specs: Iterable[LinearSpec]) -> Iterator[dict[Linear, list[Tensor]]]:
+        """The outputs of linears, one tensor per chunk of text, while the context lasts."""
+        found: dict[Linear, list[Tensor]] = {}
+        handles = []
+        for spec in specs:
+            kept = found.setdefault(spec.linear, [])
+
+            def keep(_module: nn.Module, _args: object, output: Tensor, kept: list[Tensor] = kept) -> None:
+                kept.append(output)
+
+            handles.append(self.module(spec).register_forward_hook(keep))
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
     def _observing(
         self,
         index: int,

@@ -89,7 +89,7 @@ def search_lambdas(
     rows_adapted: bool,
     search: str,
 ) -> Found:
-    """The candidate of least misalignment, the first tried of equals; the step records lambdas as they were tried.
+    """The candidate of least score by the problem's criterion, the first tried of equals; the step records lambdas as they were tried.
 
     `set` tries all of `lambdas`. `continuous` looks for the least of all in [0, max(lambdas)] with no more trials than
     `lambdas` has members: some of them first, then in rounds points next to the best so far. What overflowed is
@@ -107,12 +107,12 @@ def search_lambdas(
         rates += [rates_of(lam) for lam in batch]
         plans += [problem.plan(candidate, rows_adapted=rows_adapted) for candidate in rates[len(plans) :]]
         trials += problem.probe.tries(name, batch, plans[len(trials) :])
-        best = min(range(len(trials)), key=lambda index: trials[index].misalignment)  # min keeps the first of equals
+        best = min(range(len(trials)), key=lambda index: trials[index].score(problem.criterion))  # min keeps the first of equals
         batch = _next_round(tried, tried[best], upper=max(lambdas), left=len(lambdas) - len(tried))
     step = Step(
         name=name,
         lambdas=tuple(tried),
-        misalignments=tuple(trial.misalignment for trial in trials),
+        scores=tuple(trial.score(problem.criterion) for trial in trials),
         selected=tried[best],
     )
     return Found(rates=rates[best], plan=plans[best], trial=trials[best], step=step)

@@ -13,7 +13,8 @@ from torch import Tensor
 from neuronal_ray.allocations import BlockTask
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Layout, Linear, Weighed
-from neuronal_ray.core.plan import Plan
+from neuronal_ray.core.plan import Counts, Plan
+from neuronal_ray.levels import LevelStore, levels_around
 from neuronal_ray.pool import Pool
 from neuronal_ray.progress import Progress
 from neuronal_ray.replica import chunk_sequences
@@ -52,12 +53,17 @@ def _timed_together(
     return [(one, (perf_counter() - begin) / len(plans)) for one in found]
 
 
-def _loss_of(trial: float) -> float:
-    return trial
+def _itself(score: float) -> float:
+    return score
 
 
-def _misalignment_of(trial: Trial) -> float:
-    return trial.misalignment
+def _mean(divergences: Sequence[float]) -> float:
+    return sum(divergences) / len(divergences)
+
+
+def _changed(worker: Worker, numbers: Sequence[int], changes: Sequence[Counts], plan: Plan, part: range) -> list[float]:
+    """Worker.changed of some of `changes`, which are the same for all workers."""
+    return worker.changed([changes[number] for number in numbers], plan, part)
 
 
 class Search:
@@ -71,30 +77,80 @@ class Search:
         calibration: Tokens,
         samples: int,
         mode: str,
+        criterion: str,
         solves: bool,
         progress: Progress,
+        levels: int = 0,
+        target: float = 0.0,
     ) -> None:
+        """`levels` > 0: a solver's candidates are put together from linears solved at some of so many levels."""
         self.candidates: list[Candidate] = []
+        self.evaluations = 0.0
+        self.rounds = 0
         self._pool, self._layout, self._calibration, self._progress = pool, layout, calibration, progress
         self._text = calibration[:samples]
-        self._authors, self._solves = mode == "authors", solves
+        self._authors, self._solves = mode == "authors", solves and not levels
+        self._criterion, self._levels, self._target = criterion, levels, target
         self._known_trials: dict[bytes, Trial] = {}
         self._known_losses: dict[bytes, float] = {}
+        self._known_divergences: dict[bytes, tuple[float, ...]] = {}
         self._prepared = False
 
     def tries(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[Trial]:
         """One Trial per plan, in order."""
-        run = partial(self._each, trial=Worker.local_trial if self._authors else Worker.trial)
+        divergence = self._criterion == "kl"
+        trial = Worker.local_trial if self._authors else partial(Worker.trial, divergence=divergence)
+        run = partial(self._each, trial=trial)
         if self._solves and not self._authors:
-            run = partial(self._together, trials=Worker.solved_trials)
-        return self._asked(step, "alignment", lambdas, plans, self._known_trials, run, _misalignment_of)
+            run = partial(self._together, trials=partial(Worker.solved_trials, divergence=divergence))
+        score_of = partial(Trial.score, criterion=self._criterion)
+        found = self._asked(step, self._criterion, lambdas, plans, self._known_trials, run, score_of)
+        self._known_divergences |= {
+            plan.digest: trial.divergences for plan, trial in zip(plans, found, strict=True) if trial.divergences
+        }
+        return found
+
+    def divergences(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[tuple[float, ...]]:
+        """Mean KL divergence from the dense model of each search sequence under each plan, in nats a token."""
+        run = partial(self._each, trial=Worker.divergence)
+        return self._asked(step, "kl", lambdas, plans, self._known_divergences, run, _mean)
+
+    def changed(self, plan: Plan, changes: Sequence[Counts], part: range) -> list[float]:
+        """Mean KL divergence over the search sequences in `part` of `plan` with each of `changes` made to it."""
+        self._prepare()
+        blocks, share = self._layout.num_blocks, len(part) / len(self._text)
+        firsts = [min((linear.block for linear in change), default=blocks) for change in changes]
+        order = sorted(range(len(changes)), key=lambda number: firsts[number])
+        size = -(-len(order) // self._pool.replicas)
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        self.evaluations += share * (sum(blocks - first for first in firsts) + max(firsts)) / blocks
+        self.rounds += 1
+        answers = self._collected("probes", len(batches), self._pool.map(_changed, batches, changes, plan, part))
+        found = [0.0] * len(changes)
+        for batch, values in zip(batches, answers, strict=True):
+            for number, value in zip(batch, values, strict=True):
+                found[number] = value
+        return found
+
+    def differences(self, plan: Plan) -> dict[Linear, Float64[Tensor, " rows"]]:
+        """The norm over the search text of each row's difference of outputs, dense and under `plan`."""
+        self._prepare()
+        samples, chunk = len(self._text), chunk_sequences(self._text.shape[1])
+        parts = [range(start, min(start + chunk, samples)) for start in range(0, samples, chunk)]
+        self.evaluations += 2
+        self.rounds += 1
+        sums: dict[Linear, Float64[Tensor, " rows"]] = {}
+        for found in self._collected("differences", len(parts), self._pool.map(Worker.differences, parts, plan)):
+            for linear, squares in found.items():
+                sums[linear] = sums[linear] + squares if linear in sums else squares
+        return {linear: squares.sqrt() for linear, squares in sums.items()}
 
     def losses(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[float]:
         """Mean cross-entropy of the search text under each plan, in order; nats per predicted token."""
         run = partial(self._each, trial=Worker.loss)
         if self._solves:
             run = partial(self._together, trials=Worker.solved_losses)
-        return self._asked(step, "loss", lambdas, plans, self._known_losses, run, _loss_of)
+        return self._asked(step, "loss", lambdas, plans, self._known_losses, run, _itself)
 
     def measure(self, function: Callable[[Sequence[Weighed]], Result]) -> list[Result]:
         """`function` of the linears of every block, in order."""
@@ -136,6 +192,8 @@ class Search:
         new = {plan.digest: (lam, plan) for lam, plan in zip(lambdas, plans, strict=True)}
         new = {digest: item for digest, item in new.items() if digest not in known}
         seconds: dict[bytes, float] = {}
+        self.evaluations += len(new)
+        self.rounds += bool(new)
         with self._progress.stage(f"{step} search", len(new)) as advance:
             results = run([plan for _, plan in new.values()])
             for (digest, (lam, _)), (result, spent) in zip(new.items(), results, strict=True):
@@ -187,3 +245,10 @@ class Search:
         chunk = 1 if self._authors else chunk_sequences(self._text.shape[1])
         self._pool.each(partial(Worker.set_search_text, chunk=chunk, with_reference=not self._authors), self._text)
         self._prepared = True
+        if self._levels:
+            ranges, levels = self._ranges(), levels_around(self._target, self._levels)
+            stores = self._pool.map(Worker.solve_levels, ranges, levels, self._calibration)
+            store = LevelStore()
+            for solved in self._collected("levels", len(ranges), stores):
+                store = store.merge(solved)
+            self._pool.each(Worker.keep_levels, store)

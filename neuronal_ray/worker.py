@@ -7,7 +7,7 @@ block while text passes through.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,14 +20,15 @@ from neuronal_ray.comparison import Comparison, merged
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
 from neuronal_ray.core.masks import apply_cut, cut
-from neuronal_ray.core.plan import Plan
+from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.stats import Gram, RunningGram, RunningNorm, SquareSum, Statistic
 from neuronal_ray.core.trim import trim_rows
-from neuronal_ray.distributions import Distributions
+from neuronal_ray.levels import LevelStore
 from neuronal_ray.models.blocks import Recording, is_transposed
 from neuronal_ray.models.checkpoint import stored_tensors, write_weights, zero_masked
 from neuronal_ray.recipe import Ranks, Recipe
 from neuronal_ray.replica import BlockText, Replica, Statistics, Weights
+from neuronal_ray.search_text import SearchText
 
 Result = TypeVar("Result")
 
@@ -87,10 +88,10 @@ class Worker:
         self._ranks: dict[Linear, Ranks] = {}
         self._final: dict[Linear, Ranks] = {}
         self._solved: dict[Linear, Tensor] = {}
-        self._text: list[Int64[Tensor, "sequences length"]] = []
-        self._search: list[Recording] = []
+        self._search: SearchText | None = None
+        self._excerpts: dict[range, SearchText] = {}
+        self._levels: LevelStore | None = None
         self._dense: Statistics = {}
-        self._distributions: Distributions | None = None
 
     def describe(self) -> Layout:
         """The layout of the model."""
@@ -127,35 +128,77 @@ class Worker:
 
     def set_search_text(self, tokens: Int64[Tensor, "sequences length"], *, chunk: int, with_reference: bool) -> None:
         """Keep the search sequences' embeddings and, if asked, their dense activation norms (A_D)."""
-        self._text, self._search = self.replica.start(tokens, chunk=chunk)
-        self._dense = self._dense_statistics(self._search, SquareSum) if with_reference else {}
-        self._distributions = None
+        self._search, self._excerpts = SearchText(self.replica, tokens, chunk=chunk), {}
+        self._dense = self._dense_statistics(self._search.recordings, SquareSum) if with_reference else {}
 
-    def trial(self, plan: Plan) -> Trial:
-        """Alignment of the model under `plan` with the dense model's own stream (Algorithm 1)."""
-        recordings = self._search
+    @property
+    def _text(self) -> SearchText:
+        assert self._search is not None, "set_search_text comes first"
+        return self._search
+
+    def trial(self, plan: Plan, *, divergence: bool = False) -> Trial:
+        """Alignment of the model under `plan` with the dense model's own stream (Algorithm 1).
+
+        With `divergence` also how far its next-token distributions are from the dense model's.
+        """
+        recordings = self._text.recordings
         comparison = Comparison(self.layout)
         for index in range(self.layout.num_blocks):
-            last = index == self.layout.num_blocks - 1
+            last = index == self.layout.num_blocks - 1 and not divergence
             with self.replica.without_output(index) if last else nullcontext():
-                weights = self._cut(index, plan, self._ranks)
+                weights = self._weights(index, plan)
                 recordings, (observed,) = self.replica.run_with(index, recordings, weights, (SquareSum,))
             comparison.add(index, self._dense, observed)
-        return comparison.trial()
+        return comparison.trial(self._text.divergence(recordings) if divergence else ())
 
     def loss(self, plan: Plan) -> float:
         """Mean cross-entropy of the search text under `plan`, in nats per predicted token."""
-        recordings = self._search
-        for index in range(self.layout.num_blocks):
-            recordings, _ = self.replica.run_with(index, recordings, self._cut(index, plan, self._ranks))
-        return self._loss(recordings)
+        return self._loss(self._pass(self._text.recordings, plan))
 
-    def divergence(self, plan: Plan) -> list[float]:
+    def divergence(self, plan: Plan) -> tuple[float, ...]:
         """Mean KL divergence of each search sequence's next-token distributions, dense from sparse; nats a token."""
-        recordings = self._search
+        return self._text.divergence(self._pass(self._text.recordings, plan))
+
+    def changed(self, changes: Sequence[Counts], plan: Plan, sequences: range) -> list[float]:
+        """Mean divergence over some search sequences of `plan` with each of `changes` made to it, in their order.
+
+        Text passes through the blocks before a change once for all changes.
+        """
+        if sequences not in self._excerpts:
+            self._excerpts[sequences] = SearchText(self.replica, self._text.tokens[sequences.start : sequences.stop])
+        text = self._excerpts[sequences]
+        firsts = [min((linear.block for linear in change), default=self.layout.num_blocks) for change in changes]
+        found = [0.0] * len(changes)
+        recordings = text.recordings
+        for index in range(max(firsts) + 1):
+            for number, (change, first) in enumerate(zip(changes, firsts, strict=True)):
+                if first == index:
+                    altered = replace(plan, removed={**plan.removed, **change})
+                    divergences = text.divergence(self._pass(recordings, altered, first=index))
+                    found[number] = sum(divergences) / len(divergences)
+            if index < max(firsts):
+                recordings, _ = self.replica.run_with(index, recordings, self._weights(index, plan))
+        return found
+
+    def differences(self, sequences: range, plan: Plan) -> dict[Linear, Float64[Tensor, " rows"]]:
+        """Over some search sequences, each row's sum of squared differences of its output, dense and under `plan`.
+
+        Both models run side by side, each on its own stream. Experts are left out: other tokens may reach them.
+        """
+        _, dense = self.replica.start(self._text.tokens[sequences.start : sequences.stop])
+        sparse = dense
+        found: dict[Linear, Float64[Tensor, " rows"]] = {}
         for index in range(self.layout.num_blocks):
-            recordings, _ = self.replica.run_with(index, recordings, self._cut(index, plan, self._ranks))
-        return self._divergence(recordings)
+            specs = [spec for spec in self.layout.blocks[index] if spec.expert is None]
+            with self.replica.outputs(specs) as ours:
+                dense, _ = self.replica.run(index, dense)
+            with self.replica.outputs(specs) as theirs:
+                sparse, _ = self.replica.run_with(index, sparse, self._weights(index, plan))
+            for spec in specs:
+                pairs = zip(ours[spec.linear], theirs[spec.linear], strict=True)
+                sums = [(one.float() - other.float()).square().flatten(0, -2).sum(dim=0) for one, other in pairs]
+                found[spec.linear] = torch.stack(sums).sum(dim=0).double().cpu()
+        return found
 
     def measure(self, block: int, function: Callable[[Sequence[Weighed]], Result]) -> Result:
         """`function` of the dense linears of one block and their inputs' statistics."""
@@ -170,7 +213,7 @@ class Worker:
     def learn(self, blocks: range, function: Callable[[BlockText], Result]) -> list[Result]:
         """`function` of each block of the range, with the search text as it enters it in the dense model."""
         results = []
-        recordings = self._search
+        recordings = self._text.recordings
         for index in range(blocks.stop):
             outputs, _ = self.replica.run(index, recordings)
             if index in blocks:
@@ -196,13 +239,20 @@ class Worker:
 
     # -- solvers: candidates side by side, one factorization for all --------------------------------------------
 
-    def solved_trials(self, plans: Sequence[Plan], tokens: Int64[Tensor, "sequences length"]) -> list[Trial]:
+    def solved_trials(
+        self, plans: Sequence[Plan], tokens: Int64[Tensor, "sequences length"], *, divergence: bool = False
+    ) -> list[Trial]:
         """`trial` for a method that solves: statistics of `tokens` on the dense stream, shared by all plans."""
         comparisons = [Comparison(self.layout) for _ in plans]
-        for index, (_, observed) in enumerate(self._solved_walk(plans, tokens, (SquareSum,))):
+        streams: list[list[Recording]] = []
+        for index, (found, observed) in enumerate(self._solved_walk(plans, tokens, (SquareSum,))):
+            streams = found
             for comparison, (sparse,) in zip(comparisons, observed, strict=True):
                 comparison.add(index, self._dense, sparse)
-        return [comparison.trial() for comparison in comparisons]
+        return [
+            comparison.trial(self._text.divergence(stream) if divergence else ())
+            for comparison, stream in zip(comparisons, streams, strict=True)
+        ]
 
     def solved_losses(self, plans: Sequence[Plan], tokens: Int64[Tensor, "sequences length"]) -> list[float]:
         """`loss` for a method that solves."""
@@ -216,7 +266,7 @@ class Worker:
     ) -> Iterator[tuple[list[list[Recording]], list[list[dict[Group, Statistic]]]]]:
         """After each block, the search text under every plan and what was observed of it."""
         assert self.spec.recipe.statistic is not None
-        streams = [self._search for _ in plans]
+        streams = [self._text.recordings for _ in plans]
         for index, _, (grams,) in self._dense_walk(tokens, (self.spec.recipe.statistic,)):
             factors = self._factorized(index, grams)
             passed = []
@@ -226,12 +276,28 @@ class Worker:
             streams = [recordings for recordings, _ in passed]
             yield streams, [observed for _, observed in passed]
 
+    def solve_levels(self, blocks: range, levels: Sequence[int], tokens: Int64[Tensor, "sequences length"]) -> LevelStore:
+        """The linears of a range of blocks solved at each of `levels`, by statistics on the dense stream; on the host."""
+        assert self.spec.recipe.statistic is not None
+        store = LevelStore()
+        kinds = (self.spec.recipe.statistic,)
+        for index, _, (grams,) in self._dense_walk(tokens, kinds, until=blocks.stop, wanted=blocks):
+            factors = self._factorized(index, grams)
+            with self.stopwatch.measure("solving"):
+                for spec in self.layout.blocks[index]:
+                    store.add(spec, self.replica.weight(spec), factors[spec.reads], self.spec.recipe, levels)
+        return store.to(torch.device("cpu"))
+
+    def keep_levels(self, store: LevelStore) -> None:
+        """Candidates are put together from these solutions from now on."""
+        self._levels = store.to(self.device)
+
     # -- the pruned stream: the released code's order, each block after its pruned predecessors ---------------
 
     def local_trial(self, plan: Plan) -> Trial:
         """Alignment block by block against dense weights on the sparse stream, ranking anew (released code)."""
         kind = RunningGram if self.spec.recipe.solves else RunningNorm
-        recordings = self._search
+        recordings = self._text.recordings
         comparison = Comparison(self.layout, dead_is_infinite=True)
         for index in range(self.layout.num_blocks):
             with self.stopwatch.measure("dense pass"):
@@ -362,6 +428,19 @@ class Worker:
         _check_finite(statistics)
         return statistics
 
+    def _pass(self, recordings: list[Recording], plan: Plan, *, first: int = 0) -> list[Recording]:
+        """Search text that enters block `first`, after the last block of the model under `plan`."""
+        for index in range(first, self.layout.num_blocks):
+            recordings, _ = self.replica.run_with(index, recordings, self._weights(index, plan))
+        return recordings
+
+    def _weights(self, index: int, plan: Plan) -> Weights:
+        """A candidate's weights of block `index`: the ranking cut, or what was solved at the levels of `plan`."""
+        if self._levels is None:
+            return self._cut(index, plan, self._ranks)
+        with self.stopwatch.measure("masks"):
+            return self._levels.weights(self.layout.blocks[index], plan, self.replica.weight)
+
     def _cut(self, index: int, plan: Plan, ranks: Mapping[Linear, Ranks]) -> Weights:
         """The weights of block `index` cut by `plan`."""
         with self.stopwatch.measure("masks"):
@@ -420,21 +499,10 @@ class Worker:
             return own
         return merged(statistics, self.layout.routed[spec.reads])
 
-    def _divergence(self, recordings: Sequence[Recording]) -> list[float]:
-        """`divergence` of the search text as it left the last block."""
-        if self._distributions is None:
-            dense = self._search
-            with self.stopwatch.measure("dense pass"):
-                for index in range(self.layout.num_blocks):
-                    dense, _ = self.replica.run(index, dense)
-            self._distributions = Distributions(self.replica.stream, self._text, dense)
-        with self.stopwatch.measure("divergence"):
-            return self._distributions.divergence(recordings)
-
     def _loss(self, recordings: Sequence[Recording]) -> float:
         """Mean cross-entropy per predicted token of the search text, infinite on overflow."""
         total, count = 0.0, 0
-        for tokens, recording in zip(self._text, recordings, strict=True):
+        for tokens, recording in zip(self._text.parts, recordings, strict=True):
             for row, wanted in zip(self.replica.stream.finish(tokens, recording), tokens, strict=True):
                 total += float(F.cross_entropy(row[:-1].float(), wanted[1:], reduction="sum"))
                 count += len(wanted) - 1

@@ -95,7 +95,7 @@ def fast(saved: Path, *, mode: str, method: str, steps: str | None, stream: str,
 
 
 def scores(step: Step | None) -> dict[float, float]:
-    return {} if step is None else dict(zip(step.lambdas, step.misalignments, strict=True))
+    return {} if step is None else dict(zip(step.lambdas, step.scores, strict=True))
 
 
 def assert_same(found: OracleResult, expected: OracleResult) -> None:

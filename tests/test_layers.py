@@ -22,12 +22,15 @@ neuronal_ray.core
 neuronal_ray.core.masks neuronal_ray.core.stats
 neuronal_ray.core.layout neuronal_ray.core.operators neuronal_ray.core.spectrum neuronal_ray.core.spread
 neuronal_ray.core.alignment neuronal_ray.core.plan
-neuronal_ray.core.pattern neuronal_ray.core.trim
+neuronal_ray.core.packing neuronal_ray.core.divergence
+neuronal_ray.core.pattern neuronal_ray.core.trim neuronal_ray.core.directions
+neuronal_ray.core.levels
 neuronal_ray.methods
 neuronal_ray.methods.*
 neuronal_ray.refinements
 neuronal_ray.refinements.*
 neuronal_ray.recipe
+neuronal_ray.levels
 neuronal_ray.models
 neuronal_ray.models.unsupported
 neuronal_ray.models.experts
@@ -40,7 +43,8 @@ neuronal_ray.data.text
 neuronal_ray.data.tokens
 neuronal_ray.data.calibration neuronal_ray.data.evaluation
 neuronal_ray.timing neuronal_ray.progress
-neuronal_ray.comparison neuronal_ray.replica
+neuronal_ray.comparison neuronal_ray.replica neuronal_ray.distributions
+neuronal_ray.search_text
 neuronal_ray.worker
 neuronal_ray.pool
 neuronal_ray.allocations

@@ -202,9 +202,9 @@ def constant(problem: Problem, lam: float) -> Rates:
 
 def assert_consistent(found: Found, score: Score) -> None:
     step = found.step
-    assert list(step.misalignments) == [score(lam) for lam in step.lambdas]
+    assert list(step.scores) == [score(lam) for lam in step.lambdas]
     assert step.selected == min(step.lambdas, key=score)  # min keeps the first of equals
-    assert found.trial.misalignment == min(step.misalignments)
+    assert found.trial.misalignment == min(step.scores)
     assert float(found.rates[Linear(1, "up")][0]) == step.selected
     assert found.plan.digest == exact_plan(PAIR, found.rates, target=0.6).digest
 

@@ -76,7 +76,7 @@ def test_plans_do_not_depend_on_the_number_of_workers(arguments: str, checkpoint
             progress=Progress(),
         )
         allocation = allocate(config, composition, layout, search)
-        digests.append((allocation.plan.digest, [step.misalignments for step in allocation.steps]))
+        digests.append((allocation.plan.digest, [step.scores for step in allocation.steps]))
         tasks.append(pool.items[-1])
     assert digests[0] == digests[1] == digests[2]
     assert tasks == [1, 2, 3]

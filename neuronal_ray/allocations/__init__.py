@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Layout, Linear, LinearSpec, Weighed
+from neuronal_ray.core.levels import level_plan
 from neuronal_ray.core.pattern import Pattern, pattern_plan
-from neuronal_ray.core.plan import Plan, Rates, exact_plan, floored_plan
+from neuronal_ray.core.plan import Counts, Plan, Rates, exact_plan, floored_plan
 
 Result = TypeVar("Result")
 
@@ -49,6 +50,18 @@ class Probe(Protocol):
         """One Trial per plan on the search text; `lambdas` are what the record calls the plans."""
         ...
 
+    def divergences(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[tuple[float, ...]]:
+        """KL(dense || sparse) of the next-token distributions: per plan the mean of each search sequence, in nats."""
+        ...
+
+    def changed(self, plan: Plan, changes: Sequence[Counts], part: range) -> list[float]:
+        """The same for `plan` with other counts in some linears, the mean over the sequences in `part`."""
+        ...
+
+    def differences(self, plan: Plan) -> Mapping[Linear, Float64[Tensor, " rows"]]:
+        """The norm over the search text of each row's difference of outputs, dense and under `plan`; no experts."""
+        ...
+
     def losses(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[float]:
         """Mean cross-entropy per predicted token of the search text, in nats, under each plan."""
         ...
@@ -64,18 +77,27 @@ class Probe(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What an allocation is given: the model's layout, the target, the mode and a way to ask the model."""
+    """What an allocation is given: the model's layout, the target, the mode and a way to ask the model.
+
+    `criterion` is what candidates are compared by, "alignment" or "kl", `samples` the number of search sequences.
+    `levels` > 0: a linear removes a multiple of 1 / levels of its weights, as solved before the search.
+    """
 
     layout: Layout
     target: float
     mode: str
     probe: Probe
     pattern: Pattern | None = None
+    criterion: str = "alignment"
+    samples: int = 8
+    levels: int = 0
 
     def plan(self, rates: Rates, *, rows_adapted: bool) -> Plan:
         """The plan for `rates` under the mode's budget: exact, the pattern's, or the released code's floors."""
         if self.pattern is not None:
             return pattern_plan(self.layout, rates, target=self.target, pattern=self.pattern)
+        if self.levels:
+            return level_plan(self.layout, rates, target=self.target, levels=self.levels)
         if self.mode == "authors":
             return floored_plan(self.layout, rates, floor_kept=rows_adapted)
         return exact_plan(self.layout, rates, target=self.target)
@@ -87,7 +109,7 @@ class Step:
 
     name: str
     lambdas: tuple[float, ...]
-    misalignments: tuple[float, ...]
+    scores: tuple[float, ...]
     selected: float
 
 

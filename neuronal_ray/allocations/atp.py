@@ -41,7 +41,7 @@ def allocate(problem: Problem, *, step: float = 0.002, max_candidates: int = 32)
     plans = [problem.plan(rates, rows_adapted=False) for rates in candidates]
     losses = problem.probe.losses("slope", betas, plans)
     best = min(range(len(betas)), key=lambda index: losses[index] if math.isfinite(losses[index]) else math.inf)
-    found = Step(name="slope", lambdas=tuple(betas), misalignments=tuple(losses), selected=betas[best])
+    found = Step(name="slope", lambdas=tuple(betas), scores=tuple(losses), selected=betas[best])
     return Allocation(plan=plans[best], rates=candidates[best], steps=(found,), baselines=baselines)
 
 

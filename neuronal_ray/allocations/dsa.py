@@ -90,7 +90,7 @@ def allocate(
     found = Step(
         name="dsa",
         lambdas=tuple(candidate.number for candidate in candidates),
-        misalignments=tuple(losses),
+        scores=tuple(losses),
         selected=best.number,
     )
     return Allocation(plan=best.plan, rates=best.rates, steps=(found,), baselines=baselines | {"dsa": first.plan})

@@ -14,10 +14,18 @@ from neuronal_ray.core.layout import Group
 class Trial:
     """What one candidate gave: equation 2 (lower is better, infinite if the sparse model overflowed), and per
     group the dense minus the sparse activation norms [columns], signed and not normalized, on the host.
+
+    `divergences`: KL(dense || sparse) of the next-token distributions, mean of each search sequence in nats a token;
+    empty when it was not asked for.
     """
 
     misalignment: float
     signals: Mapping[Group, Float32[Tensor, " columns"]]
+    divergences: tuple[float, ...] = ()
+
+    def score(self, criterion: str) -> float:
+        """The number that candidates are compared by, "alignment" or "kl"; lower is better."""
+        return self.misalignment if criterion == "alignment" else sum(self.divergences) / len(self.divergences)
 
 
 def normalized(norms: Float[Tensor, " columns"]) -> Float64[Tensor, " columns"]:

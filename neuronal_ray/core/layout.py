@@ -55,6 +55,11 @@ class LinearSpec:
         """Number of weights."""
         return self.rows * self.columns
 
+    @property
+    def kind(self) -> str:
+        """What the linear is in every block: its path, without the number of an expert."""
+        return ".".join(part for part in self.linear.path.split(".") if not part.isdecimal())
+
     def row_levels(self, signal: Tensor) -> Tensor:
         """The consumer's per-column `signal` [columns of the consumer] read per row of this linear, [rows]."""
         if self.sources is None:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from neuronal_ray.core.masks import rank_rows
+from neuronal_ray.core.masks import rank_rows, smallest
 from neuronal_ray.core.stats import Gram, RunningGram, Statistic
 from neuronal_ray.methods import Quota
 
@@ -19,7 +19,6 @@ SOLVES = True
 
 _RETRIES = 3
 _LEAF_COLUMNS = 16
-_BINS = 2**15
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +125,7 @@ def _slab_mask(
     width = importance.shape[0]
     if quota.rate is not None:
         index = min(int(importance.numel() * quota.rate), importance.numel() - 1)
-        return importance <= _smallest(importance, index + 1)
+        return importance <= smallest(importance, index + 1)
     before, after = (round(quota.removed * column / columns) for column in (first, first + width))
     return _lowest(importance, after - before)
 
@@ -135,7 +134,7 @@ def _lowest(importance: Float32[Tensor, "slab rows"], count: int) -> Bool[Tensor
     """True for the `count` lowest; of equals the lower row first, then the lower column."""
     if count == 0:
         return torch.zeros_like(importance, dtype=torch.bool)
-    threshold = _smallest(importance, count)
+    threshold = smallest(importance, count)
     mask = importance <= threshold
     surplus = int(mask.sum()) - count
     if surplus:
@@ -143,19 +142,6 @@ def _lowest(importance: Float32[Tensor, "slab rows"], count: int) -> Bool[Tensor
         position = tied.flatten().cumsum(0).view_as(tied)  # of each tied one, from 1
         mask &= ~(tied & (position > int(position[-1, -1]) - surplus)).t()
     return mask
-
-
-def _smallest(values: Float32[Tensor, "slab rows"], count: int) -> Float32[Tensor, ""]:
-    """The `count`-th smallest of values >= 0, whose bits are in their order as integers.
-
-    A histogram of the upper half of the bits tells the bin it is in: a quarter of the time of topk or kthvalue.
-    """
-    bins = values.flatten().view(torch.int32) >> 16
-    counts = bins.bincount(minlength=_BINS)
-    up_to = counts.cumsum(0)
-    its_bin = torch.searchsorted(up_to, count)
-    before = int(up_to[its_bin] - counts[its_bin])
-    return values.flatten()[bins == its_bin].kthvalue(count - before).values
 
 
 def _hessian(inputs: Statistic) -> Float32[Tensor, "columns columns"]:

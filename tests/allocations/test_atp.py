@@ -112,7 +112,7 @@ def test_the_slope_of_least_loss_is_selected_and_recorded() -> None:
     assert betas[0] == 0.002
     assert betas[-1] == 0.12
     assert len(betas) == 60
-    assert list(step.misalignments) == [(beta - 0.05) ** 2 for beta in betas]
+    assert list(step.scores) == [(beta - 0.05) ** 2 for beta in betas]
     assert step.selected == 0.05
     assert found.plan.digest == plans[betas.index(0.05)].digest
     assert found.plan.digest == problem.plan(found.rates, rows_adapted=False).digest

@@ -249,7 +249,7 @@ def test_the_result_is_the_best_of_all_tried_and_no_worse_than_uniform_or_publis
     found = dsa.allocate(problem, search=3, population=6, seed=seed)
     tried = [plan.digest for _, _, plans in problem.probe.asked for plan in plans]
     assert tried[:2] == [found.baselines["uniform"].digest, found.baselines["dsa"].digest]
-    assert loss(found.plan) == min(noise.values()) == min(found.steps[0].misalignments)
+    assert loss(found.plan) == min(noise.values()) == min(found.steps[0].scores)
     assert len(set(tried)) == len(tried) == len(found.steps[0].lambdas)
     assert found.baselines["dsa"].digest == dsa.allocate(problem_of(seed=seed)).plan.digest
 

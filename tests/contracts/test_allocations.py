@@ -290,7 +290,7 @@ def test_a_step_selects_the_first_of_the_least_it_tried(allocation: ModuleType, 
     for step in case.found.steps:
         lambdas, plans = case.probe.asked_for(step.name)
         assert list(step.lambdas) == lambdas
-        assert list(step.misalignments) == [score(lam) for lam in lambdas]
+        assert list(step.scores) == [score(lam) for lam in lambdas]
         assert step.selected == min(lambdas, key=score)  # min keeps the first of equals
     if case.found.steps:
         selected = plans[lambdas.index(case.found.steps[-1].selected)]

@@ -250,7 +250,7 @@ def test_a_value_error_stays_one(pool: Pool) -> None:
 class Outcome:
     """What a whole search and its evaluation gave, exactly."""
 
-    misalignments: tuple[tuple[float, ...], ...]
+    scores: tuple[tuple[float, ...], ...]
     selected: tuple[float, ...]
     digest: bytes
     perplexities: tuple[float, ...]
@@ -282,7 +282,7 @@ def search_on(pool: Pool, folder: Path) -> Outcome:
         row_lambdas=(0.0, *LAMBDAS),
     )
     return Outcome(
-        misalignments=tuple(step.misalignments for step in found.steps),
+        scores=tuple(step.scores for step in found.steps),
         selected=tuple(step.selected for step in found.steps),
         digest=found.plan.digest,
         perplexities=tuple(perplexity(pool, tokens[:20], plan) for plan in (None, found.plan)),

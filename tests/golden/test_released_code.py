@@ -91,7 +91,7 @@ def test_authors_mode_reproduces_the_released_code(model: str, method: str, top_
 
     for step in allocation.steps:
         assert step.selected == case[f"lambda_{step.name}"]
-        for (lam, expected), found in zip(case[f"{step.name}_scores"], step.misalignments, strict=True):
+        for (lam, expected), found in zip(case[f"{step.name}_scores"], step.scores, strict=True):
             assert found == (math.inf if math.isnan(expected) else pytest.approx(expected, rel=1e-5)), lam
 
     pool.first(Worker.finish, allocation.plan, calibration, Walk(pruned=True, released=True))

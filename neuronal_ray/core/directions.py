@@ -1,0 +1,118 @@
+"""Which way to move the sparsities of a model's cells, by what moving each of them a little did to the divergence."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from neuronal_ray.core.layout import Layout
+
+_KNOTS = 4
+_LEAST_GAIN = 0.05  # of the median gain: a cell that gains less, or loses, counts as this
+_POOLED = 0.5
+_LARGEST_MOVE = 2.0  # times the mean move
+_LEAST_CURVATURE = 0.3  # of the median curvature
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """The linears of one kind (q, k, ..., down) in one run of neighboring blocks move together; all int64 [linears]
+    but the last two. `depth` [linears, knots] has hat functions over the blocks.
+    """
+
+    kind: Int64[Tensor, " linears"]
+    part: Int64[Tensor, " linears"]
+    cell: Int64[Tensor, " linears"]
+    depth: Float64[Tensor, "linears knots"]
+    sizes: Float64[Tensor, " linears"]
+
+    @classmethod
+    def of(cls, layout: Layout, *, most: int, blocks: bool = True, parts: bool = True) -> "Cells":
+        """At most `most` cells, or one per kind. Without `parts` a block is one kind, without `blocks` all are alike."""
+        specs, num_blocks = list(layout), layout.num_blocks
+        kinds = _numbered([spec.kind if parts else "" for spec in specs])
+        num_kinds = int(kinds.max()) + 1
+        runs = min(num_blocks, max(1, most // num_kinds)) if blocks else 1
+        block = torch.tensor([spec.linear.block for spec in specs])
+        run = block * runs // num_blocks
+        part = _numbered([spec.part if parts else "" for spec in specs])
+        knots = min(num_blocks, _KNOTS) if blocks else 1
+        place = block.double() * (knots - 1) / max(1, num_blocks - 1)
+        depth = (1 - (place[:, None] - torch.arange(knots)).abs()).clamp(min=0) if knots > 1 else place[:, None] * 0
+        return cls(
+            kind=kinds,
+            part=part + (int(part.max()) + 1) * run,
+            cell=_numbered(list(zip(kinds.tolist(), run.tolist(), strict=True))),
+            depth=depth,
+            sizes=torch.tensor([spec.size for spec in specs], dtype=torch.float64),
+        )
+
+    @cached_property
+    def count(self) -> int:
+        """Number of cells."""
+        return int(self.cell.max()) + 1
+
+    @cached_property
+    def axes(self) -> Float64[Tensor, "axes linears"]:
+        """The coarse directions: one kind at a time (if there are several), then one knot of the depth."""
+        num_kinds = int(self.kind.max()) + 1
+        kinds = torch.nn.functional.one_hot(self.kind, num_kinds).double().t()  # [kinds, linears]
+        depth = self.depth.t()
+        rows = ([kinds] if num_kinds > 1 else []) + ([depth] if depth.shape[0] > 1 else [])
+        return torch.cat(rows) if rows else torch.zeros(0, len(self.sizes), dtype=torch.float64)
+
+    def mean(self, values: Float64[Tensor, " linears"], groups: Int64[Tensor, " linears"]) -> Tensor:
+        """For every linear the mean of `values` over its group."""
+        number = int(groups.max()) + 1
+        sums = torch.zeros(number, dtype=torch.float64).index_add_(0, groups, values)
+        counts = torch.zeros(number, dtype=torch.float64).index_add_(0, groups, torch.ones_like(values))
+        return (sums / counts)[groups]
+
+
+def _numbered(names: Sequence[object]) -> Int64[Tensor, " linears"]:
+    """Equal names get equal numbers, in the order of their first."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([numbers[name] for name in names])
+
+
+def fine_direction(cells: Cells, gains: Float64[Tensor, " cells"]) -> Float64[Tensor, " linears"]:
+    """Moves of the linears' rates in [-1, 1]: down where a weight more gains much, up where it gains little.
+
+    `gains`: by how much ln KL falls per weight that a cell keeps more. The logarithms of the gains, half of them
+    replaced by what kind and part of the block explain (noise of few sequences is not followed), less their mean over
+    the weights, in units of their mean size, bounded.
+    """
+    gains = gains.nan_to_num(nan=0.0, posinf=float(gains[gains.isfinite()].max()) if gains.isfinite().any() else 0.0)
+    positive = gains[gains > 0]
+    if not len(positive):
+        return torch.zeros_like(cells.sizes)
+    median = positive.median()
+    logs = (gains.clamp(min=_LEAST_GAIN * float(median)) / median).log()[cells.cell]  # [cells] -> [linears]
+    by_kind = cells.mean(logs, cells.kind)
+    explained = by_kind + cells.mean(logs - by_kind, cells.part)
+    logs = (1 - _POOLED) * logs + _POOLED * explained
+    logs = logs - (logs * cells.sizes).sum() / cells.sizes.sum()
+    size = logs.abs().mean()
+    return -(logs / size).clamp(-_LARGEST_MOVE, _LARGEST_MOVE) / _LARGEST_MOVE if size > 0 else logs
+
+
+def coarse_direction(
+    cells: Cells, here: float, ups: Sequence[float], downs: Sequence[float], *, step: float, largest: float
+) -> Float64[Tensor, " linears"]:
+    """The moves of the rates that a parabola through three values of ln KL asks for on each axis, bounded to `largest`.
+
+    `here` is KL without a move, `ups` and `downs` with `step` more and less sparsity on each axis. A curvature below a
+    part of the axes' median, or negative, counts as that.
+    """
+    if not len(ups):
+        return torch.zeros_like(cells.sizes)
+    above, below = (torch.tensor([math.log(value) for value in values], dtype=torch.float64) for values in (ups, downs))
+    slope = (above - below) / (2 * step)
+    curvature = (above + below - 2 * math.log(here)) / step**2
+    least = _LEAST_CURVATURE * float(curvature.nan_to_num(posinf=0.0).abs().median()) + 1e-6
+    moves = (-slope / curvature.clamp(min=least)).nan_to_num(nan=0.0).clamp(-largest, largest)
+    return moves @ cells.axes

@@ -1,0 +1,32 @@
+"""The text that candidates are compared on: its embeddings, and what the dense model makes of it."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from neuronal_ray.distributions import Distributions
+from neuronal_ray.models.blocks import Recording
+from neuronal_ray.replica import Replica
+
+
+class SearchText:
+    """Sequences in chunks, before the first block; the dense model's distributions are computed when first asked for."""
+
+    def __init__(
+        self, replica: Replica, tokens: Int64[Tensor, "sequences length"], *, chunk: int | None = None
+    ) -> None:
+        self.tokens, self._replica = tokens, replica
+        self.parts, self.recordings = replica.start(tokens, chunk=chunk)
+        self._distributions: Distributions | None = None
+
+    def divergence(self, sparse: Sequence[Recording]) -> tuple[float, ...]:
+        """Mean KL(dense || sparse) of each sequence, nats a token; `sparse` is the text after the last block."""
+        if self._distributions is None:
+            dense = self.recordings
+            with self._replica.stopwatch.measure("dense pass"):
+                for index in range(self._replica.layout.num_blocks):
+                    dense, _ = self._replica.run(index, dense)
+            self._distributions = Distributions(self._replica.stream, self.parts, dense)
+        with self._replica.stopwatch.measure("divergence"):
+            return tuple(self._distributions.divergence(sparse))
