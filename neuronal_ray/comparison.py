@@ -45,7 +45,9 @@ class Comparison:
     def trial(self, divergences: tuple[float, ...] = ()) -> Trial:
         """What all blocks together gave, and the last hidden states (see Trial)."""
         total = total_misalignment(self._terms)
-        return Trial(misalignment=total if math.isfinite(total) else math.inf, signals=self._signals, divergences=divergences)
+        return Trial(
+            misalignment=total if math.isfinite(total) else math.inf, signals=self._signals, divergences=divergences
+        )
 
 
 def merged(statistics: Mapping[Group, Statistic], groups: Sequence[Group]) -> Statistic:

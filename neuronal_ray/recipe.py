@@ -9,6 +9,7 @@ from torch import Tensor
 
 from neuronal_ray import plugins
 from neuronal_ray.core.layout import LinearSpec
+from neuronal_ray.core.levels import LEVELS
 from neuronal_ray.core.masks import cut, rank_mask, rank_rows
 from neuronal_ray.core.pattern import Pattern, rank_in_groups
 from neuronal_ray.core.plan import Plan
@@ -102,7 +103,17 @@ class Recipe:
         """The solver's work that the linears of one group and all candidates share."""
         return self._call(self._method.factorize, inputs)
 
-    def solved(self, spec: LinearSpec, weight: Weight, factor: object, plan: Plan) -> Weight:
-        """The linear's weights after the solver's sweep, in the dtype of `weight`."""
-        quota = Quota(removed=int(plan.removed[spec.linear].sum()), group=self.group, rate=plan.asked.get(spec.linear))
+    @property
+    def levels(self) -> int:
+        """In how many steps a linear's sparsity can be chosen where it is solved before a search."""
+        return self.group or LEVELS
+
+    def solved_at(self, weight: Weight, factor: object, *, removed: int, rate: float | None = None) -> Weight:
+        """The weights after the solver's sweep, in the dtype of `weight`, `removed` of them zero."""
+        quota = Quota(removed=removed, group=self.group, rate=rate)
         return self._call(self._method.solve, weight, factor, quota).to(weight.dtype)
+
+    def solved(self, spec: LinearSpec, weight: Weight, factor: object, plan: Plan) -> Weight:
+        """The linear's weights after the solver's sweep under `plan`."""
+        removed = int(plan.removed[spec.linear].sum())
+        return self.solved_at(weight, factor, removed=removed, rate=plan.asked.get(spec.linear))

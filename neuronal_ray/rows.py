@@ -1,7 +1,6 @@
-"""NeuronAL's row step: which lambda spreads the sparsity over rows best? It follows any allocation of blocks.
+"""NeuronAL's candidates, and which lambda is best: of the block step, and of the row step after any allocation.
 
-Cunegatti et al., Zeroth-Order Adaptive Neuron Alignment Based Pruning without Re-Training, TMLR 2025, section 4.2.
-The search over lambdas is the block step's, too.
+Cunegatti et al., Zeroth-Order Adaptive Neuron Alignment Based Pruning without Re-Training, TMLR 2025, section 4.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,14 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
+import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from neuronal_ray.allocations import Problem, Step
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import LinearSpec
-from neuronal_ray.core.plan import Plan, Rates
-from neuronal_ray.core.spread import spread
+from neuronal_ray.core.plan import Plan, Rates, uniform_rates
+from neuronal_ray.core.spread import block_schedule, spread
 
 SEARCHES = ("set", "continuous")
 
@@ -51,6 +51,18 @@ def search_rows(
         raise ValueError("--model: NaN or infinite activations in the pruned model, rows cannot be compared")
     candidate = partial(row_rates, problem, rates, winner)
     return search_lambdas(problem, "row", lambdas, candidate, rows_adapted=True, search=search)
+
+
+def block_rates(problem: Problem, lam: float, *, schedule: str = "linear") -> Rates:
+    """Rates rising over the blocks around the target, linearly from target - lam to target + lam (section 4.1).
+
+    `authors`: a rate of 0 or less becomes 0.01, of 1 or more 0.99; others are not clipped.
+    """
+    by_index = block_schedule(schedule, problem.layout.num_blocks, lam=lam, mean=problem.target)
+    if problem.mode == "authors":
+        by_index = torch.where(by_index <= 0, _LOWEST, torch.where(by_index >= 1, _HIGHEST, by_index))
+    by_block = by_index.tolist()
+    return uniform_rates(problem.layout, lambda block: by_block[block])
 
 
 def row_rates(problem: Problem, rates: Rates, winner: Trial, lam: float) -> Rates:
@@ -89,7 +101,9 @@ def search_lambdas(
     rows_adapted: bool,
     search: str,
 ) -> Found:
-    """The candidate of least score by the problem's criterion, the first tried of equals; the step records lambdas as they were tried.
+    """The candidate of least score by the problem's criterion, the first tried of equals.
+
+    The step records lambdas as they were tried.
 
     `set` tries all of `lambdas`. `continuous` looks for the least of all in [0, max(lambdas)] with no more trials than
     `lambdas` has members: some of them first, then in rounds points next to the best so far. What overflowed is
@@ -107,7 +121,9 @@ def search_lambdas(
         rates += [rates_of(lam) for lam in batch]
         plans += [problem.plan(candidate, rows_adapted=rows_adapted) for candidate in rates[len(plans) :]]
         trials += problem.probe.tries(name, batch, plans[len(trials) :])
-        best = min(range(len(trials)), key=lambda index: trials[index].score(problem.criterion))  # min keeps the first of equals
+        best = min(
+            range(len(trials)), key=lambda index: trials[index].score(problem.criterion)
+        )  # min keeps the first of equals
         batch = _next_round(tried, tried[best], upper=max(lambdas), left=len(lambdas) - len(tried))
     step = Step(
         name=name,

@@ -13,8 +13,9 @@ from torch import Tensor
 from neuronal_ray.allocations import BlockTask
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Layout, Linear, Weighed
+from neuronal_ray.core.levels import levels_around
 from neuronal_ray.core.plan import Counts, Plan
-from neuronal_ray.levels import LevelStore, levels_around
+from neuronal_ray.levels import LevelStore
 from neuronal_ray.pool import Pool
 from neuronal_ray.progress import Progress
 from neuronal_ray.replica import chunk_sequences
@@ -248,7 +249,7 @@ class Search:
         if self._levels:
             ranges, levels = self._ranges(), levels_around(self._target, self._levels)
             stores = self._pool.map(Worker.solve_levels, ranges, levels, self._calibration)
-            store = LevelStore()
+            store = LevelStore(self._levels)
             for solved in self._collected("levels", len(ranges), stores):
                 store = store.merge(solved)
             self._pool.each(Worker.keep_levels, store)

@@ -11,7 +11,7 @@ from neuronal_ray.replica import Replica
 
 
 class SearchText:
-    """Sequences in chunks, before the first block; the dense model's distributions are computed when first asked for."""
+    """Sequences in chunks, before the first block; the dense model's distributions are computed on first use."""
 
     def __init__(
         self, replica: Replica, tokens: Int64[Tensor, "sequences length"], *, chunk: int | None = None

@@ -23,7 +23,7 @@ from neuronal_ray.core.masks import apply_cut, cut
 from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.stats import Gram, RunningGram, RunningNorm, SquareSum, Statistic
 from neuronal_ray.core.trim import trim_rows
-from neuronal_ray.levels import LevelStore
+from neuronal_ray.levels import LevelStore, solve_at_levels
 from neuronal_ray.models.blocks import Recording, is_transposed
 from neuronal_ray.models.checkpoint import stored_tensors, write_weights, zero_masked
 from neuronal_ray.recipe import Ranks, Recipe
@@ -276,17 +276,20 @@ class Worker:
             streams = [recordings for recordings, _ in passed]
             yield streams, [observed for _, observed in passed]
 
-    def solve_levels(self, blocks: range, levels: Sequence[int], tokens: Int64[Tensor, "sequences length"]) -> LevelStore:
-        """The linears of a range of blocks solved at each of `levels`, by statistics on the dense stream; on the host."""
+    def solve_levels(
+        self, blocks: range, levels: Sequence[int], tokens: Int64[Tensor, "sequences length"]
+    ) -> LevelStore:
+        """The linears of a range of blocks solved at each of `levels` on the dense stream; on the host."""
         assert self.spec.recipe.statistic is not None
-        store = LevelStore()
+        solved = {}
         kinds = (self.spec.recipe.statistic,)
         for index, _, (grams,) in self._dense_walk(tokens, kinds, until=blocks.stop, wanted=blocks):
             factors = self._factorized(index, grams)
             with self.stopwatch.measure("solving"):
                 for spec in self.layout.blocks[index]:
-                    store.add(spec, self.replica.weight(spec), factors[spec.reads], self.spec.recipe, levels)
-        return store.to(torch.device("cpu"))
+                    weight, factor = self.replica.weight(spec), factors[spec.reads]
+                    solved[spec.linear] = solve_at_levels(spec, weight, factor, self.spec.recipe, levels)
+        return LevelStore(self.spec.recipe.levels, solved).to(torch.device("cpu"))
 
     def keep_levels(self, store: LevelStore) -> None:
         """Candidates are put together from these solutions from now on."""

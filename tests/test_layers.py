@@ -22,9 +22,8 @@ neuronal_ray.core
 neuronal_ray.core.masks neuronal_ray.core.stats
 neuronal_ray.core.layout neuronal_ray.core.operators neuronal_ray.core.spectrum neuronal_ray.core.spread
 neuronal_ray.core.alignment neuronal_ray.core.plan
-neuronal_ray.core.packing neuronal_ray.core.divergence
+neuronal_ray.core.packing neuronal_ray.core.divergence neuronal_ray.core.levels
 neuronal_ray.core.pattern neuronal_ray.core.trim neuronal_ray.core.directions
-neuronal_ray.core.levels
 neuronal_ray.methods
 neuronal_ray.methods.*
 neuronal_ray.refinements

@@ -16,22 +16,30 @@ from torch import Tensor
 
 from neuronal_ray import plugins
 from neuronal_ray.allocations import Allocation, Problem, Step
-from neuronal_ray.allocations.neuronal import block_rates
 from neuronal_ray.config import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.directions import Cells, coarse_direction, fine_direction
 from neuronal_ray.core.layout import Linear, Weighed
+from neuronal_ray.core.levels import level_counts
 from neuronal_ray.core.masks import smallest
 from neuronal_ray.core.plan import Counts, Plan, Rates, uniform_rates
 from neuronal_ray.core.spread import spread
 from neuronal_ray.core.stats import SquareSum, Statistic
-from neuronal_ray.rows import row_rates
+from neuronal_ray.rows import block_rates, row_rates
 
 STATISTIC: type[Statistic] | None = SquareSum
 
-FINE = (0.05, 0.12, 0.25)
+FINE = (0.04, 0.1, 0.25)
 COARSE = (0.35, 0.7, 1.2)
 _BOTH = (0.5, 1.0)
+_POOLED = (0.0, 0.5)
+_NUM_CANDIDATES = len(_POOLED) * len(FINE) + len(COARSE) + len(_BOTH)
+_FINE_SHARE = 0.25
+_DROPS, _MOST_EMPTIED = 2, 3
+_LEAST_SHARE = 18  # evaluations, for an iteration to be worth its while
+_NEURONAL_SHARE = 1 / 3  # of the budget at most
+_WORTH_ITS_BIAS = 0.75  # a start that diverges as much less than uniform is moved from; else uniform is
+_LEAST_SCALE = 0.25
 _PROBE = 0.1  # change of a cell's rate whose effect is looked at
 _PROBE_LEAST = 0.03
 _AXIS_STEP, _AXIS_LARGEST = 0.06, 0.16
@@ -48,15 +56,9 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _better(ours: Sequence[float], theirs: Sequence[float]) -> bool:
-    """Whether less on the even sequences and on the odd ones: what helps one half only fits its noise."""
-    halves = [slice(0, None, 2), slice(1, None, 2)] if len(ours) > 1 else [slice(None)]
-    return all(_mean(ours[half]) < _mean(theirs[half]) for half in halves)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _State:
-    """The best plan so far, with its divergence on each search sequence."""
+    """A plan with its divergence on each search sequence, and its number in the record."""
 
     plan: Plan
     divergences: tuple[float, ...]
@@ -64,7 +66,14 @@ class _State:
 
     @property
     def score(self) -> float:
+        """The mean over the sequences."""
         return _mean(self.divergences)
+
+    def betters(self, other: "_State") -> bool:
+        """Whether less on the even sequences and on the odd ones: what helps one half only fits its noise."""
+        ours, theirs = self.divergences, other.divergences
+        halves = [slice(0, None, 2), slice(1, None, 2)] if len(ours) > 1 else [slice(None)]
+        return all(_mean(ours[half]) < _mean(theirs[half]) for half in halves)
 
 
 class _Hunt:
@@ -73,30 +82,19 @@ class _Hunt:
     def __init__(self, problem: Problem, budget: int) -> None:
         self.problem, self.left = problem, float(budget)
         self.scores: list[float] = []
+        self.first: _State | None = None
         self.best: _State | None = None
 
-    def offer(self, plans: Sequence[Plan], found: Sequence[tuple[float, ...]]) -> int | None:
-        """Take the best of the candidates if it is better on both halves of the text; its index, else None."""
-        first = len(self.scores)
-        self.scores += [_mean(divergences) for divergences in found]
-        chosen = None
-        for index in sorted(range(len(plans)), key=lambda index: self.scores[first + index]):
-            if self.best is None or _better(found[index], self.best.divergences):
-                self.best = _State(plan=plans[index], divergences=found[index], number=first + index)
-                chosen = index
-                break
-        return chosen
-
-    def compare(self, plans: Sequence[Plan]) -> int | None:
-        """`offer` of as many plans as the budget allows."""
+    def compare(self, plans: Sequence[Plan], base: _State | None) -> tuple[int, _State] | None:
+        """The best of as many plans as the budget allows that is better than `base` on both halves, and its index."""
         plans, numbers = self._affordable(plans)
-        return self.offer(plans, self.problem.probe.divergences("adaptive", numbers, plans)) if plans else None
+        return self._taken(plans, self.problem.probe.divergences("adaptive", numbers, plans), base) if plans else None
 
     def tries(self, plans: Sequence[Plan]) -> list[Trial]:
         """`compare` with all that a trial tells of the plans."""
         plans, numbers = self._affordable(plans)
         trials = self.problem.probe.tries("adaptive", numbers, plans) if plans else []
-        self.offer(plans, [trial.divergences for trial in trials])
+        self._taken(plans, [trial.divergences for trial in trials], self.best)
         return trials
 
     def _affordable(self, plans: Sequence[Plan]) -> tuple[Sequence[Plan], list[float]]:
@@ -104,6 +102,21 @@ class _Hunt:
         plans = plans[: max(0, int(self.left))]
         self.left -= len(plans)
         return plans, [float(len(self.scores) + index) for index in range(len(plans))]
+
+    def _taken(
+        self, plans: Sequence[Plan], found: Sequence[tuple[float, ...]], base: _State | None
+    ) -> tuple[int, _State] | None:
+        first = len(self.scores)
+        states = [
+            _State(plan=plan, divergences=divergences, number=first + index)
+            for index, (plan, divergences) in enumerate(zip(plans, found, strict=True))
+        ]
+        self.scores += [state.score for state in states]
+        self.first = self.first or (states[0] if states else None)
+        ranked = sorted(states, key=lambda state: state.score)
+        self.best = next((state for state in ranked if self.best is None or state.betters(self.best)), self.best)
+        taken = next((state for state in ranked if base is None or state.betters(base)), None)
+        return None if taken is None else (taken.number - first, taken)
 
     def step(self) -> Step:
         """The record: candidates by the order in which they were tried."""
@@ -130,7 +143,8 @@ def allocate(
 ) -> Allocation:
     """Rates of least KL divergence from the dense model on the search text, of no more than `budget` evaluations.
 
-    1. Start from the best of uniform, NeuronAL's block candidates and the allocations named in `starts`.
+    1. Uniform, NeuronAL's block and row candidates and the allocations named in `starts` are candidates. The search
+       moves on from uniform, or from the best of them where it diverges by a quarter less.
     2. `iterations` times: probe every cell (linears of a kind in neighboring blocks) and every coarse direction on a
        quarter of the text, then compare steps of several lengths on all of it (core/directions.py).
     3. Compare spreads over the rows of each linear: by the difference of their outputs, and by the energy they lose.
@@ -154,7 +168,8 @@ def allocate(
     assert hunt.best is not None
     if hunt.best.score > 0:
         if blocks or parts:
-            _move(hunt, iterations, _ROWS_COST if rows else 0, blocks=blocks, parts=parts)
+            reserved = min(_ROWS_COST, budget // 3) if rows else 0
+            _move(hunt, iterations, reserved, blocks=blocks, parts=parts)
         if rows and hunt.left > _DIFFERENCES_COST:
             _spread_rows(hunt)
     plan = hunt.best.plan
@@ -177,7 +192,9 @@ def _start(
     uniform = problem.plan(uniform_rates(problem.layout, lambda _: problem.target), rows_adapted=False)
     plans = [uniform]
     plans += [plugins.load("allocations", name).allocate(problem).plan for name in names if name != "neuronal"]
-    lambdas = block_lambdas if "neuronal" in names else ()
+    affordable = hunt.left * _NEURONAL_SHARE  # at small budgets other candidates are worth more
+    lambdas = block_lambdas if "neuronal" in names and len(block_lambdas) <= affordable else ()
+    row_lambdas = row_lambdas if len(lambdas) + len(row_lambdas) <= affordable else ()
     candidates = [block_rates(problem, lam) for lam in lambdas]
     trials = hunt.tries(plans + [problem.plan(rates, rows_adapted=False) for rates in candidates])
     baselines = {"uniform": uniform}
@@ -198,41 +215,49 @@ def _least_misaligned(trials: Sequence[Trial]) -> int | None:
     return min(finite, key=lambda index: trials[index].misalignment, default=None)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Line:
+    """Candidates in one direction: moves of the linears' rates, and how far to go."""
+
+    direction: Float64[Tensor, " linears"]
+    lengths: tuple[float, ...]
+    fine: bool
+
+
 def _move(hunt: _Hunt, iterations: int, reserved: int, *, blocks: bool, parts: bool) -> None:
-    """Step 2 of `allocate`."""
+    """Step 2 of `allocate`: rounds of probes, then of candidates along the directions that these suggest."""
     problem = hunt.problem
-    fine, coarse, previous = 1.0, 1.0, None
+    assert hunt.first is not None and hunt.best is not None
+    here = hunt.best if hunt.best.score < _WORTH_ITS_BIAS * hunt.first.score else hunt.first
+    fine = coarse = 1.0  # what the lengths are multiplied by, smaller when they prove too long
+    momentum: Float64[Tensor, " linears"] | None = None
+    iterations = min(iterations, max(1, int((hunt.left - reserved) / _LEAST_SHARE)))
     for iteration in range(iterations):
         share = (hunt.left - reserved) / (iterations - iteration)
-        part, cells = _excerpt(problem, iteration, share - _num_candidates(), blocks=blocks, parts=parts)
+        part, cells = _excerpt(problem, iteration, share - _NUM_CANDIDATES, blocks=blocks, parts=parts)
         if cells is None:
             break
-        assert hunt.best is not None
-        here = hunt.best.plan
-        rates = _means(problem, here)
-        direction, downhill, cost = _directions(problem, here, rates, cells, part, coarse)
+        rates = _means(problem, here.plan)
+        lines, cost = _lines(
+            problem, here.plan, rates, cells, part, momentum, fine=fine, coarse=coarse, drops=iteration < _DROPS
+        )
         hunt.left -= cost
-        if previous is not None:
-            direction = direction + _MOMENTUM * previous
-        moves = [length * fine * direction for length in FINE]
-        if bool(downhill.any()):
-            moves += [length * coarse * downhill for length in COARSE]
-            moves += [length * (coarse * downhill + 0.25 * fine * direction) for length in _BOTH]
-        chosen = hunt.compare([_plan(problem, rates + move) for move in moves])
-        logger.info("iteration %d: divergence %.4g", iteration + 1, hunt.best.score)
-        previous = None
-        if chosen is None:
+        steps = [(line, length) for line in lines for length in line.lengths]
+        taken = hunt.compare([_plan(problem, rates + length * line.direction) for line, length in steps], here)
+        momentum = None
+        if taken is None:
             fine, coarse = 0.4 * fine, 0.4 * coarse
-        elif chosen < len(FINE):
-            previous = (_means(problem, hunt.best.plan) - rates) / (FINE[chosen] * fine)
-            fine *= 0.5 if chosen == 0 else 1.4 if chosen == len(FINE) - 1 else 1.0
+            continue
+        chosen, here = taken
+        logger.info("iteration %d: divergence %.4g", iteration + 1, here.score)
+        line, length = steps[chosen]
+        shortest, longest = length == line.lengths[0], length == line.lengths[-1]
+        if line.fine:
+            momentum = (_means(problem, here.plan) - rates) / length / fine
+            fine *= 0.4 if shortest else 1.6 if longest else 0.8
         else:
             fine *= 0.8
-            coarse *= 0.5 if chosen == len(FINE) else 1.0
-
-
-def _num_candidates() -> int:
-    return len(FINE) + len(COARSE) + len(_BOTH)
+            coarse *= 0.5 if shortest else 1.0
 
 
 def _excerpt(
@@ -252,33 +277,57 @@ def _excerpt(
     return range(0), None
 
 
-def _directions(
-    problem: Problem, plan: Plan, rates: Float64[Tensor, " linears"], cells: Cells, part: range, scale: float
-) -> tuple[Float64[Tensor, " linears"], Float64[Tensor, " linears"], float]:
-    """The fine and the coarse direction at `plan`, and what asking for them cost."""
-    specs = list(problem.layout)
+def _lines(
+    problem: Problem,
+    plan: Plan,
+    rates: Float64[Tensor, " linears"],
+    cells: Cells,
+    part: range,
+    momentum: Float64[Tensor, " linears"] | None,
+    *,
+    fine: float,
+    coarse: float,
+    drops: bool,
+) -> tuple[list[_Line], float]:
+    """What the probes at `plan` suggest, and their cost in evaluations: a cell denser, an axis up, an axis down."""
     changes: list[Counts] = [{}]
     weights = []
-    for cell in range(cells.count):
-        members = [spec for spec, number in zip(specs, cells.cell.tolist(), strict=True) if number == cell]
-        change = {spec.linear: _shifted(problem, plan, spec.linear) for spec in members}
+    for members in cells.members(problem.layout):
+        change = {linear: _shifted(problem, plan, linear) for linear in members}
         changes.append(change)
         weights.append(sum(int((plan.removed[linear] - counts).sum()) for linear, counts in change.items()))
-    step = _AXIS_STEP * max(0.25, scale)
+    step = _AXIS_STEP * max(_LEAST_SCALE, coarse)
     for sign in (1, -1):
         changes += [_plan(problem, rates + sign * step * axis).removed for axis in cells.axes]
+    emptied = [(1 - rates) * (cells.part == number) for number in range(int(cells.part.max()) + 1)] if drops else []
+    changes += [_plan(problem, rates + move).removed for move in emptied]
     values = problem.probe.changed(plan, changes, part)
+    cost = _cost(problem, changes, part)
     here, probed = values[0], values[1 : 1 + cells.count]
-    ups, downs = torch.tensor(values[1 + cells.count :]).view(2, -1).tolist()
     if not 0 < here < math.inf:
-        return torch.zeros_like(rates), torch.zeros_like(rates), _cost(problem, changes, part)
+        return [], cost
     gains = [
-        (math.log(here) - math.log(max(value, 1e-300))) / weight if weight else 0.0
+        math.log(here / value) / weight if weight and 0 < value < math.inf else 0.0
         for value, weight in zip(probed, weights, strict=True)
     ]
-    fine = fine_direction(cells, torch.tensor(gains, dtype=torch.float64))
-    coarse = coarse_direction(cells, here, ups, downs, step=step, largest=_AXIS_LARGEST)
-    return fine, coarse, _cost(problem, changes, part)
+    lines = []
+    for pooled in _POOLED:
+        direction = fine_direction(cells, torch.tensor(gains, dtype=torch.float64), pooled=pooled)
+        direction = direction if momentum is None else direction + _MOMENTUM * momentum
+        lines.append(_Line(direction=fine * direction, lengths=FINE, fine=True))
+    if len(cells.axes):
+        first, last = 1 + cells.count, 1 + cells.count + 2 * len(cells.axes)
+        ups, downs = torch.tensor(values[first:last], dtype=torch.float64).view(2, -1).tolist()
+        downhill = coarse * coarse_direction(cells, here, ups, downs, step=step, largest=_AXIS_LARGEST)
+        lines.append(_Line(direction=downhill, lengths=COARSE, fine=False))
+        lines.append(_Line(direction=downhill + _FINE_SHARE * lines[-2].direction, lengths=_BOTH, fine=False))
+    without = values[len(values) - len(emptied) :]
+    better = sorted((value, number) for number, value in enumerate(without) if value < here)[:_MOST_EMPTIED]
+    move = torch.zeros_like(rates)
+    for _, number in better:
+        move = move + emptied[number]
+        lines.append(_Line(direction=move, lengths=(1.0,), fine=False))
+    return lines, cost
 
 
 def _cost(problem: Problem, changes: Sequence[Counts], part: range) -> float:
@@ -294,7 +343,7 @@ def _shifted(problem: Problem, plan: Plan, linear: Linear) -> Tensor:
     spec = problem.layout[linear]
     removed = plan.removed[linear]
     if problem.levels or problem.pattern is not None:
-        unit = 1 / (problem.levels or problem.pattern.group)  # type: ignore[union-attr]
+        unit = 1 / (problem.pattern.group if problem.pattern is not None else problem.levels)
         shift = unit * max(1, round(_PROBE / unit))
     else:
         shift = _PROBE
@@ -302,16 +351,9 @@ def _shifted(problem: Problem, plan: Plan, linear: Linear) -> Tensor:
     if rate < _PROBE_LEAST:
         shift = -shift
     if problem.levels:
-        return _level_counts(problem, linear, rate - shift)
+        number = min(problem.levels, max(0, round((rate - shift) * problem.levels)))
+        return level_counts(spec, number, problem.levels)
     return (removed - round(shift * spec.columns)).clamp(0, spec.columns).int()
-
-
-def _level_counts(problem: Problem, linear: Linear, rate: float) -> Tensor:
-    """The counts of a linear at the level nearest to `rate`, shared evenly among its rows."""
-    spec = problem.layout[linear]
-    level = min(problem.levels, max(0, round(rate * problem.levels)))
-    each, more = divmod(round(level * spec.size / problem.levels), spec.rows)
-    return each + (torch.arange(spec.rows) < more).int()
 
 
 def _plan(problem: Problem, means: Float64[Tensor, " linears"]) -> Plan:
@@ -349,7 +391,7 @@ def _spread_rows(hunt: _Hunt) -> None:
         joint |= found
     candidates = [_by_difference(rates, differences, lam) for lam in _ROW_LAMBDAS]
     candidates += [{name: rate + share * (joint[name] - rate) for name, rate in rates.items()} for share in _ROW_SHARES]
-    hunt.compare([problem.plan(candidate, rows_adapted=True) for candidate in candidates])
+    hunt.compare([problem.plan(candidate, rows_adapted=True) for candidate in candidates], hunt.best)
 
 
 def _by_difference(rates: Rates, differences: Mapping[Linear, Float64[Tensor, " rows"]], lam: float) -> Rates:

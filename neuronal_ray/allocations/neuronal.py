@@ -6,19 +6,15 @@ Cunegatti et al., Zeroth-Order Adaptive Neuron Alignment Based Pruning without R
 from collections.abc import Sequence
 from functools import partial
 
-import torch
-
 from neuronal_ray.allocations import Allocation, Problem, Step
 from neuronal_ray.config import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.alignment import Trial
-from neuronal_ray.core.plan import Rates, uniform_rates
-from neuronal_ray.core.spread import block_schedule
+from neuronal_ray.core.plan import uniform_rates
 from neuronal_ray.core.stats import Statistic
-from neuronal_ray.rows import search_lambdas, search_rows
+from neuronal_ray.rows import block_rates, search_lambdas, search_rows
 
 STATISTIC: type[Statistic] | None = None
 
-_LOWEST, _HIGHEST = 0.01, 0.99
 _NARROWED_FROM, _WIDEST = 0.8, 0.25  # from this target on, the released code drops its widest block lambda
 
 
@@ -63,15 +59,3 @@ def allocate(
         found.append(rows.step)
         rates, plan = rows.rates, rows.plan
     return Allocation(plan=plan, rates=rates, steps=tuple(found), baselines=baselines)
-
-
-def block_rates(problem: Problem, lam: float, *, schedule: str = "linear") -> Rates:
-    """Rates rising over the blocks around the target, linearly from target - lam to target + lam (section 4.1).
-
-    `authors`: a rate of 0 or less becomes 0.01, of 1 or more 0.99; others are not clipped.
-    """
-    by_index = block_schedule(schedule, problem.layout.num_blocks, lam=lam, mean=problem.target)
-    if problem.mode == "authors":
-        by_index = torch.where(by_index <= 0, _LOWEST, torch.where(by_index >= 1, _HIGHEST, by_index))
-    by_block = by_index.tolist()
-    return uniform_rates(problem.layout, lambda block: by_block[block])

@@ -9,11 +9,10 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from neuronal_ray.core.layout import Layout
+from neuronal_ray.core.layout import Layout, Linear
 
 _KNOTS = 4
 _LEAST_GAIN = 0.05  # of the median gain: a cell that gains less, or loses, counts as this
-_POOLED = 0.5
 _LARGEST_MOVE = 2.0  # times the mean move
 _LEAST_CURVATURE = 0.3  # of the median curvature
 
@@ -65,6 +64,13 @@ class Cells:
         rows = ([kinds] if num_kinds > 1 else []) + ([depth] if depth.shape[0] > 1 else [])
         return torch.cat(rows) if rows else torch.zeros(0, len(self.sizes), dtype=torch.float64)
 
+    def members(self, layout: Layout) -> list[list[Linear]]:
+        """The linears of each cell."""
+        members: list[list[Linear]] = [[] for _ in range(self.count)]
+        for spec, cell in zip(layout, self.cell.tolist(), strict=True):
+            members[cell].append(spec.linear)
+        return members
+
     def mean(self, values: Float64[Tensor, " linears"], groups: Int64[Tensor, " linears"]) -> Tensor:
         """For every linear the mean of `values` over its group."""
         number = int(groups.max()) + 1
@@ -79,12 +85,14 @@ def _numbered(names: Sequence[object]) -> Int64[Tensor, " linears"]:
     return torch.tensor([numbers[name] for name in names])
 
 
-def fine_direction(cells: Cells, gains: Float64[Tensor, " cells"]) -> Float64[Tensor, " linears"]:
+def fine_direction(
+    cells: Cells, gains: Float64[Tensor, " cells"], *, pooled: float = 0.0
+) -> Float64[Tensor, " linears"]:
     """Moves of the linears' rates in [-1, 1]: down where a weight more gains much, up where it gains little.
 
-    `gains`: by how much ln KL falls per weight that a cell keeps more. The logarithms of the gains, half of them
-    replaced by what kind and part of the block explain (noise of few sequences is not followed), less their mean over
-    the weights, in units of their mean size, bounded.
+    `gains`: by how much ln KL falls per weight that a cell keeps more. The logarithms of the gains, a share `pooled` of
+    them replaced by what kind and part of the block explain (which averages the noise of few sequences), less their
+    mean over the weights, in units of their mean size, bounded.
     """
     gains = gains.nan_to_num(nan=0.0, posinf=float(gains[gains.isfinite()].max()) if gains.isfinite().any() else 0.0)
     positive = gains[gains > 0]
@@ -94,7 +102,7 @@ def fine_direction(cells: Cells, gains: Float64[Tensor, " cells"]) -> Float64[Te
     logs = (gains.clamp(min=_LEAST_GAIN * float(median)) / median).log()[cells.cell]  # [cells] -> [linears]
     by_kind = cells.mean(logs, cells.kind)
     explained = by_kind + cells.mean(logs - by_kind, cells.part)
-    logs = (1 - _POOLED) * logs + _POOLED * explained
+    logs = (1 - pooled) * logs + pooled * explained
     logs = logs - (logs * cells.sizes).sum() / cells.sizes.sum()
     size = logs.abs().mean()
     return -(logs / size).clamp(-_LARGEST_MOVE, _LARGEST_MOVE) / _LARGEST_MOVE if size > 0 else logs

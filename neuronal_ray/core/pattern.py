@@ -5,19 +5,19 @@ the two coincide for 2:4 and 4:8 only.)
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from neuronal_ray.core.layout import Layout, Linear, LinearSpec
+from neuronal_ray.core.layout import Layout, Linear
+from neuronal_ray.core.levels import whole_levels
 from neuronal_ray.core.masks import rank_dtype, rank_rows
-from neuronal_ray.core.plan import Plan, PlanError, Rates, water_level
+from neuronal_ray.core.plan import Plan, PlanError, Rates
 
 _LONGEST_GROUP = 64
-_DECIMALS = 9
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,10 @@ def rank_in_groups(
 
 
 def pattern_plan(layout: Layout, rates: Rates, *, target: float, pattern: Pattern) -> Plan:
-    """The plan of a fixed pattern, whatever the rates; of a mixed one the plan that follows the blocks' rates.
+    """The plan of a fixed pattern, whatever the rates; of a mixed one the plan that follows the linears' rates.
 
-    Mixed: every linear loses n of each group, n the same for all linears of a block but for a few. The blocks' mean
-    rates are moved by one offset and bounded to [0, 1] as in `exact_plan`, then rounded: all blocks down to a whole
-    n, then up in the order of largest remainder (ties: the earlier block) while the next whole block still fits in
-    round(target * N). What is missing then is made up by linears that lose one more of each group, those whose sum is
-    nearest to it (ties: the smaller sum). Linears count as large as they are, the largest go first, and of one size
+    Mixed: every linear loses n of each group, n the same for all linears of a block that are asked the same rate but
+    for a few (core.levels.whole_levels). Linears count as large as they are, the largest go first, and of one size
     those of the blocks left down, by remainder.
 
     So the budget is met exactly when the rates are whole, or when some linears add up to what is missing; else it
@@ -88,7 +85,7 @@ def pattern_plan(layout: Layout, rates: Rates, *, target: float, pattern: Patter
     """
     check_pattern({spec.linear: spec.columns for spec in layout}, pattern)
     if pattern.kept is None:
-        counts = _mixed_counts(layout, rates, budget=round(target * layout.prunable), group=pattern.group)
+        counts = whole_levels(layout, rates, budget=round(target * layout.prunable), levels=pattern.group)
     else:
         counts = {spec.linear: pattern.group - pattern.kept for spec in layout}
     removed = {}
@@ -96,56 +93,3 @@ def pattern_plan(layout: Layout, rates: Rates, *, target: float, pattern: Patter
         of_row = counts[spec.linear] * spec.columns // pattern.group
         removed[spec.linear] = torch.full((spec.rows,), of_row, dtype=torch.int32)
     return Plan(removed)
-
-
-def _mixed_counts(layout: Layout, rates: Rates, *, budget: int, group: int) -> dict[Linear, int]:
-    """Removed per group for every linear."""
-    sizes = torch.tensor([sum(spec.size for spec in specs) for specs in layout.blocks], dtype=torch.float64)
-    sums = [sum(float(rates[spec.linear].mean()) * spec.size for spec in specs) for specs in layout.blocks]
-    means = torch.tensor(sums, dtype=torch.float64) / sizes
-    wanted = (water_level(means, sizes, float(budget)) * group).round(decimals=_DECIMALS)  # noise made a tie
-    floors = wanted.floor()
-    remainders = (wanted - floors).round(decimals=_DECIMALS)
-    of_block = floors.long().tolist()
-    missing = budget - sum(
-        count * spec.size // group for count, specs in zip(of_block, layout.blocks, strict=True) for spec in specs
-    )
-    up, down = [], []
-    for block in remainders.argsort(descending=True, stable=True).tolist():
-        step = sum(spec.size // group for spec in layout.blocks[block])
-        if of_block[block] < group and step <= missing:
-            of_block[block] += 1
-            missing -= step
-            up.append(block)
-        else:
-            down.append(block)
-    counts = {spec.linear: of_block[spec.linear.block] for spec in layout}
-    spare = [spec for block in down + up for spec in layout.blocks[block] if counts[spec.linear] < group]
-    for spec in _nearest_sum(spare, missing, group):
-        counts[spec.linear] += 1
-    return counts
-
-
-def _nearest_sum(specs: Sequence[LinearSpec], missing: int, group: int) -> list[LinearSpec]:
-    """The linears whose weights per n add up nearest to `missing`; of equal sums those with more of the largest.
-
-    Models have few sizes of linears: the sums that any number of each size can give are few, too.
-    """
-    by_step: dict[int, list[LinearSpec]] = {}
-    for spec in specs:
-        by_step.setdefault(spec.size // group, []).append(spec)
-    steps = sorted(by_step, reverse=True)
-    sums: dict[int, tuple[int, ...]] = {0: ()}  # a sum and how many of each size, in the order of `steps`, make it
-    for step in steps:
-        longer: dict[int, tuple[int, ...]] = {}
-        for total, numbers in sums.items():
-            enough = min(len(by_step[step]), max(0, -((total - missing) // step)))  # the first that is not below
-            for number in range(enough + 1):
-                reached = total + number * step
-                longer[reached] = max(longer.get(reached, ()), (*numbers, number))
-        sums = longer
-    nearest = min(sums, key=lambda total: (abs(total - missing), total))
-    chosen = []
-    for step, number in zip(steps, sums[nearest], strict=True):
-        chosen += by_step[step][:number]
-    return chosen

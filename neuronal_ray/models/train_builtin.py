@@ -354,7 +354,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     held_out = torch.tensor(tokenizer(evaluation).input_ids)
     print(f"{len(stream)} training tokens, {len(held_out)} held-out tokens")
 
-    model = make_model(arguments.family, hidden=arguments.hidden, blocks=arguments.blocks, vocabulary=arguments.vocabulary)
+    model = make_model(
+        arguments.family, hidden=arguments.hidden, blocks=arguments.blocks, vocabulary=arguments.vocabulary
+    )
     print(f"{model.num_parameters()} parameters")
     batches = training_batches(stream, seed=arguments.seed)
     train(model, batches, held_out=held_out, steps=arguments.steps, report=print_progress)
