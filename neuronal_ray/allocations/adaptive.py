@@ -112,7 +112,8 @@ class _Hunt:
             for index, (plan, divergences) in enumerate(zip(plans, found, strict=True))
         ]
         self.scores += [state.score for state in states]
-        self.first = self.first or (states[0] if states else None)
+        if self.first is None and states:
+            self.first = self.best = states[0]
         ranked = sorted(states, key=lambda state: state.score)
         self.best = next((state for state in ranked if self.best is None or state.betters(self.best)), self.best)
         taken = next((state for state in ranked if base is None or state.betters(base)), None)
@@ -145,7 +146,7 @@ def allocate(
 
     1. Uniform, NeuronAL's block and row candidates and the allocations named in `starts` are candidates. The search
        moves on from uniform, or from the best of them where it diverges by a quarter less.
-    2. `iterations` times: probe every cell (linears of a kind in neighboring blocks) and every coarse direction on a
+    2. `iterations` times, once more where rows cannot differ: probe every cell (linears of a kind in neighboring blocks) and every coarse direction on a
        quarter of the text, then compare steps of several lengths on all of it (core/directions.py).
     3. Compare spreads over the rows of each linear: by the difference of their outputs, and by the energy they lose.
 
@@ -169,7 +170,7 @@ def allocate(
     if hunt.best.score > 0:
         if blocks or parts:
             reserved = min(_ROWS_COST, budget // 3) if rows else 0
-            _move(hunt, iterations, reserved, blocks=blocks, parts=parts)
+            _move(hunt, iterations if rows else iterations + 1, reserved, blocks=blocks, parts=parts)
         if rows and hunt.left > _DIFFERENCES_COST:
             _spread_rows(hunt)
     plan = hunt.best.plan
