@@ -258,8 +258,9 @@ def _check_settings(config: PruneConfig, allocation: str) -> None:
     _checked("method", [method.score, method.factorize, method.solve] if method.SOLVES else [method.score], config)
     spread = plugins.load("allocations", allocation)
     _checked("allocation", [spread.allocate], config)
-    if allocation == "neuronal":
-        for name in config.settings_of("allocation"):
+    with_flags = {"adaptive": ("budget", "block_lambdas", "row_lambdas")}.get(allocation, ())
+    for name in config.settings_of("allocation"):
+        if allocation == "neuronal" or name in with_flags:
             raise ValueError(f"--set allocation.{name}: has a flag of its own (see --help)")
     if config.refinement != "none":
         _checked("refinement", [plugins.load("refinements", config.refinement).refine], config)

@@ -78,9 +78,9 @@ class Search:
         calibration: Tokens,
         samples: int,
         mode: str,
-        criterion: str,
         solves: bool,
         progress: Progress,
+        criterion: str = "alignment",
         levels: int = 0,
         target: float = 0.0,
     ) -> None:

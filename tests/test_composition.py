@@ -11,6 +11,8 @@ from neuronal_ray.core.stats import Moments, SquareSum
 
 
 def composed(*argv: str) -> Composition:
+    """The choices of a command line, in paper mode unless it says otherwise."""
+    argv = argv if "--mode" in argv else ("--mode", "paper", *argv)
     config = parse_config(
         PruneConfig, ["--model", "m", "--output", "out", *argv], prog="neuronal-ray prune", description=""
     )
@@ -37,6 +39,12 @@ REFUSED = {
     "--mode authors --schedule exp": "--schedule: exp is not in the released code; use --mode paper",
     "--mode authors --lambda-search continuous": "--lambda-search: continuous is not in the released code",
     "--mode authors --score-stream dense": "--score-stream: dense is not what the released code does",
+    "--mode authors --criterion kl": "--criterion: kl is not in the released code; use --mode paper",
+    "--mode authors --allocation adaptive": "--allocation: adaptive is not in the released code; use --mode paper",
+    "--mode best --criterion alignment": "--allocation adaptive: compares by --criterion kl only",
+    "--mode best --set allocation.starts=besa": "--set allocation.starts: 'besa', expected some of: neuronal, owl",
+    "--mode best --set allocation.iterations=-1": "--set allocation.iterations: -1, expected 0 or more",
+    "--mode best --set allocation.budget=3": "--set allocation.budget: has a flag of its own",
     "--set refinement.max_cycles=3": "--set refinement: there is no refinement to set; add --refinement",
     "--set method.damping=0.1": "--set method.damping: unknown setting, expected nothing: method has no settings",
     "--set allocation.steps=row": "--set allocation.steps: has a flag of its own",
@@ -61,7 +69,43 @@ def test_what_does_not_go_together_is_refused_in_one_line(arguments: str, messag
     assert "\n" not in str(caught.value)
 
 
-def test_the_defaults_are_wanda_and_neuronal_at_70_percent() -> None:
+def test_the_defaults_of_best_mode_are_wanda_and_adaptive_by_kl_at_70_percent() -> None:
+    config = parse_config(PruneConfig, ["--model", "m", "--output", "out"], prog="p", description="")
+    found = compose(config)
+    assert (found.recipe.method, found.allocation, found.criterion, found.target) == ("wanda", "adaptive", "kl", 0.7)
+    assert (found.settings["budget"], found.settings["rows"], found.levels) == (140, True, 0)
+    assert not found.pruned_stream
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rows", "levels"),
+    [
+        ("", True, 0),
+        ("--allocation adaptive --mode paper", True, 0),
+        ("--method sparsegpt", False, 20),
+        ("--method sparsegpt --refinement dsnot", True, 0),
+        ("--method alps --pattern n:8", False, 8),
+        ("--pattern n:8", False, 0),
+        ("--row-step trim", False, 0),
+        ("--set allocation.rows=false", False, 0),
+    ],
+)
+def test_adaptive_spreads_rows_where_nothing_else_does(arguments: str, rows: bool, levels: int) -> None:
+    argv = arguments.split() if "--mode" in arguments else ["--mode", "best", *arguments.split()]
+    found = composed(*argv)
+    assert (found.allocation, found.criterion) == ("adaptive", "kl")
+    assert (found.settings["rows"], found.levels) == (rows, levels)
+
+
+def test_the_criterion_is_the_mode_s_unless_asked() -> None:
+    assert composed("--mode", "best", "--allocation", "neuronal").criterion == "kl"
+    assert composed("--mode", "best", "--allocation", "neuronal", "--criterion", "alignment").criterion == "alignment"
+    assert composed().criterion == "alignment"
+    assert composed("--criterion", "kl").criterion == "kl"
+    assert composed("--mode", "authors").criterion == "alignment"
+
+
+def test_the_defaults_of_paper_mode_are_wanda_and_neuronal_at_70_percent() -> None:
     found = composed()
     assert (found.recipe.method, found.allocation, found.target, found.row_step) == ("wanda", "neuronal", 0.7, None)
     assert found.settings["steps"] == "both"

@@ -31,6 +31,8 @@ PRUNE_OPTIONS = RUN_OPTIONS | {
     "refined-parts",
     "pattern",
     "mode",
+    "criterion",
+    "search-budget",
     "neuronal-steps",
     "block-lambdas",
     "row-lambdas",
@@ -94,7 +96,8 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_defaults() -> None:
     config = prune()
-    assert (config.sparsity, config.method, config.allocation, config.mode) == (None, "wanda", None, "paper")
+    assert (config.sparsity, config.method, config.allocation, config.mode) == (None, "wanda", None, "best")
+    assert (config.criterion, config.search_budget) == (None, 140)
     assert (config.row_step, config.refinement, config.refined_parts) == (None, "none", "attention")
     assert (config.pattern, config.schedule, config.lambda_search) == ("unstructured", "linear", "set")
     assert (config.block_lambdas, config.row_lambdas) == (LAMBDAS, ROW_LAMBDAS)
@@ -214,7 +217,9 @@ def test_settings_of_another_shape_are_refused(capsys: pytest.CaptureFixture[str
         ("row-lambdas", "0.1;0.2"),
         ("method", "magic"),
         ("allocation", "magic"),
-        ("mode", "best"),
+        ("mode", "published"),
+        ("criterion", "loss"),
+        ("search-budget", "0"),
         ("neuronal-steps", "rows"),
         ("score-stream", "sparse"),
         ("device", "tpu"),

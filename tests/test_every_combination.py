@@ -10,10 +10,9 @@ from neuronal_ray import plugins
 from neuronal_ray.composition import compose
 from neuronal_ray.config import PruneConfig, parse_config
 from neuronal_ray.core.plan import Plan
-from neuronal_ray.pipeline import allocate, gather_and_rank
+from neuronal_ray.pipeline import allocate, gather_and_rank, search_for
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
-from neuronal_ray.search import Search
 from neuronal_ray.worker import Walk, Worker, WorkerSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,6 +21,7 @@ FAMILIES = ("llama", "mistral", "opt", "phi", "mixtral")
 SAMPLES, SEARCHED, LENGTH = 6, 2, 16
 QUICK = {
     "neuronal": ["--block-lambdas", "0.05,0.2", "--row-lambdas", "0,0.1"],
+    "adaptive": ["--search-budget", "24", "--block-lambdas", "0.05,0.2", "--row-lambdas", "0,0.1"],
     "atp": ["--set", "allocation.max_candidates=3"],
     "besa": ["--set", "allocation.steps=2"],
 }
@@ -43,15 +43,17 @@ def combinations() -> Iterator[str]:
         yield f"--method wanda --allocation {allocation} --pattern n:8"
     for method in plugins.names("methods"):
         yield f"--method {method} --allocation neuronal --pattern n:8"
-    for allocation in ("uniform", "owl", "neuronal"):
+    for allocation in ("uniform", "owl", "neuronal", "adaptive"):
         for row_step in ("neuronal", "trim"):
             yield f"--method wanda --allocation {allocation} --row-step {row_step}"
     yield "--method wanda --pattern 2:4 --refinement dsnot --refined-parts all"
     yield "--method wanda --pattern n:8 --refinement dsnot --refined-parts mlp"
     yield "--method wanda --allocation owl --row-step trim --refinement dsnot"
     for schedule in ("exp", "log"):
-        yield f"--schedule {schedule}"
-    yield "--lambda-search continuous"
+        yield f"--allocation neuronal --schedule {schedule}"
+    yield "--allocation neuronal --lambda-search continuous"
+    yield "--mode paper --criterion kl --allocation neuronal"
+    yield "--mode best --allocation neuronal --criterion alignment"
     for method in ("wanda", "sparsegpt", "alps", "magnitude"):
         yield f"--method {method} --score-stream {'dense' if method in ('sparsegpt', 'alps') else 'pruned'}"
     yield "--method wanda --refinement dsnot --score-stream pruned"
@@ -71,7 +73,8 @@ class Pruned:
 
     def __init__(self, path: Path, arguments: str) -> None:
         argv = ["--model", "m", "--output", "out", *arguments.split()]
-        argv += QUICK.get(argv[argv.index("--allocation") + 1] if "--allocation" in argv else "neuronal", [])
+        argv += QUICK.get(argv[argv.index("--allocation") + 1] if "--allocation" in argv else "adaptive", [])
+        argv += ["--search-samples", str(SEARCHED), "--calibration-samples", str(SAMPLES)]
         if "alps" in argv:
             argv += ["--set", "method.iterations=6"]
         config = parse_config(PruneConfig, argv, prog="test", description="")
@@ -89,15 +92,7 @@ class Pruned:
         text = torch.randint(3, 64, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
         progress = Progress()
         gather_and_rank(self.composition, pool, text, progress)
-        search = Search(
-            pool,
-            layout=self.worker.layout,
-            calibration=text,
-            samples=SEARCHED,
-            mode=config.mode,
-            solves=self.composition.recipe.solves,
-            progress=progress,
-        )
+        search = search_for(config, self.composition, pool, text, progress)
         allocation = allocate(config, self.composition, self.worker.layout, search)
         self.plan: Plan = allocation.plan
         walk = Walk(pruned=self.composition.pruned_stream, released=self.composition.released)

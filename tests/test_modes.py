@@ -137,7 +137,7 @@ def test_6_activations_are_norms_per_feature_over_the_sequences(workers: dict, m
     handle = worker.replica.linears[0]["self_attn.o_proj"].register_forward_pre_hook(
         lambda _, args: inputs.append(args[0])
     )
-    for recording in worker._search:
+    for recording in worker._text.recordings:
         worker.replica.stream.block(0, recording)
     handle.remove()
     tokens = torch.cat([chunk.flatten(0, 1) for chunk in inputs])

@@ -89,6 +89,7 @@ def prune_arguments(folder: Path, output: Path | str, **changes: str | None) -> 
         "block_lambdas": "0.05,0.15",
         "row_lambdas": "0,0.1",
         "threads": "1",
+        "mode": "paper",
         "address": "none",
     } | changes
     words = [("--" + name.replace("_", "-"), value) for name, value in options.items() if value is not None]

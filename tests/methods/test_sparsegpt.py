@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from neuronal_ray.core.masks import smallest
 from neuronal_ray.core.stats import Gram, RunningGram
 from neuronal_ray.methods import Quota, sparsegpt
 
@@ -207,7 +208,7 @@ def test_the_position_of_the_cut_is_exact_over_all_magnitudes(position: int) -> 
     generator = torch.Generator().manual_seed(position)
     values = torch.cat([torch.rand(1000, generator=generator), 10.0 ** torch.linspace(-44, 38, 995), torch.zeros(3)])
     values = torch.cat([values, torch.full((2,), math.inf)])
-    found = sparsegpt._smallest(values.view(40, 50), position)
+    found = smallest(values.view(40, 50), position)
     assert float(found) == sorted(values.tolist())[position - 1]
 
 
