@@ -8,10 +8,9 @@ import torch
 
 from neuronal_ray.composition import compose
 from neuronal_ray.config import PruneConfig, parse_config
-from neuronal_ray.pipeline import allocate, gather_and_rank
+from neuronal_ray.pipeline import allocate, gather_and_rank, search_for
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
-from neuronal_ray.search import Search
 from neuronal_ray.worker import Worker, WorkerSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,11 +44,16 @@ class Divided:
         "--method sparsegpt --allocation atp --set allocation.max_candidates=5",
         "--method wanda --allocation besa --set allocation.steps=2",
         "--method wanda --allocation owl --row-step trim",
+        "--search-budget 60 --block-lambdas 0.05,0.2 --row-lambdas 0,0.1",
+        "--method sparsegpt --search-budget 50 --block-lambdas 0.05,0.2",
     ],
 )
 def test_plans_do_not_depend_on_the_number_of_workers(arguments: str, checkpoint_dir: Callable[[str], Path]) -> None:
     config = parse_config(
-        PruneConfig, ["--model", "m", "--output", "o", *arguments.split()], prog="test", description=""
+        PruneConfig,
+        ["--model", "m", "--output", "o", "--search-samples", "2", *arguments.split()],
+        prog="test",
+        description="",
     )
     composition = compose(config)
     spec = WorkerSpec(
@@ -66,17 +70,9 @@ def test_plans_do_not_depend_on_the_number_of_workers(arguments: str, checkpoint
         pool = Divided(InProcessPool(spec), replicas)
         gather_and_rank(composition, pool, text, Progress())
         layout = pool.first(Worker.describe)
-        search = Search(
-            pool,
-            layout=layout,
-            calibration=text,
-            samples=2,
-            mode="paper",
-            solves=composition.recipe.solves,
-            progress=Progress(),
-        )
+        search = search_for(config, composition, pool, text, Progress())
         allocation = allocate(config, composition, layout, search)
         digests.append((allocation.plan.digest, [step.scores for step in allocation.steps]))
         tasks.append(pool.items[-1])
     assert digests[0] == digests[1] == digests[2]
-    assert tasks == [1, 2, 3]
+    assert tasks == [1, 2, 3] or "--allocation" not in arguments  # the last of adaptive's questions has one task each

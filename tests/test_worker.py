@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import neuronal_ray.replica
-from neuronal_ray.core.layout import Group, LinearSpec
+from neuronal_ray.core.layout import Group, Linear, LinearSpec
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.core.stats import SquareSum
 from neuronal_ray.methods import sparsegpt
@@ -513,3 +513,68 @@ def test_the_base_models_checkpoint_is_written_under_its_own_names(
         reloaded = loaded(input_ids=text(), use_cache=False).logits
     (tried,) = worker.logits(text(), plan)
     assert torch.equal(reloaded, tried)
+
+
+# --- divergence ---
+
+
+def test_changes_are_those_of_the_changed_plan_on_those_sequences(checkpoint_dir: Callable[[str], Path]) -> None:
+    spec = WorkerSpec(
+        model_path=checkpoint_dir("llama"),
+        device="cpu",
+        dtype="float32",
+        recipe=Recipe(method="magnitude"),
+        threads=None,
+        trust_remote_code=False,
+    )
+    text = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(5))
+    worker, excerpt = Worker(spec), Worker(spec)
+    for each, tokens in ((worker, text), (excerpt, text[1:3])):
+        each.rank()
+        each.set_search_text(tokens, chunk=2, with_reference=False)
+    layout = worker.layout
+    plan = exact_plan(layout, uniform_rates(layout, lambda _: 0.5), target=0.5)
+    other = exact_plan(layout, uniform_rates(layout, lambda _: 0.8), target=0.8)
+    blocks = [[], [0], [1], [layout.num_blocks - 1], [0, 2]]
+    changes = [
+        {spec.linear: other.removed[spec.linear] for b in chosen for spec in layout.blocks[b]} for chosen in blocks
+    ]
+    found = worker.changed(changes, plan, range(1, 3))
+    for value, change in zip(found, changes, strict=True):
+        expected = excerpt.divergence(Plan({**plan.removed, **change}))
+        assert value == pytest.approx(sum(expected) / 2, rel=1e-5)
+    assert len(set(found)) == len(found)
+
+
+def test_differences_are_those_of_two_models_side_by_side(checkpoint_dir: Callable[[str], Path]) -> None:
+    spec = WorkerSpec(
+        model_path=checkpoint_dir("opt"),
+        device="cpu",
+        dtype="float32",
+        recipe=Recipe(method="magnitude"),
+        threads=None,
+        trust_remote_code=False,
+    )
+    text = torch.randint(3, 64, (3, 12), generator=torch.Generator().manual_seed(6))
+    worker = Worker(spec)
+    worker.rank()
+    worker.set_search_text(text, chunk=2, with_reference=False)
+    plan = exact_plan(worker.layout, uniform_rates(worker.layout, lambda _: 0.5), target=0.5)
+    outputs: list[dict[Linear, torch.Tensor]] = []
+    for pruned in (False, True):
+        model = AutoModelForCausalLM.from_pretrained(checkpoint_dir("opt"), dtype=torch.float32).eval()
+        seen: dict[Linear, torch.Tensor] = {}
+        for linear_spec in worker.layout:
+            name = worker.replica.name(linear_spec).removesuffix(".weight")
+            module = model.get_submodule(name)
+            if pruned:
+                module.weight.data[worker.mask(linear_spec.linear, plan)] = 0
+            module.register_forward_hook(lambda _m, _a, out, key=linear_spec.linear, seen=seen: seen.update({key: out}))
+        with torch.no_grad():
+            model(text)
+        outputs.append(seen)
+    found = worker.differences(range(3), plan)
+    for linear, squares in found.items():
+        expected = (outputs[0][linear] - outputs[1][linear]).double().square().flatten(0, -2).sum(0)
+        assert squares.tolist() == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-9)
+    assert set(found) == {linear_spec.linear for linear_spec in worker.layout}

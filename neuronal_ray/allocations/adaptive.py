@@ -146,18 +146,19 @@ def allocate(
 
     1. Uniform, NeuronAL's block and row candidates and the allocations named in `starts` are candidates. The search
        moves on from uniform, or from the best of them where it diverges by a quarter less.
-    2. `iterations` times, once more where rows cannot differ: probe every cell (linears of a kind in neighboring blocks) and every coarse direction on a
-       quarter of the text, then compare steps of several lengths on all of it (core/directions.py).
+    2. `iterations` times, once more where rows cannot differ: probe every cell (linears of a kind in neighboring
+       blocks), every coarse direction and, at first, every part of a block without its weights, all on a quarter of the
+       text; then compare steps of several lengths on all of it (core/directions.py).
     3. Compare spreads over the rows of each linear: by the difference of their outputs, and by the energy they lose.
 
     A candidate is taken only if it is better on both halves of the sequences. The uniform plan and NeuronAL's block and
     row winners (by alignment, as published) are candidates, so none of them diverges less, up to that rule. An
     evaluation is one pass of the whole search text; a probe counts by its tokens and blocks.
     """
+    if problem.mode == "authors":
+        raise ValueError("--allocation adaptive: not in the released code; use --mode paper")
     if problem.criterion != "kl":
         raise ValueError("--allocation adaptive: compares by --criterion kl only; for alignment use neuronal")
-    if problem.mode == "authors":
-        raise ValueError("--allocation adaptive: not in the released code; use --mode best")
     if budget < 1:
         raise ValueError(f"--search-budget: {budget} is not positive")
     if iterations < 0:
@@ -228,7 +229,8 @@ class _Line:
 def _move(hunt: _Hunt, iterations: int, reserved: int, *, blocks: bool, parts: bool) -> None:
     """Step 2 of `allocate`: rounds of probes, then of candidates along the directions that these suggest."""
     problem = hunt.problem
-    assert hunt.first is not None and hunt.best is not None
+    assert hunt.first is not None
+    assert hunt.best is not None
     here = hunt.best if hunt.best.score < _WORTH_ITS_BIAS * hunt.first.score else hunt.first
     fine = coarse = 1.0  # what the lengths are multiplied by, smaller when they prove too long
     momentum: Float64[Tensor, " linears"] | None = None

@@ -25,6 +25,7 @@ class Trial:
 
     def score(self, criterion: str) -> float:
         """The number that candidates are compared by, "alignment" or "kl"; lower is better."""
+        assert criterion == "alignment" or self.divergences, "the trial was not asked for divergences"
         return self.misalignment if criterion == "alignment" else sum(self.divergences) / len(self.divergences)
 
 

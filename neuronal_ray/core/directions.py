@@ -31,7 +31,7 @@ class Cells:
 
     @classmethod
     def of(cls, layout: Layout, *, most: int, blocks: bool = True, parts: bool = True) -> "Cells":
-        """At most `most` cells, or one per kind. Without `parts` a block has one kind, without `blocks` all are alike."""
+        """At most `most` cells, or one per kind; without `parts` blocks have one kind, without `blocks` all are equal."""
         specs, num_blocks = list(layout), layout.num_blocks
         kinds = _numbered([spec.kind if parts else "" for spec in specs])
         num_kinds = int(kinds.max()) + 1
@@ -118,7 +118,7 @@ def coarse_direction(
     """
     if not len(ups):
         return torch.zeros_like(cells.sizes)
-    above, below = (torch.tensor([math.log(value) for value in values], dtype=torch.float64) for values in (ups, downs))
+    above, below = (torch.tensor(values, dtype=torch.float64).log() for values in (ups, downs))
     slope = (above - below) / (2 * step)
     curvature = (above + below - 2 * math.log(here)) / step**2
     least = _LEAST_CURVATURE * float(curvature.nan_to_num(posinf=0.0).abs().median()) + 1e-6

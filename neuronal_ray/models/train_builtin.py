@@ -175,14 +175,15 @@ def windows(tokens: torch.Tensor) -> torch.Tensor:
 
 def _shape(family: str, *, hidden: int, heads: int) -> dict[str, object]:
     """What each family calls its widths, and what is special in it."""
-    grouped = {"num_key_value_heads": heads // QUERIES_PER_KEY, "intermediate_size": hidden * 8 // 3}
-    return {
+    grouped: dict[str, object] = {"num_key_value_heads": heads // QUERIES_PER_KEY, "intermediate_size": hidden * 8 // 3}
+    shapes: dict[str, dict[str, object]] = {
         "llama": grouped | {"rms_norm_eps": 1e-5, "rope_theta": 10000.0},
         "qwen3": grouped | {"head_dim": HEAD_DIM, "rms_norm_eps": 1e-5},
         "opt": {"ffn_dim": hidden * 4, "word_embed_proj_dim": hidden, "dropout": 0.0},
         "phi": {"intermediate_size": hidden * 4, "partial_rotary_factor": 0.5},
         "gpt_neox": {"intermediate_size": hidden * 4, "use_parallel_residual": True, "rotary_pct": 0.25},
-    }[family]
+    }
+    return shapes[family]
 
 
 def make_model(family: str, *, hidden: int, blocks: int, vocabulary: int) -> PreTrainedModel:

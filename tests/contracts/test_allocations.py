@@ -22,17 +22,19 @@ from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
 from neuronal_ray.core.masks import rank_rows
 from neuronal_ray.core.pattern import Pattern
-from neuronal_ray.core.plan import Plan
+from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.stats import SquareSum, Statistic
 
 Result = TypeVar("Result")
 
 NUM_BLOCKS, HIDDEN, INNER, NUM_HEADS = 4, 16, 40, 4
+NUM_SAMPLES = 8
 TARGETS = (0.0, 0.1, 0.37, 0.5, 0.7, 0.85, 0.99)
 WIDTHS = (HIDDEN, HIDDEN, HIDDEN, INNER)
 """Columns of a block's four groups: query, key and value; output; gate and up; down."""
 
 QUICK: dict[str, dict[str, object]] = {
+    "adaptive": {"budget": 80, "block_lambdas": (0.01, 0.08), "row_lambdas": (0.0, 0.05)},
     "atp": {"max_candidates": 6},
     "besa": {"steps": 2},
     "neuronal": {"block_lambdas": (0.01, 0.05, 0.08, 0.25), "row_lambdas": (0.0, 0.05, 0.08, 0.12)},
@@ -136,11 +138,26 @@ class FakeProbe:
     def tries(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[Trial]:
         scores = self.losses(step, lambdas, plans)
         trials = [
-            Trial(misalignment=score, signals=some_signals(round(1000 * lam)))
+            Trial(misalignment=score, signals=some_signals(round(1000 * lam)), divergences=(score,) * NUM_SAMPLES)
             for lam, score in zip(lambdas, scores, strict=True)
         ]
         self.given += trials
         return trials
+
+    def divergences(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[tuple[float, ...]]:
+        return [(score,) * NUM_SAMPLES for score in self.losses(step, lambdas, plans)]
+
+    def changed(self, plan: Plan, changes: Sequence[Counts], part: range) -> list[float]:
+        """Later linears are worth less: made-up, but a function of the plan."""
+        assert 0 <= part.start < part.stop <= NUM_SAMPLES
+        return [1 + self._cost({**plan.removed, **change}) for change in changes]
+
+    def _cost(self, removed: Counts) -> float:
+        rates = [float(removed[spec.linear].double().mean()) / spec.columns for spec in LAYOUT]
+        return sum(rate**2 / (place + 1) for place, rate in enumerate(rates))
+
+    def differences(self, plan: Plan) -> dict[Linear, torch.Tensor]:
+        return {linear: weight.double().norm(dim=1) for linear, weight in self.weights.items()}
 
     def losses(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[float]:
         assert len(lambdas) == len(plans) > 0
@@ -196,8 +213,9 @@ def allocated(
 ) -> Case:
     """The allocation's answer to a problem of its own; skips what `authors` mode does not have."""
     probe = FakeProbe(score, allocation.STATISTIC)
-    problem = Problem(layout=LAYOUT, target=target, mode=mode, probe=probe, pattern=pattern)
     name = allocation.__name__.rpartition(".")[2]
+    criterion = "kl" if name == "adaptive" else "alignment"
+    problem = Problem(layout=LAYOUT, target=target, mode=mode, probe=probe, pattern=pattern, criterion=criterion)
     try:
         found = allocation.allocate(problem, **QUICK.get(name, {}) | dict(settings or {}))
     except ValueError as error:
@@ -258,14 +276,15 @@ def test_equal_problems_get_equal_answers(allocation: ModuleType, mode: str) -> 
 def test_the_model_and_its_trials_are_not_modified(allocation: ModuleType, mode: str) -> None:
     sources = [None if spec.sources is None else spec.sources.clone() for spec in LAYOUT]
     case = allocated(allocation, 0.6, mode=mode)
-    assert case.problem == Problem(layout=LAYOUT, target=0.6, mode=mode, probe=case.probe)
+    criterion = case.problem.criterion
+    assert case.problem == Problem(layout=LAYOUT, target=0.6, mode=mode, probe=case.probe, criterion=criterion)
     for spec, kept in zip(LAYOUT, sources, strict=True):
         assert (spec.sources is None) == (kept is None)
         assert kept is None or torch.equal(spec.sources, kept)
     for linear, weight in some_weights().items():
         assert torch.equal(case.probe.weights[linear], weight), linear
         assert not case.probe.weights[linear].requires_grad, linear
-    lambdas = [lam for _, asked, _ in case.probe.asked for lam in asked] if case.probe.given else []
+    lambdas = [lam for _, asked, _ in case.probe.asked for lam in asked][: len(case.probe.given)]
     for lam, trial in zip(lambdas, case.probe.given, strict=True):
         for group, signal in some_signals(round(1000 * lam)).items():
             assert torch.equal(trial.signals[group], signal), group
@@ -290,7 +309,7 @@ def test_a_step_selects_the_first_of_the_least_it_tried(allocation: ModuleType, 
     for step in case.found.steps:
         lambdas, plans = case.probe.asked_for(step.name)
         assert list(step.lambdas) == lambdas
-        assert list(step.scores) == [score(lam) for lam in lambdas]
+        assert list(step.scores) == pytest.approx([score(lam) for lam in lambdas], rel=1e-12)
         assert step.selected == min(lambdas, key=score)  # min keeps the first of equals
     if case.found.steps:
         selected = plans[lambdas.index(case.found.steps[-1].selected)]

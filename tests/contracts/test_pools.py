@@ -268,6 +268,8 @@ def search_on(pool: Pool, folder: Path) -> Outcome:
         row_step=None,
         pruned_stream=False,
         released=False,
+        criterion="alignment",
+        levels=0,
     )
     gather_and_rank(composition, pool, tokens, progress)
     search = Search(pool, layout=layout, calibration=tokens, samples=4, mode="paper", solves=False, progress=progress)

@@ -127,6 +127,18 @@ def test_the_script_writes_a_model_and_texts(tmp_path: Path, capsys: pytest.Capt
         assert tokenizer.decode(tokenizer(text).input_ids) == text, name
 
 
+@pytest.mark.parametrize("family", train_builtin.FAMILIES)
+def test_every_family_can_be_made(family: str) -> None:
+    model = train_builtin.make_model(family, hidden=96, blocks=2, vocabulary=300)
+    assert model.config.model_type == family
+    assert model.config.num_hidden_layers == 2
+    assert model.get_input_embeddings().weight.shape == (300, 96)
+    tokens = torch.randint(300, (2, 8), generator=torch.Generator().manual_seed(0))
+    loss = model(input_ids=tokens, labels=tokens).loss
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_the_script_refuses_a_partial_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         train_builtin.main(["--output", str(tmp_path / "new"), "--hidden", "100"])

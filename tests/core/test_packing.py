@@ -1,0 +1,43 @@
+"""Does a packed matrix come back bit for bit, and is it as small as it says?"""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuronal_ray.core.packing import pack
+
+
+def sparse(rows: int, columns: int, *, rate: float, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator).to(dtype)
+    return weight.masked_fill(torch.rand(rows, columns, generator=generator) < rate, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@given(rows=st.integers(1, 20), columns=st.integers(1, 20), rate=st.sampled_from([0.0, 0.3, 0.9, 1.0]))
+def test_unpacking_gives_the_matrix_back(dtype: torch.dtype, rows: int, columns: int, rate: float) -> None:
+    weight = sparse(rows, columns, rate=rate, dtype=dtype, seed=rows * columns)
+    found = pack(weight).unpack()
+    assert found.dtype == dtype
+    assert torch.equal(found, weight)
+
+
+def test_the_bits_are_those_of_the_weights_in_order() -> None:
+    weight = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 3.0], [0.0, 0.0, 4.0]])
+    packed = pack(weight)
+    expected = [0, 0]
+    for place, value in enumerate(weight.flatten().tolist()):
+        expected[place // 8] |= (value != 0) << (place % 8)
+    assert packed.bits.tolist() == expected
+    assert packed.values.tolist() == [2.0, 1.0, 3.0, 4.0]
+
+
+def test_a_transposed_view_is_packed_as_it_is_seen() -> None:
+    weight = sparse(6, 10, rate=0.5, dtype=torch.float32).t()
+    assert torch.equal(pack(weight).unpack(), weight)
+
+
+def test_it_holds_a_bit_per_weight_and_the_values() -> None:
+    weight = sparse(64, 64, rate=0.7, dtype=torch.bfloat16)
+    assert pack(weight).nbytes == 64 * 64 // 8 + 2 * int((weight != 0).sum())
