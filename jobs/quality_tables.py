@@ -208,7 +208,8 @@ def _perplexities(cases: Sequence[Case], variants: Sequence[str]) -> str:
     parts = []
     for model in _distinct(case.model for case in cases):
         own = [case for case in cases if case.model == model]
-        columns = _distinct((case.sparsity, case.domain, case.text) for case in own)
+        texts = _distinct((case.sparsity, case.domain, case.text) for case in own)
+        columns = sorted(texts, key=lambda column: column[0])
         grouped = [[case for case in own if (case.sparsity, case.domain, case.text) == column] for column in columns]
         lines = [["dense", *(_number(mean(case.dense for case in group)) for group in grouped)]]
         for variant in variants:

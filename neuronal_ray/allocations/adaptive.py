@@ -69,18 +69,20 @@ class _State:
         """The mean over the sequences."""
         return _mean(self.divergences)
 
-    def betters(self, other: "_State") -> bool:
+    def betters(self, other: "_State", *, halves: bool) -> bool:
         """Whether less on the even sequences and on the odd ones: what helps one half only fits its noise."""
+        if not halves:
+            return self.score < other.score
         ours, theirs = self.divergences, other.divergences
-        halves = [slice(0, None, 2), slice(1, None, 2)] if len(ours) > 1 else [slice(None)]
-        return all(_mean(ours[half]) < _mean(theirs[half]) for half in halves)
+        parts = [slice(0, None, 2), slice(1, None, 2)] if len(ours) > 1 else [slice(None)]
+        return all(_mean(ours[part]) < _mean(theirs[part]) for part in parts)
 
 
 class _Hunt:
     """Asks for candidates within the budget, and remembers the best."""
 
-    def __init__(self, problem: Problem, budget: int) -> None:
-        self.problem, self.left = problem, float(budget)
+    def __init__(self, problem: Problem, budget: int, *, halves: bool = True) -> None:
+        self.problem, self.left, self._halves = problem, float(budget), halves
         self.scores: list[float] = []
         self.first: _State | None = None
         self.best: _State | None = None
@@ -115,8 +117,10 @@ class _Hunt:
         if self.first is None and states:
             self.first = self.best = states[0]
         ranked = sorted(states, key=lambda state: state.score)
-        self.best = next((state for state in ranked if self.best is None or state.betters(self.best)), self.best)
-        taken = next((state for state in ranked if base is None or state.betters(base)), None)
+        self.best = next(
+            (state for state in ranked if self.best is None or state.betters(self.best, halves=self._halves)), self.best
+        )
+        taken = next((state for state in ranked if base is None or state.betters(base, halves=self._halves)), None)
         return None if taken is None else (taken.number - first, taken)
 
     def step(self) -> Step:
@@ -139,6 +143,7 @@ def allocate(
     rows: bool = True,
     starts: str = "neuronal,owl,dlp",
     iterations: int = 4,
+    halves: bool = True,
     block_lambdas: Sequence[float] = LAMBDAS,
     row_lambdas: Sequence[float] = ROW_LAMBDAS,
 ) -> Allocation:
@@ -151,7 +156,7 @@ def allocate(
        text; then compare steps of several lengths on all of it (core/directions.py).
     3. Compare spreads over the rows of each linear: by the difference of their outputs, and by the energy they lose.
 
-    A candidate is taken only if it is better on both halves of the sequences. The uniform plan and NeuronAL's block and
+    A candidate is taken only if it is better on both `halves` of the sequences (else in the mean). The uniform plan and NeuronAL's block and
     row winners (by alignment, as published) are candidates, so none of them diverges less, up to that rule. An
     evaluation is one pass of the whole search text; a probe counts by its tokens and blocks.
     """
@@ -165,7 +170,7 @@ def allocate(
         raise ValueError(f"--set allocation.iterations: {iterations}, expected 0 or more")
     names = _names(starts)
     rows = rows and problem.pattern is None and not problem.levels
-    hunt = _Hunt(problem, budget)
+    hunt = _Hunt(problem, budget, halves=halves)
     baselines = _start(hunt, names, block_lambdas, row_lambdas if rows else ())
     assert hunt.best is not None
     if hunt.best.score > 0:

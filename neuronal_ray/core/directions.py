@@ -31,7 +31,7 @@ class Cells:
 
     @classmethod
     def of(cls, layout: Layout, *, most: int, blocks: bool = True, parts: bool = True) -> "Cells":
-        """At most `most` cells, or one per kind; without `parts` blocks have one kind, without `blocks` all are equal."""
+        """At most `most` cells, or one per kind; without `parts` blocks have one kind, without `blocks` all are one."""
         specs, num_blocks = list(layout), layout.num_blocks
         kinds = _numbered([spec.kind if parts else "" for spec in specs])
         num_kinds = int(kinds.max()) + 1
