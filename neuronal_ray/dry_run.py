@@ -84,7 +84,9 @@ def _tokens(config: PruneConfig, inputs: Inputs) -> dict[str, int]:
 
 
 def _candidates(config: PruneConfig, composition: Composition) -> dict[str, int]:
-    """Trials of NeuronAL's steps; the searches of other allocations depend on what they find."""
+    """Trials of NeuronAL's steps, the budget of adaptive; the searches of others depend on what they find."""
+    if composition.allocation == "adaptive":
+        return {"adaptive": config.search_budget}
     lambdas = {"block": len(config.block_lambdas), "row": len(config.row_lambdas)}
     if composition.row_step == "neuronal":
         return {"row": lambdas["row"]}

@@ -10,7 +10,7 @@ from neuronal_ray.config import PruneConfig, parse_config
 from neuronal_ray.entry import exit_code
 
 _DESCRIPTION = """Prune the linear weights of a language model to an unstructured sparsity, without re-training.
-By default: Wanda's scores, spread over blocks and rows by NeuronAL. Example:
+By default: Wanda's scores, spread over blocks, parts and rows by output divergence (--mode best). Example:
 neuronal-ray prune --model huggyllama/llama-7b --output pruned --sparsity 0.7 --evaluate wikitext2,c4,ptb"""
 
 
@@ -67,7 +67,7 @@ def _table(summary: Mapping[str, Any], output: Path) -> str:
     ]
     for name, measured in summary["evaluation"].items():
         lines.append(f"perplexity on {name} ({measured['windows']} windows of {measured['sequence_length']} tokens)")
-        names = {"block": "NeuronAL, block step"}
+        names = {"block": "NeuronAL, block step", "neuronal": "NeuronAL, block + row"}
         baselines = [key for key, value in measured.items() if isinstance(value, dict) and key != "dense"]
         rows = [(names.get(key, key), measured[key]["perplexity"]) for key in ["dense", *baselines]]
         label = {"neuronal": "NeuronAL, " + " + ".join(search)}.get(summary["allocation"], summary["allocation"])
@@ -78,7 +78,8 @@ def _table(summary: Mapping[str, Any], output: Path) -> str:
         ]
     for step, found in search.items():
         lines.append(
-            f"{step} step: lambda {found['selected']:g} of {len(found['candidates'])} candidates, "
+            f"{step} step: {'lambda' if step in ('block', 'row') else 'number'} {found['selected']:g} of "
+            f"{len(found['candidates'])} candidates, "
             f"{found['seconds']:.1f} s"
         )
     lines.append(f"seconds in all: {sum(summary['seconds'].values()):.1f}")

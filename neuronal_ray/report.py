@@ -17,7 +17,11 @@ from neuronal_ray.report_figures import Canvas, block_figure, row_figure, search
 from neuronal_ray.report_inputs import Run, Score, SearchStep, read_run
 
 WIDE, HALF, NARROW = 736, 352, 340  # CSS pixels: the page, half of it, a phone
-_BASELINES = {"uniform": "Uniform", "block": "Block step only"}  # the same budget, spread otherwise
+_BASELINES = {
+    "uniform": "Uniform",
+    "block": "NeuronAL, blocks",
+    "neuronal": "NeuronAL, blocks and rows",
+}  # the same budget, spread otherwise
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #23262b; --muted: #686e76; --line: #dcdee1;
@@ -146,11 +150,12 @@ def _perplexity(value: float) -> str:
 
 def _search(run: Run) -> str:
     steps = run.steps
-    parts = ["<h2>Search for &lambda;</h2>"]
+    parts = ["<h2>Search</h2>"]
     ran = [step.name for step in steps]
     if steps:
         parts.append(
-            "<p>Each step tries its candidates and keeps the one with the lowest score: neuron alignment, or loss.</p>"
+            "<p>Each step tries its candidates and keeps one with the lowest score: neuron alignment, loss, or KL "
+            "divergence from the dense model (adaptive: the lowest that is better on both halves of the text).</p>"
         )
         parts.append(f'<div class="pair">{"".join(_step_figure(step) for step in steps)}</div>')
     expected = ("block", "row") if run.allocation == "neuronal" else ()
@@ -168,18 +173,19 @@ def _search(run: Run) -> str:
             for c in tried
         ]
         chosen = [number for number, candidate in enumerate(tried) if candidate.selected]
-        table = _table(rows, head=["Step", "\u03bb", "Score", "Seconds", ""], chosen=chosen)
+        table = _table(rows, head=["Step", "\u03bb or number", "Score", "Seconds", ""], chosen=chosen)
         parts.append(_details("All candidates", len(rows), table))
     return "\n".join(parts)
 
 
 def _step_figure(step: SearchStep) -> str:
     num_candidates, lam = len(step.candidates), f"{step.selected.lam:g}"
-    criterion = step.selected.criterion.capitalize()
+    criterion = {"kl": "KL divergence"}.get(step.selected.criterion, step.selected.criterion.capitalize())
     label = f"{criterion} of the {num_candidates} candidates of the {step.name} step; {lam} is selected"
     figure = search_figure(step, Canvas(key=step.name, width=HALF, label=label))
     name = step.name.capitalize()
-    caption = f"{name} step: &lambda; = {lam} of {num_candidates} candidates, in {step.seconds:,.1f} s"
+    which = f"&lambda; = {lam}" if step.by_lambda else f"number {lam}"
+    caption = f"{name} step: {which} of {num_candidates} candidates, in {step.seconds:,.1f} s"
     return f"<figure>{figure}<figcaption>{caption}</figcaption></figure>"
 
 

@@ -48,7 +48,7 @@ class Canvas:
 
 
 def search_figure(step: SearchStep, canvas: Canvas) -> str:
-    """Score (alignment, loss) against lambda, the selected lambda marked."""
+    """Score (alignment, loss, KL) against lambda, or the number of the candidate, the selected one marked."""
     candidates = sorted(step.candidates, key=lambda candidate: candidate.lam)
     chosen = step.selected
     with _style():
@@ -57,7 +57,8 @@ def search_figure(step: SearchStep, canvas: Canvas) -> str:
         lams = [candidate.lam for candidate in candidates]
         axes.plot(lams, [candidate.score for candidate in candidates], "o-", color=Color.MUTED, ms=3.5, lw=1)
         axes.plot([chosen.lam], [chosen.score], "o", color=Color.INK, ms=8)
-        text = f"\N{GREEK SMALL LETTER LAMDA} = {chosen.lam:g}"
+        name = "\N{GREEK SMALL LETTER LAMDA}" if step.by_lambda else "candidate"
+        text = f"{name} = {chosen.lam:g}" if step.by_lambda else f"{chosen.lam:g}"
         axes.annotate(
             text,
             (chosen.lam, chosen.score),
@@ -71,7 +72,7 @@ def search_figure(step: SearchStep, canvas: Canvas) -> str:
         axes.set_ylim(bottom - 0.16 * (top - bottom), top)  # room for the label below the minimum
         axes.locator_params(nbins=5)
         axes.ticklabel_format(useOffset=False)
-        axes.set_xlabel("\N{GREEK SMALL LETTER LAMDA}")
+        axes.set_xlabel(name)
         axes.set_ylabel(chosen.criterion)
         return _svg(figure, canvas)
 

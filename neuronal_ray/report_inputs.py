@@ -40,6 +40,11 @@ class SearchStep:
     candidates: tuple[Candidate, ...]
     seconds: float
 
+    @property
+    def by_lambda(self) -> bool:
+        """Whether candidates are named by their lambda, else by their number."""
+        return self.name in ("block", "row")
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LinearSparsity:

@@ -199,7 +199,7 @@ class Search:
             results = run([plan for _, plan in new.values()])
             for (digest, (lam, _)), (result, spent) in zip(new.items(), results, strict=True):
                 known[digest], seconds[digest] = result, spent
-                advance(f"lambda {lam:g}: {criterion} {score_of(result):.4g}")
+                advance(f"{lam:g}: {criterion} {score_of(result):.4g}")
         found = [known[plan.digest] for plan in plans]
         for lam, plan, result in zip(lambdas, plans, found, strict=True):
             self.candidates.append(

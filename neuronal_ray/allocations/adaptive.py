@@ -156,9 +156,9 @@ def allocate(
        text; then compare steps of several lengths on all of it (core/directions.py).
     3. Compare spreads over the rows of each linear: by the difference of their outputs, and by the energy they lose.
 
-    A candidate is taken only if it is better on both `halves` of the sequences (else in the mean). The uniform plan and NeuronAL's block and
-    row winners (by alignment, as published) are candidates, so none of them diverges less, up to that rule. An
-    evaluation is one pass of the whole search text; a probe counts by its tokens and blocks.
+    A candidate is taken only if it is better on both `halves` of the sequences (else in the mean). The uniform plan and
+    NeuronAL's block and row winners (by alignment, as published) are candidates, so none of them diverges less, up to
+    that rule. An evaluation is one pass of the whole search text; a probe counts by its tokens and blocks.
     """
     if problem.mode == "authors":
         raise ValueError("--allocation adaptive: not in the released code; use --mode paper")
