@@ -29,11 +29,12 @@ from neuronal_ray.rows import block_rates, row_rates
 
 STATISTIC: type[Statistic] | None = SquareSum
 
-FINE = (0.04, 0.1, 0.25)
-COARSE = (0.35, 0.7, 1.2)
+# Chosen by hand on five of the small models of docs/results/quality.md.
+_FINE = (0.04, 0.1, 0.25)  # lengths, in units of rate
+_COARSE = (0.35, 0.7, 1.2)  # of the way to the parabolas' minima
 _BOTH = (0.5, 1.0)
 _POOLED = (0.0, 0.5)
-_NUM_CANDIDATES = len(_POOLED) * len(FINE) + len(COARSE) + len(_BOTH)
+_NUM_CANDIDATES = len(_POOLED) * len(_FINE) + len(_COARSE) + len(_BOTH)
 _FINE_SHARE = 0.25
 _DROPS, _MOST_EMPTIED = 2, 3
 _LEAST_SHARE = 18  # evaluations, for an iteration to be worth its while
@@ -247,7 +248,16 @@ def _move(hunt: _Hunt, iterations: int, reserved: int, *, blocks: bool, parts: b
             break
         rates = _means(problem, here.plan)
         lines, cost = _lines(
-            problem, here.plan, rates, cells, part, momentum, fine=fine, coarse=coarse, drops=iteration < _DROPS
+            problem,
+            here.plan,
+            rates,
+            cells,
+            part,
+            momentum,
+            fine=fine,
+            coarse=coarse,
+            drops=iteration < _DROPS,
+            left=hunt.left,
         )
         hunt.left -= cost
         steps = [(line, length) for line in lines for length in line.lengths]
@@ -296,8 +306,13 @@ def _lines(
     fine: float,
     coarse: float,
     drops: bool,
+    left: float,
 ) -> tuple[list[_Line], float]:
-    """What the probes at `plan` suggest, and their cost in evaluations: a cell denser, an axis up, an axis down."""
+    """What the probes at `plan` suggest and their cost in evaluations; nothing if that is more than `left`.
+
+    Probed are: `plan` itself, each cell denser, each axis up, each axis down and, with `drops`, each part of a block
+    (of neighboring blocks, where cells have several) without weights.
+    """
     changes: list[Counts] = [{}]
     weights = []
     for members in cells.members(problem.layout):
@@ -309,8 +324,10 @@ def _lines(
         changes += [_plan(problem, rates + sign * step * axis).removed for axis in cells.axes]
     emptied = [(1 - rates) * (cells.part == number) for number in range(int(cells.part.max()) + 1)] if drops else []
     changes += [_plan(problem, rates + move).removed for move in emptied]
-    values = problem.probe.changed(plan, changes, part)
     cost = _cost(problem, changes, part)
+    if cost > left:
+        return [], 0.0
+    values = problem.probe.changed(plan, changes, part)
     here, probed = values[0], values[1 : 1 + cells.count]
     if not 0 < here < math.inf:
         return [], cost
@@ -322,12 +339,12 @@ def _lines(
     for pooled in _POOLED:
         direction = fine_direction(cells, torch.tensor(gains, dtype=torch.float64), pooled=pooled)
         direction = direction if momentum is None else direction + _MOMENTUM * momentum
-        lines.append(_Line(direction=fine * direction, lengths=FINE, fine=True))
+        lines.append(_Line(direction=fine * direction, lengths=_FINE, fine=True))
     if len(cells.axes):
         first, last = 1 + cells.count, 1 + cells.count + 2 * len(cells.axes)
         ups, downs = torch.tensor(values[first:last], dtype=torch.float64).view(2, -1).tolist()
         downhill = coarse * coarse_direction(cells, here, ups, downs, step=step, largest=_AXIS_LARGEST)
-        lines.append(_Line(direction=downhill, lengths=COARSE, fine=False))
+        lines.append(_Line(direction=downhill, lengths=_COARSE, fine=False))
         lines.append(_Line(direction=downhill + _FINE_SHARE * lines[-2].direction, lengths=_BOTH, fine=False))
     without = values[len(values) - len(emptied) :]
     better = sorted((value, number) for number, value in enumerate(without) if value < here)[:_MOST_EMPTIED]
