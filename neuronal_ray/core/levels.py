@@ -31,7 +31,7 @@ def level_counts(spec: LinearSpec, number: int, levels: int) -> torch.Tensor:
 
 
 def level_of(spec: LinearSpec, removed: int, levels: int) -> int:
-    """The level nearest to `removed` weights of the linear."""
+    """The level nearest to `removed` weights of the linear; its own one for a linear of at least 2 * levels weights."""
     return round(removed * levels / spec.size)
 
 
@@ -42,6 +42,9 @@ def whole_levels(layout: Layout, rates: Rates, *, budget: int, levels: int) -> d
     by one offset and bounded to [0, 1] as in `exact_plan`, then rounded: all down, then up in the order of largest
     remainder (ties: the earlier unit) while the next whole unit still fits in the budget. What is missing then is made
     up by linears that go one level up, those whose sum is nearest to it (ties: the smaller sum).
+
+    Level n removes floor(n * size / levels) weights, and a level up is counted as floor(size / levels): of sizes that
+    are no multiples of `levels` the budget is missed by up to two weights per linear more.
     """
     units: dict[tuple[int, float], list[LinearSpec]] = {}
     for spec in layout:

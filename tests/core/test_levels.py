@@ -1,6 +1,7 @@
 """Do plans of whole levels follow the rates they are asked for, as near to the budget as levels reach?"""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -54,6 +55,96 @@ def test_the_budget_is_missed_by_half_a_step_at_most(means: list[float], target:
         assert 0 <= numbers[spec.linear] <= levels
         assert int(plan.removed[spec.linear].sum()) == numbers[spec.linear] * spec.size // levels
     assert abs(plan.total - budget) <= max(spec.size for spec in THREE) / levels / 2
+
+
+def bounded(rates: list[float], sizes: list[int], total: float) -> list[float]:
+    """The rates moved by one offset and bounded, found by halving an interval."""
+    low, high = -2.0, 2.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        moved = [min(1.0, max(0.0, rate + middle)) for rate in rates]
+        if sum(rate * size for rate, size in zip(moved, sizes, strict=True)) > total:
+            high = middle
+        else:
+            low = middle
+    return [min(1.0, max(0.0, rate + low)) for rate in rates]
+
+
+def literal(layout: Layout, means: list[float], budget: int, levels: int) -> tuple[dict[Linear, int], int]:
+    """Each linear's level before single ones are raised, and the total after, trying every set of linears."""
+    steps = {spec.linear: spec.rows * spec.columns // levels for spec in layout}
+    units: list[list[Linear]] = []
+    rates: list[float] = []
+    for spec, mean in zip(layout, means, strict=True):
+        for unit, rate in zip(units, rates, strict=True):
+            if unit[0].block == spec.linear.block and rate == mean:
+                unit.append(spec.linear)
+                break
+        else:
+            units.append([spec.linear])
+            rates.append(mean)
+    weights = [sum(steps[linear] for linear in unit) for unit in units]
+    wanted = [round(levels * rate, 6) for rate in bounded(rates, [levels * weight for weight in weights], budget)]
+    numbers = [math.floor(number) for number in wanted]
+    missing = budget - sum(number * weight for number, weight in zip(numbers, weights, strict=True))
+    for unit in sorted(range(len(units)), key=lambda unit: (-round(wanted[unit] - numbers[unit], 6), unit)):
+        if numbers[unit] < levels and weights[unit] <= missing:
+            numbers[unit] += 1
+            missing -= weights[unit]
+    of_linear = {linear: number for unit, number in zip(units, numbers, strict=True) for linear in unit}
+    spare = [steps[linear] for linear, number in of_linear.items() if number < levels]
+    sums = {sum(chosen) for count in range(len(spare) + 1) for chosen in itertools.combinations(spare, count)}
+    return of_linear, budget - missing + min(sums, key=lambda total: (abs(total - missing), total))
+
+
+MEANS = st.sampled_from([0.1, 0.3, 0.55, 0.7, 0.85])  # linears of a block are often asked the same
+
+
+@st.composite
+def cases(draw: st.DrawFn, columns: list[int]) -> tuple[Layout, list[float], float]:
+    shape = st.tuples(st.integers(2, 8), st.sampled_from(columns))
+    layout = layout_of(*draw(st.lists(st.lists(shape, min_size=1, max_size=3), min_size=1, max_size=3)))
+    means = draw(st.lists(MEANS, min_size=len(layout.specs), max_size=len(layout.specs)))
+    return layout, means, draw(st.one_of(st.floats(0, 1), st.integers(0, 20).map(lambda number: number / 20)))
+
+
+@given(case=cases(columns=[20, 40, 60]))
+def test_a_plan_is_what_its_rule_says(case: tuple[Layout, list[float], float]) -> None:
+    layout, means, target = case
+    budget = round(target * layout.prunable)
+    plan = level_plan(layout, rates_of(layout, means), target=target, levels=20)
+    before, total = literal(layout, means, budget, 20)
+    assert plan.total == total
+    found = whole_levels(layout, rates_of(layout, means), budget=budget, levels=20)
+    assert {found[linear] - before[linear] for linear in found} <= {0, 1}, (found, before)
+
+
+@given(case=cases(columns=[7, 9, 13, 31]), levels=st.sampled_from([8, 10, 20]))
+def test_sizes_that_are_no_multiples_miss_by_two_weights_per_linear_more(
+    case: tuple[Layout, list[float], float], levels: int
+) -> None:
+    layout, means, target = case
+    budget = round(target * layout.prunable)
+    plan = level_plan(layout, rates_of(layout, means), target=target, levels=levels)
+    plan.check(layout)
+    found = whole_levels(layout, rates_of(layout, means), budget=budget, levels=levels)
+    for spec in layout:
+        removed = int(plan.removed[spec.linear].sum())
+        assert removed == math.floor(found[spec.linear] * spec.size / levels)
+        if spec.size >= 2 * levels:
+            assert level_of(spec, removed, levels) == found[spec.linear]
+    half = max(spec.size // levels for spec in layout) / 2
+    assert abs(plan.total - budget) <= half + 2 * len(layout.specs), (plan.total, budget)
+
+
+@given(case=cases(columns=[7, 20, 40]))
+def test_of_one_size_the_higher_rate_never_has_the_lower_level(case: tuple[Layout, list[float], float]) -> None:
+    layout, means, target = case
+    numbers = whole_levels(layout, rates_of(layout, means), budget=round(target * layout.prunable), levels=20)
+    asked = dict(zip(layout.specs, means, strict=True))
+    for one, other in itertools.permutations(layout.specs, 2):
+        if one.size == other.size and asked[one] > asked[other]:
+            assert numbers[one.linear] >= numbers[other.linear], (numbers, means)
 
 
 def test_rates_that_are_levels_are_kept() -> None:

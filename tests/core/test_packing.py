@@ -1,5 +1,7 @@
 """Does a packed matrix come back bit for bit, and is it as small as it says?"""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -21,6 +23,17 @@ def test_unpacking_gives_the_matrix_back(dtype: torch.dtype, rows: int, columns:
     found = pack(weight).unpack()
     assert found.dtype == dtype
     assert torch.equal(found, weight)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "integers"), [(torch.float32, torch.int32), (torch.bfloat16, torch.int16), (torch.float16, torch.int16)]
+)
+def test_every_bit_comes_back_but_the_sign_of_zeros(dtype: torch.dtype, integers: torch.dtype) -> None:
+    smallest = torch.tensor(1, dtype=integers).view(dtype).item()  # subnormal
+    weight = torch.tensor([[math.nan, -math.inf, -0.0], [smallest, -smallest, 0.0], [-0.0, 1.0, -3.0]], dtype=dtype)
+    expected = weight.clone()
+    expected[0, 2] = expected[2, 0] = 0.0
+    assert torch.equal(pack(weight).unpack().view(integers), expected.view(integers))
 
 
 def test_the_bits_are_those_of_the_weights_in_order() -> None:

@@ -320,6 +320,29 @@ def test_deeper_blocks_with_higher_rates_lose_more() -> None:
     assert plan.total == round(0.625 * layout.prunable)
 
 
+def test_linears_of_a_block_that_are_asked_differently_go_their_own_ways() -> None:
+    layout = layout_of(MODEL)
+    asked = [3, 6, 5, 3, 4, 7, 1]
+    rates = {
+        spec.linear: torch.full((spec.rows,), asked[index % 7] / 8, dtype=torch.float64)
+        for index, spec in enumerate(layout)
+    }
+    target = sum(asked[index % 7] / 8 * spec.size for index, spec in enumerate(layout)) / layout.prunable
+    found = per_group(layout, pattern_plan(layout, rates, target=target, pattern=MIXED), 8)
+    assert [found[spec.linear] for spec in layout] == asked * 6
+
+
+def test_rates_that_differ_by_less_than_nine_decimals_are_one() -> None:
+    layout = layout_of([[(4, 16), (4, 16)], [(4, 16), (4, 16)]])
+    noise = [0.0, 1e-12, 2e-12, 0.0]
+    rates = {
+        spec.linear: torch.full((spec.rows,), 0.6 + more, dtype=torch.float64)
+        for spec, more in zip(layout, noise, strict=True)
+    }
+    found = per_group(layout, pattern_plan(layout, rates, target=4.5 / 8, pattern=MIXED), 8)
+    assert list(found.values()) == [5, 5, 4, 4]  # whole blocks: the earlier one up
+
+
 def test_row_rates_count_by_their_mean() -> None:
     layout = layout_of([[(4, 16)], [(4, 16)]])
     rows = {
