@@ -1,10 +1,13 @@
 """Are candidates put together from what the solver gives at their levels?"""
 
+import pickle
+
 import pytest
 import torch
 
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.levels import level_plan
+from neuronal_ray.core.pattern import Pattern, pattern_plan
 from neuronal_ray.core.plan import uniform_rates
 from neuronal_ray.core.stats import Gram
 from neuronal_ray.levels import LevelStore, solve_at_levels
@@ -26,9 +29,9 @@ def weight_of(spec: LinearSpec) -> torch.Tensor:
     return torch.randn(spec.rows, spec.columns, generator=generator)
 
 
-def factor_of(spec: LinearSpec) -> object:
+def factor_of(spec: LinearSpec, recipe: Recipe = RECIPE) -> object:
     generator = torch.Generator().manual_seed(10 + spec.linear.block)
-    return RECIPE.factorized(Gram.of(torch.randn(2, 30, spec.columns, generator=generator)))
+    return recipe.factorized(Gram.of(torch.randn(2, 30, spec.columns, generator=generator)))
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +76,23 @@ def test_nothing_removed_is_the_dense_weight_and_everything_is_zero(store: Level
 def test_its_size_is_that_of_its_parts(store: LevelStore) -> None:
     kept = sum(12 * 16 - level * 12 * 16 // 20 for level in (8, 10, 16))
     assert store.nbytes == 2 * (3 * 12 * 16 // 8 + 4 * kept)
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "alps"])
+def test_under_a_mixed_pattern_a_level_is_a_number_of_each_group(method: str) -> None:
+    recipe = Recipe(method=method, pattern=Pattern(None, 8))
+    assert recipe.levels == 8
+    solved = {
+        spec.linear: solve_at_levels(spec, weight_of(spec), factor_of(spec, recipe), recipe, range(1, 8))
+        for spec in SPECS
+    }
+    store = pickle.loads(pickle.dumps(LevelStore(8, solved)))  # as it comes from a worker
+    for level in range(1, 8):
+        plan = pattern_plan(
+            LAYOUT, uniform_rates(LAYOUT, lambda _, level=level: level / 8), target=level / 8, pattern=recipe.pattern
+        )
+        found = store.weights(SPECS, plan, weight_of)
+        for spec in SPECS:
+            expected = recipe.solved(spec, weight_of(spec), factor_of(spec, recipe), plan)
+            assert torch.equal(found[spec.linear], expected), (level, spec.linear)
+            assert ((expected.view(spec.rows, -1, 8) == 0).sum(dim=2) == level).all()
