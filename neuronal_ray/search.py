@@ -22,6 +22,9 @@ from neuronal_ray.replica import chunk_sequences
 from neuronal_ray.worker import Worker
 
 Result = TypeVar("Result")
+_BY_LAMBDA = ("block", "row")
+"""Steps whose candidates are named by their lambda; those of others by their number."""
+
 Tokens = Int64[Tensor, "sequences length"]
 
 
@@ -199,7 +202,9 @@ class Search:
             results = run([plan for _, plan in new.values()])
             for (digest, (lam, _)), (result, spent) in zip(new.items(), results, strict=True):
                 known[digest], seconds[digest] = result, spent
-                advance(f"{lam:g}: {criterion} {score_of(result):.4g}")
+                advance(
+                    f"{'lambda' if step in _BY_LAMBDA else 'candidate'} {lam:g}: {criterion} {score_of(result):.4g}"
+                )
         found = [known[plan.digest] for plan in plans]
         for lam, plan, result in zip(lambdas, plans, found, strict=True):
             self.candidates.append(
