@@ -134,9 +134,10 @@ def draw(model: Model, settings: Settings, seed: int) -> "Tensor":
 def measure(cell: Cell, settings: Settings, flags: str, *, target: float, budget: int | None) -> Row:
     """Prune with one variant and evaluate it. Raises ValueError unless it removes `budget` weights (None: any)."""
     from neuronal_ray.composition import compose
-    from neuronal_ray.pipeline import allocate, gather_and_rank, search_for, versions
+    from neuronal_ray.pipeline import allocate, versions
     from neuronal_ray.pool import InProcessPool
     from neuronal_ray.progress import Progress
+    from neuronal_ray.session import Session
     from neuronal_ray.worker import Walk, Worker
 
     config = configure(cell, settings, flags, target=target)
@@ -145,9 +146,10 @@ def measure(cell: Cell, settings: Settings, flags: str, *, target: float, budget
     calibration = draw(cell.model, settings, cell.seed)
     pool = InProcessPool(_spec(dense.checkpoint, composition.recipe))
     layout, progress, marks = pool.first(Worker.describe), Progress(), [time.perf_counter()]
-    gather_and_rank(composition, pool, calibration, progress)
+    session = Session(pool)
+    session.hold(composition, calibration, progress)
     marks.append(time.perf_counter())
-    search = search_for(config, composition, pool, calibration, progress)
+    search = session.search(composition, calibration, progress, samples=config.search_samples, mode=config.mode)
     plan = allocate(config, composition, layout, search).plan
     marks.append(time.perf_counter())
     pool.each(Worker.finish, plan, calibration, Walk(pruned=composition.pruned_stream, released=composition.released))

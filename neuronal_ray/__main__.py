@@ -5,8 +5,9 @@ from importlib import import_module
 
 _COMMANDS = {
     "prune": "prune a model to 60-80 % unstructured sparsity",
-    "evaluate": "measure perplexity",
-    "report": "write report.html again from the files of a run",
+    "evaluate": "measure perplexity and benchmarks",
+    "sweep": "prune and evaluate a grid of models, methods and sparsities, from one file",
+    "report": "write report.html again from the files of a run, or a report over sweeps",
     "benchmark": "time the search against a literal implementation",
 }
 

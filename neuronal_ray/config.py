@@ -1,6 +1,7 @@
 """The options of the commands as frozen dataclasses: from flags and TOML, checked once, errors name the flag."""
 
 import argparse
+import difflib
 import logging
 import math
 import tomllib
@@ -141,7 +142,36 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig(RunConfig):
+class BenchmarkConfig(RunConfig):
+    """What every command that evaluates a model needs to know."""
+
+    few_shot: Annotated[
+        int | None, Option("int", "examples before each question of a benchmark; if absent as its task says (mostly 0)")
+    ] = None
+    task_limit: Annotated[
+        int | None, Option("int", "questions of each benchmark, the first ones; if absent all. For trying things out")
+    ] = None
+    task_data: Annotated[
+        Path | None,
+        Option(
+            "path",
+            "directory with the benchmarks' rows, instead of the hub: rte_val.jsonl, arc_easy/test.parquet, ..",
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """Raise ValueError, naming the flag, for values that can never work."""
+        super().check()
+        if self.few_shot is not None and self.few_shot < 0:
+            raise ValueError(f"--few-shot: {self.few_shot} is negative")
+        if self.task_limit is not None and self.task_limit < 1:
+            raise ValueError(f"--task-limit: {self.task_limit} is not positive")
+        if self.task_data is not None and not self.task_data.is_dir():
+            raise ValueError(f"--task-data: no directory {self.task_data}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig(BenchmarkConfig):
     """Options of `neuronal_ray.prune`."""
 
     output: Annotated[
@@ -265,7 +295,12 @@ class PruneConfig(RunConfig):
     seed: Annotated[int, Option("int", "of the draw of calibration sequences")] = 0
     evaluate: Annotated[
         tuple[str, ...],
-        Option("names", "perplexity on these texts, dense and pruned: wikitext2, c4, ptb, builtin, files, or `none`"),
+        Option(
+            "names",
+            "what to measure, dense and pruned: perplexity on wikitext2, c4, ptb, builtin or files; accuracy on rte, "
+            "winogrande, boolq, hellaswag, arc_easy, arc_challenge, openbookqa (zero-shot: all seven) or any other "
+            "task of lm-eval; or `none`",
+        ),
     ] = ("wikitext2",)
     baselines: Annotated[
         bool, Option("switch", "evaluate also uniform sparsity and the plan after the block step, at the same budget")
@@ -304,8 +339,6 @@ class PruneConfig(RunConfig):
                     logger.warning("%s: ignored, only NeuronAL has it", _flag(entry.name))
         if self.refinement == "none" and self.refined_parts != "attention":
             logger.warning("%s: ignored without --refinement", _flag("refined_parts"))
-        if self.output is None and not self.dry_run:
-            raise ValueError("--output: missing, expected the directory to write")
         for key in self.settings:
             if key.partition(".")[0] not in _OWNERS:
                 raise ValueError(f"--set {key}: expected {', '.join(f'{owner}.NAME=VALUE' for owner in _OWNERS)}")
@@ -316,11 +349,16 @@ class PruneConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(RunConfig):
+class EvaluateConfig(BenchmarkConfig):
     """Options of `neuronal_ray.evaluate`."""
 
     evaluate: Annotated[
-        tuple[str, ...], Option("names", "perplexity on these texts: wikitext2, c4, ptb, builtin, or files")
+        tuple[str, ...],
+        Option(
+            "names",
+            "perplexity on wikitext2, c4, ptb, builtin or files; accuracy on rte, winogrande, boolq, hellaswag, "
+            "arc_easy, arc_challenge, openbookqa (zero-shot: all seven), or any other task of lm-eval",
+        ),
     ] = ("wikitext2",)
     output: Annotated[Path | None, Option("path", "JSON file for the results, besides printing them")] = None
 
@@ -328,7 +366,7 @@ class EvaluateConfig(RunConfig):
         """Raise ValueError, naming the flag, for values that can never work."""
         super().check()
         if not self.evaluate:
-            raise ValueError("--evaluate: no text named")
+            raise ValueError("--evaluate: no text or benchmark named")
 
 
 AnyConfig = TypeVar("AnyConfig", PruneConfig, EvaluateConfig)
@@ -345,7 +383,7 @@ def parse_config(kind: type[AnyConfig], argv: Sequence[str], *, prog: str, descr
     """The configuration of `argv`: flags over `--config FILE` over defaults. Raises ValueError naming the flag."""
     parser = _Parser(prog=prog, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with any of these options")
-    options = _options(kind)
+    options = options_of(kind)
     defaults = {entry.name: entry.default for entry in fields(kind) if entry.default is not MISSING}
     for name, declared in options.items():
         _add_option(parser, name, declared, default=defaults.get(name))
@@ -363,7 +401,7 @@ def parse_config(kind: type[AnyConfig], argv: Sequence[str], *, prog: str, descr
     return config
 
 
-def _options(kind: type[AnyConfig]) -> dict[str, Option]:
+def options_of(kind: type[RunConfig]) -> dict[str, Option]:
     hints = get_type_hints(kind, include_extras=True)
     return {entry.name: hints[entry.name].__metadata__[0] for entry in fields(kind)}
 
@@ -420,17 +458,33 @@ def _read_toml(path: Path, options: Mapping[str, Option]) -> dict[str, object]:
         raise ValueError(f"--config: cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"--config: {path} is not TOML: {error}") from error
-    values: dict[str, object] = {}
+    return read_options(table, options, flag="--config", place=str(path))
+
+
+def read_options(
+    table: Mapping[str, object], options: Mapping[str, Option], *, flag: str, place: str
+) -> dict[str, Any]:
+    """The values of a TOML table by the options' names; ValueError, naming flag and place, for unknown keys."""
+    values: dict[str, Any] = {}
     for key, value in table.items():
-        name = "settings" if key == "set" else key.replace("-", "_")
-        if name not in options:
-            known = ", ".join(_flag(known)[2:] for known in options)
-            raise ValueError(f"--config: unknown key {key!r} in {path}, expected one of: {known}")
-        values[name] = _from_toml(value, options[name], where=f"--config: {key} in {path}")
+        name = option_name(key, options, flag=flag, place=place)
+        values[name] = option_value(value, options[name], where=f"{flag}: {key} in {place}")
     return values
 
 
-def _from_toml(value: object, option: Option, *, where: str) -> object:
+def option_name(key: str, options: Mapping[str, Option], *, flag: str, place: str) -> str:
+    """The name of the option that a TOML key stands for."""
+    name = "settings" if key == "set" else key.replace("-", "_")
+    if name not in options:
+        known = [_flag(known)[2:] for known in options]
+        near = difflib.get_close_matches(key, known, n=3)
+        hint = f" (did you mean {', '.join(near)}?)" if near else ""
+        raise ValueError(f"{flag}: unknown key {key!r} in {place}{hint}, expected one of: {', '.join(known)}")
+    return name
+
+
+def option_value(value: object, option: Option, *, where: str) -> object:
+    """A TOML value as the option has it; ValueError, starting with `where`, for one of another type."""
     kind = _KINDS[option.kind]
     if not _is_a(value, kind.accepts) or (isinstance(value, list) and not all(_is_a(x, kind.items) for x in value)):
         raise ValueError(f"{where}: {value!r} is not {kind.expected}")

@@ -29,7 +29,7 @@ def describe_run(config: PruneConfig, inputs: Inputs) -> str:
     on_gpu = config.device != "cpu" and torch.cuda.is_available() if here else config.device != "cpu"
     item = _item_bytes(config, inputs, on_gpu=on_gpu)
     weights = sum(parameter.numel() for parameter in model.parameters()) * item
-    tokens = _tokens(config, inputs)
+    tokens = tokens_by_stage(config, inputs)
     flops = 2 * prunable * sum(tokens.values())
     lines = [
         f"model       {config.model}: {type(model).__name__}, {len(blocks)} blocks, {prunable:,} prunable weights",
@@ -38,6 +38,7 @@ def describe_run(config: PruneConfig, inputs: Inputs) -> str:
         f"memory      {(weights + ranks + largest * item) / _GIB:.2f} GiB per worker: weights {weights / _GIB:.2f}, "
         f"rankings {ranks / _GIB:.2f}, one pruned block {largest * item / _GIB:.2f}; activations come on top",
         *(f"tokens      {count:>12,} {stage}" for stage, count in tokens.items()),
+        *(f"benchmark   {name}, dense and pruned (not in the time below)" for name in inputs.evaluations.benchmarks),
         f"arithmetic  {flops:.3g} floating-point operations in the blocks",
     ]
     if here:
@@ -59,7 +60,7 @@ def _budget(composition: Composition) -> str:
     return "exact" if composition.recipe.pattern is None else "as near as the pattern allows"
 
 
-def _tokens(config: PruneConfig, inputs: Inputs) -> dict[str, int]:
+def tokens_by_stage(config: PruneConfig, inputs: Inputs) -> dict[str, int]:
     """Tokens that pass through all blocks, by stage."""
     composition, calibration = inputs.composition, inputs.calibration.numel()
     recipe = composition.recipe
@@ -78,7 +79,7 @@ def _tokens(config: PruneConfig, inputs: Inputs) -> dict[str, int]:
         tokens["final pass on the pruned stream"] = 2 * calibration
     elif recipe.solves:
         tokens["final pass on the dense stream"] = calibration
-    for name, windows in inputs.windows.items():
+    for name, windows in inputs.evaluations.windows.items():
         tokens[f"perplexity on {name}, dense and pruned"] = 2 * windows.numel()
     return tokens
 

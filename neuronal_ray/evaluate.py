@@ -1,4 +1,4 @@
-"""`python -m neuronal_ray.evaluate`: perplexity of a model, dense or pruned, on one or more texts."""
+"""`python -m neuronal_ray.evaluate`: perplexity and benchmarks of a model, dense or pruned."""
 
 import sys
 from collections.abc import Sequence
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from neuronal_ray.config import EvaluateConfig, parse_config
 from neuronal_ray.entry import exit_code
 
-_DESCRIPTION = """Measure the perplexity of a model by the protocol of the pruning papers: consecutive windows, losses
-in float32. Example: neuronal-ray evaluate --model pruned --evaluate wikitext2,c4,ptb"""
+_DESCRIPTION = """Measure the perplexity of a model by the protocol of the pruning papers (consecutive windows, losses
+in float32), and its accuracy on benchmarks, by lm-eval. Example:
+neuronal-ray evaluate --model pruned --evaluate wikitext2,c4,ptb,zero-shot"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,10 +19,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> None:
     config = parse_config(EvaluateConfig, argv, prog="neuronal-ray evaluate", description=_DESCRIPTION)
     # What follows imports torch and transformers: after the options are known to be good.
+    from neuronal_ray.evaluation.benchmark_names import ZERO_SHOT
+    from neuronal_ray.evaluation.measure import measure
+    from neuronal_ray.evaluation.scores import mean_score
     from neuronal_ray.launch import check_device, open_pool
     from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
     from neuronal_ray.output import write_json
-    from neuronal_ray.pipeline import evaluate_dense, read_windows, sequence_length, versions
+    from neuronal_ray.pipeline import read_evaluations, sequence_length, versions
     from neuronal_ray.progress import Progress
 
     if config.output is not None and not config.output.absolute().parent.is_dir():
@@ -29,13 +33,20 @@ def _main(argv: Sequence[str]) -> None:
     check_device(config)
     checkpoint = open_checkpoint(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
     length = sequence_length(config, checkpoint)
-    windows = read_windows(config.evaluate, checkpoint, length=length, trust_remote_code=config.trust_remote_code)
+    evaluations = read_evaluations(config, config.evaluate, checkpoint, length=length)
     progress = Progress()
     with open_pool(config, checkpoint) as pool:
-        results = evaluate_dense(pool, windows, progress)
-    for name, measured in results.items():
-        print(f"{name}: perplexity {measured['perplexity']} ({measured['windows']} windows of {length} tokens)")
+        scores = measure(pool, evaluations, None, progress, label="as it is")
+    for name in evaluations.windows:
+        print(f"{name}: perplexity {scores[name].value} ({scores[name].rows} windows of {scores[name].length} tokens)")
+    for name in evaluations.benchmarks:
+        score = scores[name]
+        print(f"{name}: {score.metric} {score.value:.4f} +- {score.error:.4f} ({score.rows} questions)")
+    if set(ZERO_SHOT) <= set(scores):
+        mean = mean_score([scores[name] for name in ZERO_SHOT])
+        print(f"mean of the {len(ZERO_SHOT)} zero-shot tasks: accuracy {mean.value:.4f} +- {mean.error:.4f}")
     if config.output is not None:
+        results = {name: score.summary() for name, score in scores.items()}
         content = {"model": config.model, "evaluation": results, "versions": versions()}
         write_json(config.output, content)
 

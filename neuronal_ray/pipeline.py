@@ -3,7 +3,7 @@
 import hashlib
 import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,14 +14,15 @@ from torch import Tensor
 from neuronal_ray import __version__, plugins
 from neuronal_ray.allocations import Allocation, Problem, Step
 from neuronal_ray.composition import Composition, compose
-from neuronal_ray.config import PruneConfig, RunConfig
-from neuronal_ray.core.layout import Group, Layout
+from neuronal_ray.config import BenchmarkConfig, PruneConfig, RunConfig
+from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.pattern import check_pattern
 from neuronal_ray.core.plan import Plan, Rates, uniform_rates
-from neuronal_ray.core.stats import RunningNorm, Statistic
 from neuronal_ray.data.calibration import calibration_tokens
 from neuronal_ray.data.evaluation import evaluation_name, evaluation_windows
-from neuronal_ray.evaluation.perplexity import perplexity, split_windows
+from neuronal_ray.evaluation.benchmark_names import split_names
+from neuronal_ray.evaluation.measure import Evaluations, measure
+from neuronal_ray.evaluation.scores import BenchmarkSettings, Score
 from neuronal_ray.models.checkpoint import (
     Checkpoint,
     copy_checkpoint,
@@ -33,10 +34,10 @@ from neuronal_ray.models.checkpoint import (
 from neuronal_ray.output import write_allocation, write_json, write_search
 from neuronal_ray.pool import Pool
 from neuronal_ray.progress import Progress
-from neuronal_ray.replica import chunk_sequences
 from neuronal_ray.rows import search_rows
 from neuronal_ray.search import Search
-from neuronal_ray.worker import Walk, Worker
+from neuronal_ray.session import Session
+from neuronal_ray.worker import Worker
 
 _DEFAULT_LENGTH = 2048
 _PACKAGES = ("torch", "transformers", "datasets", "ray")
@@ -50,30 +51,60 @@ class Inputs:
     checkpoint: Checkpoint
     sequence_length: int
     calibration: Int64[Tensor, "samples length"]
-    windows: Mapping[str, Int64[Tensor, "windows length"]]
+    evaluations: Evaluations
 
 
-def prepare(config: PruneConfig) -> Inputs:
-    """Read and check the checkpoint's headers, the calibration text and the evaluation text."""
-    composition = compose(config)
-    checkpoint = open_checkpoint(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
-    if composition.recipe.pattern is not None:
-        check_pattern(
-            linear_columns(checkpoint, trust_remote_code=config.trust_remote_code), composition.recipe.pattern
+class Reader:
+    """Reads and checks what runs need before any weight is loaded; what several runs share is read once."""
+
+    def __init__(self) -> None:
+        self._checkpoints: dict[tuple[str, bool], Checkpoint] = {}
+        self._calibrations: dict[tuple[object, ...], Int64[Tensor, "samples length"]] = {}
+        self._evaluations: dict[tuple[object, ...], Evaluations] = {}
+
+    def prepare(self, config: PruneConfig) -> Inputs:
+        """Read and check the checkpoint's headers, the calibration text and the evaluation text."""
+        composition = compose(config)
+        checkpoint = self._checkpoint(config)
+        if composition.recipe.pattern is not None:
+            check_pattern(
+                linear_columns(checkpoint, trust_remote_code=config.trust_remote_code), composition.recipe.pattern
+            )
+        length = sequence_length(config, checkpoint)
+        return Inputs(
+            composition=composition,
+            checkpoint=checkpoint,
+            sequence_length=length,
+            calibration=self._calibration(config, checkpoint, length),
+            evaluations=self._evaluated(config, checkpoint, length),
         )
-    length = sequence_length(config, checkpoint)
-    calibration = calibration_tokens(
-        config.calibration,
-        load_encoder(checkpoint.path, trust_remote_code=config.trust_remote_code),
-        samples=config.calibration_samples,
-        sequence_length=length,
-        seed=config.seed,
-        vocabulary=checkpoint.config.get_text_config().vocab_size,
-    )
-    windows = read_windows(config.evaluate, checkpoint, length=length, trust_remote_code=config.trust_remote_code)
-    return Inputs(
-        composition=composition, checkpoint=checkpoint, sequence_length=length, calibration=calibration, windows=windows
-    )
+
+    def _checkpoint(self, config: PruneConfig) -> Checkpoint:
+        key = config.model, config.trust_remote_code
+        if key not in self._checkpoints:
+            self._checkpoints[key] = open_checkpoint(
+                resolve_model(config.model), trust_remote_code=config.trust_remote_code
+            )
+        return self._checkpoints[key]
+
+    def _calibration(self, config: PruneConfig, checkpoint: Checkpoint, length: int) -> Int64[Tensor, "samples length"]:
+        key = (checkpoint.path, config.calibration, config.calibration_samples, length, config.seed)
+        if key not in self._calibrations:
+            self._calibrations[key] = calibration_tokens(
+                config.calibration,
+                load_encoder(checkpoint.path, trust_remote_code=config.trust_remote_code),
+                samples=config.calibration_samples,
+                sequence_length=length,
+                seed=config.seed,
+                vocabulary=checkpoint.config.get_text_config().vocab_size,
+            )
+        return self._calibrations[key]
+
+    def _evaluated(self, config: PruneConfig, checkpoint: Checkpoint, length: int) -> Evaluations:
+        key = (checkpoint.path, config.evaluate, length, config.few_shot, config.task_limit, config.task_data)
+        if key not in self._evaluations:
+            self._evaluations[key] = read_evaluations(config, config.evaluate, checkpoint, length=length)
+        return self._evaluations[key]
 
 
 def sequence_length(config: RunConfig, checkpoint: Checkpoint) -> int:
@@ -92,6 +123,20 @@ def context_length(checkpoint: Checkpoint) -> int:
         return int(checkpoint.config.get_text_config().max_position_embeddings)
     except AttributeError:
         return 2**31
+
+
+def read_evaluations(
+    config: BenchmarkConfig, names: Sequence[str], checkpoint: Checkpoint, *, length: int
+) -> Evaluations:
+    """The texts among `names` cut into windows, and the benchmarks, whose local rows are read once to check them."""
+    texts, benchmarks = split_names(names)
+    settings = BenchmarkSettings(few_shot=config.few_shot, limit=config.task_limit, data=config.task_data)
+    windows = read_windows(texts, checkpoint, length=length, trust_remote_code=config.trust_remote_code)
+    if benchmarks:
+        from neuronal_ray.evaluation.zeroshot import check_benchmarks  # lm-eval takes seconds to import
+
+        check_benchmarks(benchmarks, settings)
+    return Evaluations(windows=windows, benchmarks=benchmarks, settings=settings)
 
 
 def read_windows(
@@ -116,31 +161,19 @@ def read_windows(
 
 def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress: Progress) -> dict[str, object]:
     """Prune, evaluate and write everything but the report into `staging`; returns the content of pruning.json."""
-    layout = pool.first(Worker.describe)
+    session = Session(pool)
     composition, calibration = inputs.composition, inputs.calibration
-    recipe = composition.recipe
-    if composition.released and layout.routed:
-        raise ValueError("--mode: authors has no mixtures of experts; use --mode paper")
-    gather_and_rank(composition, pool, calibration, progress)
-    search = search_for(config, composition, pool, calibration, progress)
-    allocation = allocate(config, composition, layout, search)
-    walk = Walk(pruned=composition.pruned_stream, released=composition.released)
-    stage = "pruned stream" if walk.pruned else "final pass" if recipe.walks else "refinement"
-    settled = not walk.pruned and not recipe.walks and recipe.refinement is None  # masks are cuts of the one ranking
-
-    def finalize(plan: Plan) -> None:
-        if settled:
-            return
-        with progress.stage(stage, 1) as advance:
-            pool.each(Worker.finish, plan, calibration, walk)
-            advance("")
-
+    found = plan_run(config, composition, session, calibration, progress)
+    layout, allocation, search = session.layout(), found.allocation, found.search
     plans = {"pruned": allocation.plan}
     if config.baselines:
         plans = {
             name: plan for name, plan in allocation.baselines.items() if plan.digest != allocation.plan.digest
         } | plans
-    evaluation = evaluate_plans(pool, inputs.windows, plans, finalize, progress)
+    results: dict[str, dict[str, Score]] = {"dense": measure(pool, inputs.evaluations, None, progress, label="dense")}
+    for name, plan in plans.items():
+        session.settle(composition, plan, calibration, progress)
+        results[name] = measure(pool, inputs.evaluations, plan, progress, label=name)
     zeros = write_model(inputs.checkpoint, pool, allocation.plan, staging, progress)
     write_allocation(staging / "allocation.parquet", layout, allocation.plan)
     write_search(staging / "search.parquet", search.candidates, {step.name: step.selected for step in allocation.steps})
@@ -178,7 +211,7 @@ def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress
             "seed": config.seed,
             "sha256": hashlib.sha256(inputs.calibration.numpy().tobytes()).hexdigest(),
         },
-        "evaluation": evaluation,
+        "evaluation": evaluation_summary(results),
         "seconds": {name: round(seconds, 3) for name, seconds in progress.seconds.items()},
         "versions": versions(),
         "devices": pool.each(Worker.device_name),
@@ -188,60 +221,28 @@ def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress
     return summary
 
 
-def gather_and_rank(
-    composition: Composition, pool: Pool, calibration: Int64[Tensor, "samples length"], progress: Progress
-) -> None:
-    """What the search needs of the dense model: one pass over the calibration text, then one ranking per worker."""
-    kind, recipe = composition.dense_statistic, composition.recipe
-    if kind is not None:
-        released = composition.released  # sequence by sequence, as the released code's running mean wants it
-        parts = calibration.split(1 if released else chunk_sequences(calibration.shape[1]))
-        statistics = gather(pool, parts, RunningNorm if released else kind, progress)
-        pool.each(Worker.keep_statistics, statistics)
-    if composition.released or recipe.solves:
-        return
-    with progress.stage("ranking", 1) as advance:
-        if recipe.walks:
-            pool.each(Worker.rank_on_walk, calibration)
-        else:
-            pool.each(Worker.rank)
-        advance("")
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a run settled on, and the search that led there."""
+
+    allocation: Allocation
+    search: Search
 
 
-def gather(
-    pool: Pool, parts: Sequence[Int64[Tensor, "some length"]], kind: type[Statistic], progress: Progress
-) -> dict[Group, Statistic]:
-    """The statistics of the dense model over all parts of a text, merged in their order."""
-    statistics: dict[Group, Statistic] = {}
-    with progress.stage("statistics", len(parts)) as advance:
-        for observed in pool.map(Worker.observe, parts, kind):
-            for group, statistic in observed.items():
-                statistics[group] = statistics[group].merge(statistic) if group in statistics else statistic
-            advance("")
-    routed = set(pool.first(Worker.describe).routed) & set(statistics)
-    return statistics | {group: statistics[group].over(sum(map(len, parts))) for group in routed}
-
-
-def search_for(
+def plan_run(
     config: PruneConfig,
     composition: Composition,
-    pool: Pool,
+    session: Session,
     calibration: Int64[Tensor, "samples length"],
     progress: Progress,
-) -> Search:
-    """The way to ask the model for candidates on the first of the calibration sequences."""
-    return Search(
-        pool,
-        layout=pool.first(Worker.describe),
-        calibration=calibration,
-        samples=config.search_samples,
-        mode=config.mode,
-        criterion=composition.criterion,
-        solves=composition.recipe.solves,
-        progress=progress,
-        levels=composition.levels,
-        target=composition.target,
-    )
+) -> Found:
+    """Statistics, ranking and search: everything up to the plan."""
+    layout = session.layout()
+    if composition.released and layout.routed:
+        raise ValueError("--mode: authors has no mixtures of experts; use --mode paper")
+    session.hold(composition, calibration, progress)
+    search = session.search(composition, calibration, progress, samples=config.search_samples, mode=config.mode)
+    return Found(allocation=allocate(config, composition, layout, search), search=search)
 
 
 def allocate(config: PruneConfig, composition: Composition, layout: Layout, search: Search) -> Allocation:
@@ -281,47 +282,14 @@ def _followed(allocation: Allocation, rates: Rates, plan: Plan, *, steps: tuple[
     return Allocation(plan=plan, rates=rates, steps=allocation.steps + steps, baselines=baselines)
 
 
-def evaluate_plans(
-    pool: Pool,
-    windows: Mapping[str, Int64[Tensor, "windows length"]],
-    plans: Mapping[str, Plan],
-    finalize: Callable[[Plan], None],
-    progress: Progress,
-) -> dict[str, dict[str, object]]:
-    """Perplexity of the dense model and of each plan on each text; the last plan, "pruned", is the result."""
-    dense = evaluate_dense(pool, windows, progress)
-    results: dict[str, dict[str, object]] = {
-        name: measured | {"dense": {"perplexity": measured["perplexity"]}} for name, measured in dense.items()
-    }
-    for plan_name, plan in plans.items():
-        finalize(plan)
-        for name, text in windows.items():
-            value = _perplexity(pool, text, plan, f"{name}: {plan_name}", progress)
-            results[name] |= {"perplexity": value} if plan_name == "pruned" else {plan_name: {"perplexity": value}}
-    return results
-
-
-def evaluate_dense(
-    pool: Pool, windows: Mapping[str, Int64[Tensor, "windows length"]], progress: Progress
-) -> dict[str, dict[str, object]]:
-    """Perplexity of the model as it is on each text."""
+def evaluation_summary(results: Mapping[str, Mapping[str, Score]]) -> dict[str, dict[str, object]]:
+    """Per text or benchmark: the "pruned" model's score, and below it those of the dense model and other plans."""
+    names = list(results["dense"])
     return {
-        name: {
-            "perplexity": _perplexity(pool, text, None, f"{name}: dense", progress),
-            "windows": text.shape[0],
-            "sequence_length": text.shape[1],
-        }
-        for name, text in windows.items()
+        name: results["pruned"][name].summary()
+        | {plan: scores[name].value_summary() for plan, scores in results.items() if plan != "pruned"}
+        for name in names
     }
-
-
-def _perplexity(
-    pool: Pool, text: Int64[Tensor, "windows length"], plan: Plan | None, label: str, progress: Progress
-) -> float | None:
-    """None when the model overflows, which JSON has no number for."""
-    with progress.stage(label, len(split_windows(text))) as advance:
-        value = perplexity(pool, text, plan, advance=advance)
-    return value if math.isfinite(value) else None
 
 
 def write_model(checkpoint: Checkpoint, pool: Pool, plan: Plan, staging: Path, progress: Progress) -> int:

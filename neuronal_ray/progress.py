@@ -13,9 +13,10 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Stages of a run, one after the other; `seconds` holds how long each took."""
+    """Stages of a run, one after the other; `seconds` holds how long each took. `quiet`: says nothing."""
 
-    def __init__(self, events: Path | None = None) -> None:
+    def __init__(self, events: Path | None = None, *, quiet: bool = False) -> None:
+        self._quiet = quiet
         self.seconds: dict[str, float] = {}
         self._events = events
         self._start = time.perf_counter()
@@ -25,7 +26,7 @@ class Progress:
         """A stage of `total` parts; the value yielded is called with a note when a part is done."""
         begin = time.perf_counter()
         terminal = sys.stderr.isatty()
-        bar = tqdm(total=total, desc=f"{name:<16}", leave=True, disable=not terminal, file=sys.stderr)
+        bar = tqdm(total=total, desc=f"{name:<16}", leave=True, disable=not terminal or self._quiet, file=sys.stderr)
         done, last_line = 0, 0.0
 
         def advance(note: str) -> None:
@@ -35,7 +36,7 @@ class Progress:
             bar.set_postfix_str(note, refresh=False)
             bar.update()
             self._record(stage=name, done=done, total=total, note=note)
-            if not terminal and (done == total or now - last_line > _SECONDS_BETWEEN_LINES):
+            if not terminal and not self._quiet and (done == total or now - last_line > _SECONDS_BETWEEN_LINES):
                 last_line = now
                 remaining = (now - begin) / done * (total - done)
                 line = f"[{now - self._start:7.1f} s] {name} {done}/{total} {note}"

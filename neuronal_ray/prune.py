@@ -21,18 +21,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> None:
     config = parse_config(PruneConfig, argv, prog="neuronal-ray prune", description=_DESCRIPTION)
+    if config.output is None and not config.dry_run:
+        raise ValueError("--output: missing, expected the directory to write")
     # What follows imports torch and transformers: after the options are known to be good.
     from neuronal_ray.dry_run import describe_run
     from neuronal_ray.launch import check_device, open_pool
     from neuronal_ray.output import check_output, staged
-    from neuronal_ray.pipeline import prepare, run
+    from neuronal_ray.pipeline import Reader, run
     from neuronal_ray.progress import Progress
     from neuronal_ray.report import write_report
 
     if config.output is not None:
         check_output(config.output, overwrite=config.overwrite)
     check_device(config)
-    inputs = prepare(config)
+    inputs = Reader().prepare(config)
     if config.output is None or config.dry_run:
         print(describe_run(config, inputs))
         return
@@ -66,13 +68,20 @@ def _table(summary: Mapping[str, Any], output: Path) -> str:
         "",
     ]
     for name, measured in summary["evaluation"].items():
-        lines.append(f"perplexity on {name} ({measured['windows']} windows of {measured['sequence_length']} tokens)")
+        perplexity = "perplexity" in measured
+        metric = "perplexity" if perplexity else next(iter(measured))
+        size = (
+            f"{measured['windows']} windows of {measured['sequence_length']} tokens"
+            if perplexity
+            else (f"{measured['rows']} questions")
+        )
+        lines.append(f"{metric} on {name} ({size})")
         names = {"block": "NeuronAL, block step", "neuronal": "NeuronAL, block + row"}
         baselines = [key for key, value in measured.items() if isinstance(value, dict) and key != "dense"]
-        rows = [(names.get(key, key), measured[key]["perplexity"]) for key in ["dense", *baselines]]
+        rows = [(names.get(key, key), measured[key][metric]) for key in ["dense", *baselines]]
         label = {"neuronal": "NeuronAL, " + " + ".join(search)}.get(summary["allocation"], summary["allocation"])
         extras = [summary[key] for key in ("row_step", "refinement") if summary[key] not in (None, "none")]
-        rows.append((" + ".join([label, *extras]), measured["perplexity"]))
+        rows.append((" + ".join([label, *extras]), measured[metric]))
         lines += [
             f"  {label:<24} {'overflow' if value is None else format(value, '12.3f'):>12}" for label, value in rows
         ]

@@ -96,7 +96,7 @@ class Replica:
         kinds: tuple[type[Statistic], ...] = (),
     ) -> tuple[list[Recording], list[dict[Group, Statistic]]]:
         """`run` with other weights in block `index`; its dense ones are put back."""
-        with self.stopwatch.measure("sparse forwards"), self._swapped(weights):
+        with self.stopwatch.measure("sparse forwards"), self.swapped(weights):
             return self.run(index, recordings, kinds)
 
     def differentiable(
@@ -184,7 +184,7 @@ class Replica:
         return observe
 
     @contextmanager
-    def _swapped(self, weights: Weights) -> Iterator[None]:
+    def swapped(self, weights: Weights) -> Iterator[None]:
         """Linears with other weights in place of their own, which are put back on exit."""
         modules = {linear: self.linears[linear.block][linear.path] for linear in weights}
         own = {linear: weight_of(module) for linear, module in modules.items()}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from neuronal_ray.entry import exit_code
 from neuronal_ray.report_figures import Canvas, block_figure, row_figure, search_figure
-from neuronal_ray.report_inputs import Run, Score, SearchStep, read_run
+from neuronal_ray.report_inputs import Benchmark, Run, Score, SearchStep, read_run
 
 WIDE, HALF, NARROW = 736, 352, 340  # CSS pixels: the page, half of it, a phone
 _BASELINES = {
@@ -96,7 +96,14 @@ def write_report(directory: Path) -> Path:
 def _page(run: Run) -> str:
     target = f"{100 * run.target:g}%"
     method = f"{escape(run.method)} with {escape(', '.join([f'{run.allocation} allocation', *run.additions]))}"
-    sections = [_tally(run), _scores(run.scores), _search(run), _allocation(run), _provenance(run)]
+    sections = [
+        _tally(run),
+        _scores(run.scores),
+        _benchmarks(run.benchmarks),
+        _search(run),
+        _allocation(run),
+        _provenance(run),
+    ]
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -142,6 +149,25 @@ def _scores(scores: Sequence[Score]) -> str:
     table = _table(rows, head=["Text", "Dense", *others, "This model", "Ratio"], kind="scores")
     texts = ", ".join(f"{s.name}: {s.windows:,} windows of {s.sequence_length:,} tokens" for s in scores)
     return f'<h2>Perplexity</h2>\n<div class="scroll">{table}</div>\n<p><small>{escape(texts)}</small></p>'
+
+
+def _benchmarks(benchmarks: Sequence[Benchmark]) -> str:
+    if not benchmarks:
+        return ""
+    plans = list(dict.fromkeys(name for benchmark in benchmarks for name in benchmark.others))
+    rows = [
+        [
+            benchmark.name,
+            benchmark.metric,
+            *(f"{benchmark.others[plan]:.4f}" if plan in benchmark.others else "" for plan in plans),
+            f"{benchmark.value:.4f}",
+            f"{benchmark.rows:,}",
+        ]
+        for benchmark in benchmarks
+    ]
+    names = [{"dense": "Dense"}.get(plan, _BASELINES.get(plan, plan)) for plan in plans]
+    head = ["Benchmark", "Metric", *names, "This model", "Questions"]
+    return f'<h2>Benchmarks</h2>\n<div class="scroll">{_table(rows, head=head, kind="scores")}</div>'
 
 
 def _perplexity(value: float) -> str:

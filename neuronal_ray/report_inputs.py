@@ -74,6 +74,17 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A benchmark's values, of this model and of the other plans, "dense" among them; an accuracy is a fraction."""
+
+    name: str
+    metric: str
+    value: float
+    others: Mapping[str, float]
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """All that a report shows; `target` and `achieved` are fractions removed, `additions` what else was asked for."""
 
@@ -88,6 +99,7 @@ class Run:
     prunable: int
     steps: tuple[SearchStep, ...]
     scores: tuple[Score, ...]
+    benchmarks: tuple[Benchmark, ...]
     seconds: Mapping[str, float]
     calibration: Mapping[str, object]
     versions: Mapping[str, object]
@@ -111,6 +123,7 @@ def read_run(directory: Path) -> Run:
     search = _get(document, "search", dict)
     evaluation = _get(document, "evaluation", dict)
     seconds = _get(document, "seconds", dict)
+    measured = {name: _get(evaluation, name, dict) for name in evaluation}
     candidates = _candidates(directory / "search.parquet")
     return Run(
         model=_get(document, "model", str),
@@ -123,7 +136,8 @@ def read_run(directory: Path) -> Run:
         pruned=_get(sparsity, "pruned", int),
         prunable=_get(sparsity, "prunable", int),
         steps=tuple(_step(name, _get(search, name, dict), candidates) for name in search),
-        scores=tuple(_score(name, _get(evaluation, name, dict)) for name in evaluation),
+        scores=tuple(_score(name, node) for name, node in measured.items() if "rows" not in node),
+        benchmarks=tuple(_benchmark(name, node) for name, node in measured.items() if "rows" in node),
         seconds={stage: _get(seconds, stage, float) for stage in seconds},
         calibration=_get(document, "calibration", dict),
         versions=_get(document, "versions", dict),
@@ -159,6 +173,17 @@ def _step(name: str, node: Mapping[str, Any], candidates: Sequence[Candidate]) -
         given = ", ".join(f"{candidate.lam:g}" for candidate in selected) or "none"
         raise ValueError(f"search.parquet selects {given} in the {name} step, expected {lam:g} as in pruning.json")
     return SearchStep(name=name, selected=selected[0], candidates=mine, seconds=_get(node, "seconds", float))
+
+
+def _benchmark(name: str, node: Mapping[str, Any]) -> Benchmark:
+    metric = next(iter(node), "")
+    return Benchmark(
+        name=name,
+        metric=metric,
+        value=_get(node, metric, float),
+        others={plan: _get(value, metric, float) for plan, value in node.items() if isinstance(value, dict)},
+        rows=_get(node, "rows", int),
+    )
 
 
 def _score(name: str, node: Mapping[str, Any]) -> Score:

@@ -1,7 +1,7 @@
 """Asking the model over the pool: one task per candidate, each distinct plan once; one per block or run of blocks."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from time import perf_counter
@@ -37,6 +37,16 @@ class Candidate:
     criterion: str
     score: float
     seconds: float
+
+
+@dataclass
+class Answers:
+    """What was asked already, by digest of the plan; `prepared`: the workers hold the search text."""
+
+    trials: dict[bytes, Trial] = field(default_factory=dict)
+    losses: dict[bytes, float] = field(default_factory=dict)
+    divergences: dict[bytes, tuple[float, ...]] = field(default_factory=dict)
+    prepared: bool = False
 
 
 def _timed(worker: Worker, plan: Plan, trial: Callable[[Worker, Plan], Result]) -> tuple[Result, float]:
@@ -86,8 +96,12 @@ class Search:
         criterion: str = "alignment",
         levels: int = 0,
         target: float = 0.0,
+        answers: Answers | None = None,
     ) -> None:
-        """`levels` > 0: a solver's candidates are put together from linears solved at some of so many levels."""
+        """`levels` > 0: a solver's candidates are put together from linears solved at some of so many levels.
+
+        `answers` are those of an earlier search of the same workers, text and criterion.
+        """
         self.candidates: list[Candidate] = []
         self.evaluations = 0.0
         self.rounds = 0
@@ -95,10 +109,7 @@ class Search:
         self._text = calibration[:samples]
         self._authors, self._solves = mode == "authors", solves and not levels
         self._criterion, self._levels, self._target = criterion, levels, target
-        self._known_trials: dict[bytes, Trial] = {}
-        self._known_losses: dict[bytes, float] = {}
-        self._known_divergences: dict[bytes, tuple[float, ...]] = {}
-        self._prepared = False
+        self._answers = Answers() if answers is None else answers
 
     def tries(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[Trial]:
         """One Trial per plan, in order."""
@@ -108,8 +119,8 @@ class Search:
         if self._solves and not self._authors:
             run = partial(self._together, trials=partial(Worker.solved_trials, divergence=divergence))
         score_of = partial(Trial.score, criterion=self._criterion)
-        found = self._asked(step, self._criterion, lambdas, plans, self._known_trials, run, score_of)
-        self._known_divergences |= {
+        found = self._asked(step, self._criterion, lambdas, plans, self._answers.trials, run, score_of)
+        self._answers.divergences |= {
             plan.digest: trial.divergences for plan, trial in zip(plans, found, strict=True) if trial.divergences
         }
         return found
@@ -117,7 +128,7 @@ class Search:
     def divergences(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[tuple[float, ...]]:
         """Mean KL divergence from the dense model of each search sequence under each plan, in nats a token."""
         run = partial(self._each, trial=Worker.divergence)
-        return self._asked(step, "kl", lambdas, plans, self._known_divergences, run, _mean)
+        return self._asked(step, "kl", lambdas, plans, self._answers.divergences, run, _mean)
 
     def changed(self, plan: Plan, changes: Sequence[Counts], part: range) -> list[float]:
         """Mean KL divergence over the search sequences in `part` of `plan` with each of `changes` made to it."""
@@ -154,7 +165,7 @@ class Search:
         run = partial(self._each, trial=Worker.loss)
         if self._solves:
             run = partial(self._together, trials=Worker.solved_losses)
-        return self._asked(step, "loss", lambdas, plans, self._known_losses, run, _itself)
+        return self._asked(step, "loss", lambdas, plans, self._answers.losses, run, _itself)
 
     def measure(self, function: Callable[[Sequence[Weighed]], Result]) -> list[Result]:
         """`function` of the linears of every block, in order."""
@@ -246,11 +257,11 @@ class Search:
         return [range(start, stop) for start, stop in pairwise(bounds)]
 
     def _prepare(self) -> None:
-        if self._prepared:
+        if self._answers.prepared:
             return
         chunk = 1 if self._authors else chunk_sequences(self._text.shape[1])
         self._pool.each(partial(Worker.set_search_text, chunk=chunk, with_reference=not self._authors), self._text)
-        self._prepared = True
+        self._answers.prepared = True
         if self._levels:
             ranges, levels = self._ranges(), levels_around(self._target, self._levels)
             stores = self._pool.map(Worker.solve_levels, ranges, levels, self._calibration)

@@ -5,8 +5,9 @@ block while text passes through.
 """
 
 import math
+import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -74,7 +75,7 @@ class Worker:
     def __init__(self, spec: WorkerSpec) -> None:
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
-        self.spec = spec
+        self.spec, self.recipe = spec, spec.recipe
         self.replica = Replica(
             spec.model_path,
             device=spec.device,
@@ -97,6 +98,21 @@ class Worker:
         """The layout of the model."""
         return self.layout
 
+    def use(self, recipe: Recipe) -> None:
+        """Choose weights by `recipe` from now on; rankings and what was made of them are dropped."""
+        self.recipe, self._ranks, self._levels = recipe, {}, None
+        self.unfinish()
+
+    def unfinish(self) -> None:
+        """The final masks are cuts of the ranking again."""
+        self._final, self._solved = {}, {}
+
+    def peak_memory(self) -> int:
+        """Bytes: the most that was allocated on a GPU, or that this process was resident in."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
     def device_name(self) -> str:
         """The name of the device, for the report."""
         if self.device.type == "cuda":
@@ -107,9 +123,19 @@ class Worker:
 
     def observe(self, tokens: Int64[Tensor, "sequences length"], kind: type[Statistic] = SquareSum) -> Statistics:
         """Statistics of one chunk of calibration text on the dense model, on the host."""
+        (statistics,) = self.observe_all(tokens, (kind,))
+        return statistics
+
+    def observe_all(
+        self, tokens: Int64[Tensor, "sequences length"], kinds: tuple[type[Statistic], ...]
+    ) -> list[Statistics]:
+        """`observe` for several kinds of statistics in one pass."""
         _, recordings = self.replica.start(tokens)
-        statistics = self._dense_statistics(recordings, kind)
-        return {group: statistic.to(torch.device("cpu")) for group, statistic in statistics.items()}
+        host = torch.device("cpu")
+        return [
+            {group: statistic.to(host) for group, statistic in statistics.items()}
+            for statistics in self._dense_statistics(recordings, kinds)
+        ]
 
     def keep_statistics(self, statistics: Statistics) -> None:
         """Remember the statistics of the whole calibration text on the dense stream."""
@@ -122,14 +148,16 @@ class Worker:
 
     def rank_on_walk(self, tokens: Int64[Tensor, "sequences length"]) -> None:
         """`rank` for statistics that are held for one block at a time."""
-        assert self.spec.recipe.statistic is not None
-        for index, _, (observed,) in self._dense_walk(tokens, (self.spec.recipe.statistic,)):
+        assert self.recipe.statistic is not None
+        for index, _, (observed,) in self._dense_walk(tokens, (self.recipe.statistic,)):
             self._ranks |= self._rank_block(index, observed)
 
     def set_search_text(self, tokens: Int64[Tensor, "sequences length"], *, chunk: int, with_reference: bool) -> None:
         """Keep the search sequences' embeddings and, if asked, their dense activation norms (A_D)."""
         self._search, self._excerpts = SearchText(self.replica, tokens, chunk=chunk), {}
-        self._dense = self._dense_statistics(self._search.recordings, SquareSum) if with_reference else {}
+        self._dense = {}
+        if with_reference:
+            (self._dense,) = self._dense_statistics(self._search.recordings, (SquareSum,))
 
     @property
     def _text(self) -> SearchText:
@@ -265,9 +293,9 @@ class Worker:
         self, plans: Sequence[Plan], tokens: Int64[Tensor, "sequences length"], kinds: tuple[type[Statistic], ...]
     ) -> Iterator[tuple[list[list[Recording]], list[list[dict[Group, Statistic]]]]]:
         """After each block, the search text under every plan and what was observed of it."""
-        assert self.spec.recipe.statistic is not None
+        assert self.recipe.statistic is not None
         streams = [self._text.recordings for _ in plans]
-        for index, _, (grams,) in self._dense_walk(tokens, (self.spec.recipe.statistic,)):
+        for index, _, (grams,) in self._dense_walk(tokens, (self.recipe.statistic,)):
             factors = self._factorized(index, grams)
             passed = []
             for plan, recordings in zip(plans, streams, strict=True):
@@ -280,16 +308,16 @@ class Worker:
         self, blocks: range, levels: Sequence[int], tokens: Int64[Tensor, "sequences length"]
     ) -> LevelStore:
         """The linears of a range of blocks solved at each of `levels` on the dense stream; on the host."""
-        assert self.spec.recipe.statistic is not None
+        assert self.recipe.statistic is not None
         solved = {}
-        kinds = (self.spec.recipe.statistic,)
+        kinds = (self.recipe.statistic,)
         for index, _, (grams,) in self._dense_walk(tokens, kinds, until=blocks.stop, wanted=blocks):
             factors = self._factorized(index, grams)
             with self.stopwatch.measure("solving"):
                 for spec in self.layout.blocks[index]:
                     weight, factor = self.replica.weight(spec), factors[spec.reads]
-                    solved[spec.linear] = solve_at_levels(spec, weight, factor, self.spec.recipe, levels)
-        return LevelStore(self.spec.recipe.levels, solved).to(torch.device("cpu"))
+                    solved[spec.linear] = solve_at_levels(spec, weight, factor, self.recipe, levels)
+        return LevelStore(self.recipe.levels, solved).to(torch.device("cpu"))
 
     def keep_levels(self, store: LevelStore) -> None:
         """Candidates are put together from these solutions from now on."""
@@ -299,7 +327,7 @@ class Worker:
 
     def local_trial(self, plan: Plan) -> Trial:
         """Alignment block by block against dense weights on the sparse stream, ranking anew (released code)."""
-        kind = RunningGram if self.spec.recipe.solves else RunningNorm
+        kind = RunningGram if self.recipe.solves else RunningNorm
         recordings = self._text.recordings
         comparison = Comparison(self.layout, dead_is_infinite=True)
         for index in range(self.layout.num_blocks):
@@ -315,7 +343,7 @@ class Worker:
 
         A ranking on the dense stream is settled already; else `tokens` pass through, block after block.
         """
-        recipe = self.spec.recipe
+        recipe = self.recipe
         self._final, self._solved = dict(self._ranks), {}
         if not walk.pruned and not recipe.walks:
             if recipe.refinement is not None:
@@ -338,11 +366,11 @@ class Worker:
 
     def _pruned_block(self, index: int, plan: Plan, observed: Sequence[Statistics]) -> Weights:
         """The weights of block `index` under `plan`, judged by what was just observed (method, refinement)."""
-        if self.spec.recipe.solves:
+        if self.recipe.solves:
             return self._solve(index, self._factorized(index, observed[0]), plan)
         statistics = observed[0] if observed else None
         self._final |= self._rank_block(index, statistics, lower_ties_first=plan.lower_ties_first)
-        if self.spec.recipe.refinement is not None:
+        if self.recipe.refinement is not None:
             self._refine(index, plan, statistics, observed[-1])
         return self._cut(index, plan, self._final)
 
@@ -352,7 +380,7 @@ class Worker:
             for spec in self.layout.blocks[index]:
                 seen = self._inputs(spec, moments)
                 assert seen is not None
-                self._final[spec.linear] = self.spec.recipe.refined(
+                self._final[spec.linear] = self.recipe.refined(
                     spec,
                     self.replica.weight(spec),
                     self._final[spec.linear],
@@ -380,6 +408,15 @@ class Worker:
         if self._solved:
             return {spec.linear: self._solved[spec.linear] for spec in self.layout.blocks[index]}
         return self._cut(index, plan, self._final or self._ranks)
+
+    @contextmanager
+    def under(self, plan: Plan | None) -> Iterator[None]:
+        """The whole model with the weights that `logits` gives it; one more copy of its linears while it lasts."""
+        with ExitStack() as stack:
+            if plan is not None:
+                for index in range(self.layout.num_blocks):
+                    stack.enter_context(self.replica.swapped(self._finished(index, plan)))
+            yield
 
     def mask(self, linear: Linear, plan: Plan) -> Bool[Tensor, "rows columns"]:
         """The final mask of one linear under `plan`, True where weights go."""
@@ -422,14 +459,18 @@ class Worker:
                     _check_finite(statistics)
                 yield index, recordings, observed
 
-    def _dense_statistics(self, recordings: list[Recording], kind: type[Statistic]) -> Statistics:
-        statistics: dict[Group, Statistic] = {}
+    def _dense_statistics(
+        self, recordings: list[Recording], kinds: tuple[type[Statistic], ...]
+    ) -> list[dict[Group, Statistic]]:
+        found: list[dict[Group, Statistic]] = [{} for _ in kinds]
         with self.stopwatch.measure("dense pass"):
             for index in range(self.layout.num_blocks):
-                recordings, (observed,) = self.replica.run(index, recordings, (kind,))
-                statistics |= observed
-        _check_finite(statistics)
-        return statistics
+                recordings, observed = self.replica.run(index, recordings, kinds)
+                for known, seen in zip(found, observed, strict=True):
+                    known |= seen
+        for known in found:
+            _check_finite(known)
+        return found
 
     def _pass(self, recordings: list[Recording], plan: Plan, *, first: int = 0) -> list[Recording]:
         """Search text that enters block `first`, after the last block of the model under `plan`."""
@@ -459,7 +500,7 @@ class Worker:
         with self.stopwatch.measure("ranking"):
             for spec in self.layout.blocks[index]:
                 with self._naming(spec.linear):
-                    ranks[spec.linear] = self.spec.recipe.ranked(
+                    ranks[spec.linear] = self.recipe.ranked(
                         self.replica.weight(spec), self._inputs(spec, statistics), lower_ties_first=lower_ties_first
                     )
         return ranks
@@ -470,7 +511,7 @@ class Worker:
         try:
             yield
         except ValueError as error:
-            raise ValueError(f"--method {self.spec.recipe.method}: {linear}: {error}") from error
+            raise ValueError(f"--method {self.recipe.method}: {linear}: {error}") from error
 
     def _factorized(self, index: int, grams: Statistics) -> dict[Group, object]:
         """The solver's factor of each group of block `index`."""
@@ -480,13 +521,13 @@ class Worker:
                 inputs = self._inputs(first, grams)
                 assert inputs is not None
                 with self._naming(first.linear):
-                    factors[group] = self.spec.recipe.factorized(inputs)
+                    factors[group] = self.recipe.factorized(inputs)
         return factors
 
     def _solve(self, index: int, factors: Mapping[Group, object], plan: Plan) -> Weights:
         with self.stopwatch.measure("solving"):
             return {
-                spec.linear: self.spec.recipe.solved(spec, self.replica.weight(spec), factors[spec.reads], plan)
+                spec.linear: self.recipe.solved(spec, self.replica.weight(spec), factors[spec.reads], plan)
                 for spec in self.layout.blocks[index]
             }
 

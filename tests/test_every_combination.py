@@ -10,9 +10,10 @@ from neuronal_ray import plugins
 from neuronal_ray.composition import compose
 from neuronal_ray.config import PruneConfig, parse_config
 from neuronal_ray.core.plan import Plan
-from neuronal_ray.pipeline import allocate, gather_and_rank, search_for
+from neuronal_ray.pipeline import allocate
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
+from neuronal_ray.session import Session
 from neuronal_ray.worker import Walk, Worker, WorkerSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,8 +92,9 @@ class Pruned:
         self.worker: Worker = pool.first(lambda worker: worker)
         text = torch.randint(3, 64, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
         progress = Progress()
-        gather_and_rank(self.composition, pool, text, progress)
-        search = search_for(config, self.composition, pool, text, progress)
+        session = Session(pool)
+        session.hold(self.composition, text, progress)
+        search = session.search(self.composition, text, progress, samples=config.search_samples, mode=config.mode)
         allocation = allocate(config, self.composition, self.worker.layout, search)
         self.plan: Plan = allocation.plan
         walk = Walk(pruned=self.composition.pruned_stream, released=self.composition.released)

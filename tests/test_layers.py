@@ -52,17 +52,23 @@ neuronal_ray.allocations.*
 neuronal_ray.distributed
 neuronal_ray.distributed.ray_pool
 neuronal_ray.evaluation
-neuronal_ray.evaluation.perplexity
+neuronal_ray.evaluation.scores neuronal_ray.evaluation.task_rows neuronal_ray.evaluation.benchmark_names
+neuronal_ray.evaluation.perplexity neuronal_ray.evaluation.zeroshot
+neuronal_ray.evaluation.measure
 neuronal_ray.search neuronal_ray.composition
 neuronal_ray.output neuronal_ray.launch
+neuronal_ray.session
 neuronal_ray.pipeline
-neuronal_ray.dry_run
+neuronal_ray.sweep_grid neuronal_ray.dry_run
+neuronal_ray.sweep_results
+neuronal_ray.sweep_run
+neuronal_ray.sweep_plan
 neuronal_ray.report_inputs
 neuronal_ray.report_figures
 neuronal_ray.entry
 neuronal_ray.report neuronal_ray.benchmark_literal
 neuronal_ray.benchmark_methods
-neuronal_ray.prune neuronal_ray.evaluate neuronal_ray.benchmark
+neuronal_ray.prune neuronal_ray.evaluate neuronal_ray.benchmark neuronal_ray.sweep
 neuronal_ray.__main__
 """
 """One row per layer: a module imports from rows above its own only. A star stands for the plug-ins of a folder."""

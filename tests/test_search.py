@@ -8,9 +8,10 @@ import torch
 
 from neuronal_ray.composition import compose
 from neuronal_ray.config import PruneConfig, parse_config
-from neuronal_ray.pipeline import allocate, gather_and_rank, search_for
+from neuronal_ray.pipeline import allocate
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
+from neuronal_ray.session import Session
 from neuronal_ray.worker import Worker, WorkerSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,9 +69,10 @@ def test_plans_do_not_depend_on_the_number_of_workers(arguments: str, checkpoint
     digests, tasks = [], []
     for replicas in (1, 2, 3):
         pool = Divided(InProcessPool(spec), replicas)
-        gather_and_rank(composition, pool, text, Progress())
+        session = Session(pool)
+        session.hold(composition, text, Progress())
         layout = pool.first(Worker.describe)
-        search = search_for(config, composition, pool, text, Progress())
+        search = session.search(composition, text, Progress(), samples=config.search_samples, mode=config.mode)
         allocation = allocate(config, composition, layout, search)
         digests.append((allocation.plan.digest, [step.scores for step in allocation.steps]))
         tasks.append(pool.items[-1])

@@ -50,5 +50,10 @@ def perplexity(
     for part in pool.map(window_losses, split_windows(windows), plan):
         losses.append(part)
         advance("")
-    mean = float(torch.cat(losses).mean())
+    return perplexity_of(torch.cat(losses))
+
+
+def perplexity_of(losses: Float64[Tensor, " windows"]) -> float:
+    """exp of the mean; infinite on overflow."""
+    mean = float(losses.mean())
     return math.exp(mean) if mean < 700 else math.inf

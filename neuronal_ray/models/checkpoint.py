@@ -226,18 +226,20 @@ def write_random_llama(path: Path, **config: int) -> None:
 
 
 @functools.lru_cache(maxsize=4)
+def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer; ValueError if there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"--model: no tokenizer in {path}: {str(error).strip().splitlines()[0]}") from error
+
+
 def load_encoder(path: Path, *, trust_remote_code: bool = False) -> Callable[[str], list[int]]:
     """Text to token ids by the checkpoint's tokenizer, with its own special tokens; read at the first text."""
 
-    @functools.cache
-    def tokenizer() -> PreTrainedTokenizerBase:
-        try:
-            return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, ImportError) as error:
-            raise ValueError(f"--model: no tokenizer in {path}: {str(error).strip().splitlines()[0]}") from error
-
     def encode(text: str) -> list[int]:
-        tokens: list[int] = tokenizer()(text, verbose=False).input_ids
+        tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+        tokens: list[int] = tokenizer(text, verbose=False).input_ids
         return tokens
 
     return encode

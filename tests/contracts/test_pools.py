@@ -22,11 +22,11 @@ from neuronal_ray.composition import Composition
 from neuronal_ray.core.plan import Plan, uniform_rates
 from neuronal_ray.distributed.ray_pool import RayPool
 from neuronal_ray.evaluation.perplexity import perplexity
-from neuronal_ray.pipeline import gather_and_rank
 from neuronal_ray.pool import InProcessPool, Pool, TaskError
 from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Search
+from neuronal_ray.session import Session
 from neuronal_ray.worker import Worker, WorkerSpec
 
 NUM_CPUS = 4  # as many as the actors of this file at their most; they need not exist
@@ -271,7 +271,8 @@ def search_on(pool: Pool, folder: Path) -> Outcome:
         criterion="alignment",
         levels=0,
     )
-    gather_and_rank(composition, pool, tokens, progress)
+    session = Session(pool)
+    session.hold(composition, tokens, progress)
     search = Search(pool, layout=layout, calibration=tokens, samples=4, mode="paper", solves=False, progress=progress)
     found = neuronal.allocate(
         Problem(

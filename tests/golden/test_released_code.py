@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from neuronal_ray.composition import compose
 from neuronal_ray.config import PruneConfig, parse_config
 from neuronal_ray.evaluation.perplexity import perplexity
-from neuronal_ray.pipeline import allocate, gather_and_rank
+from neuronal_ray.pipeline import allocate
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
 from neuronal_ray.search import Search
+from neuronal_ray.session import Session
 from neuronal_ray.worker import Walk, Worker, WorkerSpec
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -77,7 +78,8 @@ def test_authors_mode_reproduces_the_released_code(model: str, method: str, top_
     pool = InProcessPool(spec)
     calibration = tokens(model, "calibration")
     layout = pool.first(Worker.describe)
-    gather_and_rank(composition, pool, calibration, Progress())
+    session = Session(pool)
+    session.hold(composition, calibration, Progress())
     search = Search(
         pool,
         layout=layout,

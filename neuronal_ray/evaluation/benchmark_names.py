@@ -1,0 +1,37 @@
+"""Which names given to `--evaluate` are texts, and which are benchmarks of lm-eval?"""
+
+import difflib
+from collections.abc import Sequence
+from functools import cache
+
+from neuronal_ray.data.text import EXTENSIONS, NAMES, is_file_name
+
+ZERO_SHOT = ("rte", "winogrande", "boolq", "hellaswag", "arc_easy", "arc_challenge", "openbookqa")
+"""The paper's seven tasks, in the order of its tables (section 5.1)."""
+
+SETS = {"zero-shot": ZERO_SHOT}
+"""Names that stand for several."""
+
+
+def split_names(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Texts and benchmarks among `names`, each in order; ValueError that suggests names for one that is neither."""
+    expanded = [member for name in names for member in SETS.get(name, (name,))]
+    texts = tuple(name for name in expanded if name in NAMES or is_file_name(name))
+    benchmarks = tuple(dict.fromkeys(name for name in expanded if name not in texts))
+    for name in benchmarks:
+        if name not in ZERO_SHOT and name not in _lm_eval_tasks():
+            known = [*NAMES, *SETS, *ZERO_SHOT, *_lm_eval_tasks()]
+            near = difflib.get_close_matches(name, known, n=4) or [*NAMES, *SETS, *ZERO_SHOT]
+            raise ValueError(
+                f"--evaluate: {name!r} is no text and no task of lm-eval, did you mean {', '.join(dict.fromkeys(near))}"
+                f"? Files end in {', '.join(EXTENSIONS)}"
+            )
+    return texts, benchmarks
+
+
+@cache
+def _lm_eval_tasks() -> tuple[str, ...]:
+    """All that lm-eval has, single tasks and groups; reading their index takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return tuple(TaskManager().all_tasks)

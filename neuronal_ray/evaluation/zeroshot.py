@@ -1,0 +1,151 @@
+"""Benchmarks of the released lm-eval on a model that a worker holds, dense or under a plan."""
+
+import io
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from functools import cache
+from typing import Any
+
+import datasets
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from neuronal_ray.core.plan import Plan
+from neuronal_ray.evaluation.scores import BenchmarkSettings, Score
+from neuronal_ray.evaluation.task_rows import find_files, read_rows
+from neuronal_ray.models.checkpoint import load_tokenizer
+from neuronal_ray.worker import Worker
+
+_BOOTSTRAPS = 1000  # only metrics without a formula for their standard error use them; accuracy has one
+_MAX_BATCH = 64
+_CPU_BATCH = 16
+_MEMORY_SHARE = 0.5  # of the free memory, for one batch's logits and activations
+_COPIES = 3  # logits in the model's dtype, their float32 log-softmax and its input
+_NAMES = {"acc": "accuracy"}
+_CONTEXT_WITHOUT_LIMIT = 2048
+
+
+def check_benchmarks(names: Sequence[str], settings: BenchmarkSettings) -> None:
+    """Read every local row that `names` need; ValueError before a model is loaded."""
+    if settings.data is None or not names:
+        return
+    for name in names:
+        _local_task(name, settings)
+
+
+def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: BenchmarkSettings) -> Score:
+    """lm-eval's task (or group) `name` on the model under `plan`, as `Worker.finish` left it; None is the dense model.
+
+    The sparse weights stand in for the dense ones while it lasts: one more copy of the pruned linears in memory.
+    Raises ValueError when the task's rows cannot be had.
+    """
+    task: str | dict[str, Any] = name if settings.data is None else _local_task(name, settings)
+    model = worker.replica.stream.model
+    length = _context(model.config.get_text_config())
+    with _quietly(), worker.under(plan):
+        adapter = HFLM(
+            pretrained=model,
+            tokenizer=load_tokenizer(worker.replica.checkpoint.path, trust_remote_code=worker.spec.trust_remote_code),
+            backend="causal",
+            batch_size=_batch_size(worker.device, model.config.get_text_config().vocab_size, length),
+            max_length=length,
+        )
+        try:
+            found = simple_evaluate(
+                adapter,
+                tasks=[task],
+                num_fewshot=settings.few_shot,
+                limit=settings.limit,
+                bootstrap_iters=_BOOTSTRAPS,
+                log_samples=False,
+                task_manager=_manager(),
+            )
+        except (OSError, datasets.exceptions.DatasetsError) as error:
+            raise ValueError(
+                f"--evaluate: the rows of {name} could not be had from the hub ({' '.join(str(error).split())}); "
+                "--task-data DIR takes local ones"
+            ) from error
+    return _score(found, name)
+
+
+def _score(found: Mapping[str, Any], name: str) -> Score:
+    """The first metric that the task's configuration lists, of those that lm-eval reports."""
+    values = found["results"][name] if name in found["results"] else found["groups"][name]
+    key = next(key for key in values if "," in key and "_stderr" not in key)
+    metric, _, rule = key.partition(",")
+    error = values.get(f"{metric}_stderr,{rule}")
+    rows = sum(count["effective"] for count in found["n-samples"].values())
+    return Score(
+        metric=_NAMES.get(metric, metric),
+        value=float(values[key]),
+        error=float(error) if isinstance(error, int | float) else math.nan,
+        rows=rows,
+    )
+
+
+@cache
+def _manager() -> TaskManager:
+    """The index of lm-eval's tasks; making it takes seconds."""
+    return TaskManager()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without lm-eval's and datasets' bars and warnings: many benchmarks run side by side, each reported when done."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _local_task(name: str, settings: BenchmarkSettings) -> dict[str, Any]:
+    """lm-eval's own configuration of the task over local rows."""
+    assert settings.data is not None
+    manager = _manager()
+    if not settings.data.is_dir():
+        raise ValueError(f"--task-data: no directory {settings.data}")
+    if name in (*manager.all_groups, *manager.all_tags):
+        raise ValueError(f"--task-data: {name} is a group of tasks; name its members")
+    config = load_yaml(manager.task_index[name].yaml_path, resolve_func=False)
+    wanted = config.get("test_split") or config.get("validation_split") or config["training_split"]
+    splits = {split: read_rows(path, name) for split, path in find_files(settings.data, name, default=wanted).items()}
+    if wanted not in splits:
+        raise ValueError(
+            f"--task-data: {name} is evaluated on its {wanted} rows, {settings.data} has {', '.join(splits)}"
+        )
+    if settings.few_shot and (config.get("training_split") or wanted) not in splits:
+        missing = config["training_split"]
+        raise ValueError(
+            f"--few-shot: needs the {missing} rows of {name} in {settings.data}, for example {name}_{missing}.jsonl"
+        )
+    absent = [key for key in ("training_split", "validation_split", "test_split") if config.get(key) not in splits]
+    rows = datasets.DatasetDict(splits)
+    member = {"task": name, "custom_dataset": lambda **_: rows} | dict.fromkeys(absent)
+    return {"group": f"local {name}", "task": [member]}  # lm-eval lets a group's member differ from its configuration
+
+
+def _context(config: Any) -> int:
+    """The longest input of the model."""
+    try:
+        return int(config.max_position_embeddings)
+    except AttributeError:
+        return _CONTEXT_WITHOUT_LIMIT
+
+
+def _batch_size(device: torch.device, vocabulary: int, length: int) -> int:
+    """Sequences whose logits fit in half of the device's free memory, should all be of full length."""
+    if device.type != "cuda":
+        return _CPU_BATCH
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(_MAX_BATCH, int(_MEMORY_SHARE * free) // (_COPIES * 4 * vocabulary * length)))

@@ -1,0 +1,171 @@
+"""What the workers of one model hold at the moment: each thing is gathered once, until another takes its place.
+
+A single run and a sweep of many ask the same questions; a sweep asks them in an order that repeats little.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from neuronal_ray.composition import Composition
+from neuronal_ray.core.layout import Group, Layout
+from neuronal_ray.core.plan import Plan
+from neuronal_ray.core.stats import RunningNorm, Statistic
+from neuronal_ray.pool import Pool
+from neuronal_ray.progress import Progress
+from neuronal_ray.recipe import Recipe
+from neuronal_ray.replica import chunk_sequences
+from neuronal_ray.search import Answers, Search
+from neuronal_ray.worker import Walk, Worker
+
+Tokens = Int64[Tensor, "samples length"]
+Gathered = dict[Group, Statistic]
+
+
+def digest_of(tokens: Tokens) -> str:
+    """Equal for equal sequences only."""
+    return hashlib.sha256(repr(tuple(tokens.shape)).encode() + tokens.numpy().tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Which text dense statistics are of, and whether they are the released code's."""
+
+    text: str
+    kind: type[Statistic]
+    released: bool
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """What the rankings on the workers come from."""
+
+    recipe: Recipe
+    seen: _Seen | None
+    text: str
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a search's answers depend on besides the plan."""
+
+    ranked: _Ranked
+    samples: int
+    criterion: str
+    released: bool
+    levels: int
+    target: float
+
+
+@dataclass
+class Session:
+    """See the module's docstring. Statistics are kept by the driver: vectors of one number per input feature."""
+
+    pool: Pool
+    wanted: dict[str, tuple[type[Statistic], ...]] = field(default_factory=dict)
+    """By digest of a calibration text, the kinds that later runs will ask for: gathered in the same dense pass."""
+    _statistics: dict[_Seen, Gathered] = field(default_factory=dict)
+    _kept: _Seen | None = None
+    _ranked: _Ranked | None = None
+    _asked: _Asked | None = None
+    _answers: Answers = field(default_factory=Answers)
+    _finished: bool = False
+
+    def layout(self) -> Layout:
+        """The layout of the model."""
+        return self.pool.first(Worker.describe)
+
+    def hold(self, composition: Composition, calibration: Tokens, progress: Progress) -> None:
+        """Bring the workers to what `composition` searches on: dense statistics, and one ranking per worker."""
+        kind, recipe, text = composition.dense_statistic, composition.recipe, digest_of(calibration)
+        seen = None
+        if kind is not None:
+            seen = _Seen(text, RunningNorm if composition.released else kind, composition.released)
+            if seen not in self._statistics:
+                self._gather(seen, calibration, progress)
+            if self._kept != seen:
+                self.pool.each(Worker.keep_statistics, self._statistics[seen])
+                self._kept = seen
+        ranked = _Ranked(recipe, seen, text)
+        if self._ranked == ranked:
+            return
+        self.pool.each(Worker.use, recipe)
+        self._ranked, self._asked, self._finished = ranked, None, False
+        if composition.released or recipe.solves:
+            return
+        with progress.stage("ranking", 1) as advance:
+            if recipe.walks:
+                self.pool.each(Worker.rank_on_walk, calibration)
+            else:
+                self.pool.each(Worker.rank)
+            advance("")
+
+    def search(
+        self, composition: Composition, calibration: Tokens, progress: Progress, *, samples: int, mode: str
+    ) -> Search:
+        """The way to ask for candidates on the first `samples` calibration sequences; `hold` comes first."""
+        assert self._ranked is not None, "hold comes first"
+        asked = _Asked(
+            self._ranked,
+            samples,
+            composition.criterion,
+            composition.released,
+            composition.levels,
+            composition.target if composition.levels else 0.0,
+        )
+        if self._asked != asked:
+            self._asked, self._answers = asked, Answers()
+        return Search(
+            self.pool,
+            layout=self.layout(),
+            calibration=calibration,
+            samples=samples,
+            mode=mode,
+            criterion=composition.criterion,
+            solves=composition.recipe.solves,
+            progress=progress,
+            levels=composition.levels,
+            target=composition.target,
+            answers=self._answers,
+        )
+
+    def settle(self, composition: Composition, plan: Plan, calibration: Tokens, progress: Progress) -> None:
+        """Bring the workers to the final masks, or weights, under `plan`: cuts of the one ranking need no work."""
+        recipe = composition.recipe
+        walk = Walk(pruned=composition.pruned_stream, released=composition.released)
+        if not walk.pruned and not recipe.walks and recipe.refinement is None:
+            if self._finished:
+                self.pool.each(Worker.unfinish)
+                self._finished = False
+            return
+        stage = "pruned stream" if walk.pruned else "final pass" if recipe.walks else "refinement"
+        with progress.stage(stage, 1) as advance:
+            self.pool.each(Worker.finish, plan, calibration, walk)
+            advance("")
+        self._finished = True
+
+    def _gather(self, seen: _Seen, calibration: Tokens, progress: Progress) -> None:
+        """The dense pass over a calibration text, for all kinds of statistics that are wanted of it."""
+        kinds = [seen.kind]
+        if not seen.released:
+            kinds += [kind for kind in self.wanted.get(seen.text, ()) if kind is not seen.kind]
+        chunk = 1 if seen.released else chunk_sequences(calibration.shape[1])  # the running mean wants single ones
+        parts = calibration.split(chunk)
+        for kind, statistics in zip(kinds, self._merged(parts, kinds, progress), strict=True):
+            self._statistics[_Seen(seen.text, kind, seen.released)] = statistics
+
+    def _merged(self, parts: Sequence[Tokens], kinds: Sequence[type[Statistic]], progress: Progress) -> list[Gathered]:
+        """Statistics of the dense model over all parts of a text, merged in their order."""
+        found: list[Gathered] = [{} for _ in kinds]
+        with progress.stage("statistics", len(parts)) as advance:
+            for observed in self.pool.map(Worker.observe_all, parts, tuple(kinds)):
+                for known, seen in zip(found, observed, strict=True):
+                    for group, statistic in seen.items():
+                        known[group] = known[group].merge(statistic) if group in known else statistic
+                advance("")
+        sequences = sum(map(len, parts))
+        routed = set(self.layout().routed)
+        return [known | {group: known[group].over(sequences) for group in routed & set(known)} for known in found]

@@ -1,0 +1,80 @@
+"""`python -m neuronal_ray.sweep`: many prunings and their evaluations, from one file."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from neuronal_ray.entry import exit_code
+
+_DESCRIPTION = """Prune and evaluate a grid of models, methods, allocations and sparsities. What cells have in common is
+done once; results go to OUTPUT/results/*.parquet, one row per cell and evaluation. Example:
+neuronal-ray sweep jobs/small/table3.toml && neuronal-ray report runs/small/table3 --output table3.html"""
+
+
+class IncompleteSweep(RuntimeError):
+    """Some cells failed."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0 when done, 2 for bad input, 1 when cells failed or for anything else."""
+    return exit_code("neuronal-ray sweep", lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="neuronal-ray sweep", description=_DESCRIPTION, allow_abbrev=False)
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, help="TOML file with [options], [grid], [[variant]], [[skip]]"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, help="directory of the results, instead of the file's own"
+    )
+    parser.add_argument("--address", help="where workers run, as for prune: none, local, auto or an address")
+    parser.add_argument("--replicas", metavar="N", type=int, help="workers, each with the whole model")
+    parser.add_argument(
+        "--option",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="an option of prune for all cells, instead of the file's own, or a list to make it a row of the grid: "
+        "--option model=gpt2 --option 'sparsity=[0.6, 0.7]'; may be repeated",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on where an earlier run of this sweep stopped")
+    parser.add_argument("--dry-run", action="store_true", help="check every cell, say what the sweep needs, and stop")
+    return parser
+
+
+def _main(argv: Sequence[str]) -> None:
+    arguments = _parser().parse_args(argv)
+    from neuronal_ray.sweep_grid import read_override, read_study
+
+    overrides = dict(read_override(text) for text in arguments.option)
+    overrides |= {
+        name: value
+        for name, value in (("address", arguments.address), ("replicas", arguments.replicas))
+        if value is not None
+    }
+    study = read_study(arguments.file, overrides, output=arguments.output)
+    # What follows imports torch and transformers: after the file is known to be good.
+    from neuronal_ray.progress import Progress
+    from neuronal_ray.sweep_plan import describe_study
+    from neuronal_ray.sweep_results import open_store
+    from neuronal_ray.sweep_run import prepare_study, run_study
+
+    ready = prepare_study(study)
+    print(describe_study(study, ready), flush=True)
+    if arguments.dry_run:
+        return
+    store = open_store(study, resume=arguments.resume)
+    outcome = run_study(ready, store, Progress(study.output / "events.jsonl"))
+    print(f"{outcome.finished} cells done, {outcome.skipped} were done before, {len(outcome.failed)} failed")
+    print(f"results: {study.output / 'results'}/*.parquet")
+    print(f"report:  neuronal-ray report {study.output} --output {study.output / 'report.html'}")
+    if outcome.failed:
+        for cell, problem in outcome.failed.items():
+            print(f"neuronal-ray sweep: failed: {cell}: {problem}", file=sys.stderr)
+        raise IncompleteSweep(f"{len(outcome.failed)} cells failed; --resume tries them again")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""Which runs does a sweep file ask for? A grid of options times named variants, every cell checked.
+
+title = "..."
+output = "runs/x"
+[options]          # the same for all cells; names as in the files of `neuronal-ray prune`
+[grid]             # lists: every combination of their values
+[[variant]]        # named sets of options: every combination with each of them
+[[skip]]           # combinations to leave out
+"""
+
+import difflib
+import hashlib
+import itertools
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from neuronal_ray.config import PruneConfig, option_name, option_value, options_of, read_options
+
+_KEYS = ("title", "about", "reproduces", "output", "options", "grid", "variant", "skip")
+_NOT_IN_CELLS = ("output", "overwrite", "dry_run", "baselines")
+_PLACE = ("address", "replicas", "device", "threads", "output", "overwrite", "dry_run", "baselines")
+"""Options that say where a cell runs and where it goes, not what it is."""
+_DEFAULT_VARIANT = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of the sweep; `variant` is the name that reports give to its set of options."""
+
+    variant: str
+    config: PruneConfig
+
+    @property
+    def id(self) -> str:
+        """12 hexadecimal digits, equal for equal options and variant; where the cell runs does not matter."""
+        text = json.dumps([self.variant, self.options()], sort_keys=True, default=list)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def options(self) -> dict[str, Any]:
+        """Options that say what the cell is and differ from their defaults."""
+        values = {key: _plain(value) for key, value in asdict(self.config).items()}
+        default = {key: _plain(value) for key, value in asdict(PruneConfig(model="")).items()}
+        return {key: value for key, value in values.items() if key not in _PLACE and value != default[key]}
+
+    def __str__(self) -> str:
+        config = self.config
+        sparsity = "" if config.sparsity is None else f" {config.sparsity:g}"
+        return f"{Path(config.model).name} {config.method} {self.variant}{sparsity} seed {config.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A sweep file."""
+
+    title: str
+    reproduces: tuple[str, ...]
+    output: Path
+    cells: tuple[Cell, ...]
+
+
+def read_study(path: Path, overrides: Mapping[str, object], *, output: Path | None) -> Study:
+    """The sweep of a TOML file. Raises ValueError in one line for what cannot work.
+
+    `overrides` by option name take the place of the file's own: one value for all cells, or a list of values as a row
+    of the grid (for options that are lists themselves: a list of lists).
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"FILE: cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"FILE: {path} is not TOML: {error}") from error
+    for key in table:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected some of: {', '.join(_KEYS)}"
+            inside = " (options go into [options])" if key.replace("-", "_") in options_of(PruneConfig) else ""
+            raise ValueError(f"FILE: {path}: unknown key {key!r}, {hint}{inside}")
+    folder = output or (Path(table["output"]) if isinstance(table.get("output"), str) else None)
+    if folder is None:
+        raise ValueError(f'FILE: {path} names no output directory; add output = "runs/..", or use --output')
+    cells = tuple(_cells(table, overrides, where=str(path)))
+    if not cells:
+        raise ValueError(f"FILE: {path}: the grid is empty, expected at least one combination that is not skipped")
+    _check_distinct(cells, where=str(path))
+    reproduces = table.get("reproduces", [])
+    return Study(title=str(table.get("title", path.stem)), reproduces=tuple(reproduces), output=folder, cells=cells)
+
+
+def _cells(table: Mapping[str, Any], overrides: Mapping[str, object], *, where: str) -> Iterator[Cell]:
+    common = _values(table, "options", where=where)
+    axes = _axes(table, overrides, where=where)
+    for key, value in overrides.items():
+        common.pop(key, None)
+        if key not in axes:
+            common[key] = value
+    variants = _variants(table, where=where)
+    skips = [
+        read_options(_table(skip, "skip", where), _options(), flag="FILE", place=f"[[skip]] of {where}")
+        for skip in _list(table, "skip", where)
+    ]
+    for combination in itertools.product(*axes.values()):
+        for name, variant in variants.items():
+            values = common | dict(zip(axes, combination, strict=True)) | variant
+            values = _joined_settings(values, common, variant)
+            if any(all(values.get(key) == value for key, value in skip.items()) for skip in skips):
+                continue
+            yield _cell(name, values, where=where)
+
+
+def _cell(name: str, values: dict[str, Any], *, where: str) -> Cell:
+    if "model" not in values:
+        raise ValueError(f"FILE: {where}: no model, expected one in [options] or a list in [grid]")
+    config = PruneConfig(**values)
+    cell = Cell(variant=name, config=config)
+    try:
+        config.check()
+    except ValueError as error:
+        raise ValueError(f"FILE: {where}: cell {cell}: {error}") from error
+    return cell
+
+
+def _axes(table: Mapping[str, Any], overrides: Mapping[str, object], *, where: str) -> dict[str, list[Any]]:
+    """The values of each row of the grid; rows that an override replaces have its values."""
+    axes: dict[str, list[Any]] = {}
+    options = _options()
+    for key, values in _table(table.get("grid", {}), "grid", where).items():
+        name = option_name(key, options, flag="FILE", place=f"[grid] of {where}")
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"FILE: {where}: [grid] {key} is {values!r}, expected a list of at least one value")
+        axes[name] = [option_value(value, options[name], where=f"FILE: {key} in [grid] of {where}") for value in values]
+        if name in overrides:
+            axes[name] = [overrides[name]]
+    for name, value in overrides.items():
+        if isinstance(value, list):
+            axes[name] = value
+    return axes
+
+
+def _variants(table: Mapping[str, Any], *, where: str) -> dict[str, dict[str, object]]:
+    variants: dict[str, dict[str, object]] = {}
+    for given in _list(table, "variant", where):
+        entry = dict(_table(given, "variant", where))
+        name = entry.pop("name", None)
+        if not isinstance(name, str) or name in variants:
+            raise ValueError(f"FILE: {where}: [[variant]] has the name {name!r}, expected a name of its own")
+        variants[name] = read_options(entry, _options(), flag="FILE", place=f"variant {name} of {where}")
+    return variants or {_DEFAULT_VARIANT: {}}
+
+
+def _joined_settings(values: dict[str, Any], common: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, Any]:
+    """A variant's `[set]` tables add to the common ones instead of replacing them."""
+    if "settings" in common and "settings" in variant:
+        return values | {"settings": {**common["settings"], **variant["settings"]}}
+    return values
+
+
+def _options() -> dict[str, Any]:
+    return {name: option for name, option in options_of(PruneConfig).items() if name not in _NOT_IN_CELLS}
+
+
+def _values(table: Mapping[str, Any], key: str, *, where: str) -> dict[str, Any]:
+    return read_options(_table(table.get(key, {}), key, where), _options(), flag="FILE", place=f"[{key}] of {where}")
+
+
+def _table(value: object, key: str, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"FILE: {where}: {key} is {value!r}, expected a table")
+    return value
+
+
+def _list(table: Mapping[str, Any], key: str, where: str) -> Sequence[Any]:
+    value = table.get(key, [])
+    if not isinstance(value, list):
+        raise ValueError(f"FILE: {where}: {key} is {value!r}, expected tables written [[{key}]]")
+    return value
+
+
+def _check_distinct(cells: Sequence[Cell], *, where: str) -> None:
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        if cell.id in seen:
+            raise ValueError(f"FILE: {where}: the cell {cell} comes twice; does the grid repeat a value?")
+        seen[cell.id] = cell
+
+
+def read_override(text: str) -> tuple[str, object]:
+    """The option name and value of `--option KEY=VALUE`; the value in TOML's notation, or a bare string."""
+    key, equals, word = text.partition("=")
+    if not equals:
+        raise ValueError(f'--option: {text!r} is not KEY=VALUE, for example sparsity=0.7 or model=["a", "b"]')
+    options = _options()
+    name = option_name(key, options, flag="--option", place=text)
+    try:
+        value: object = tomllib.loads(f"value = {word}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = word
+    accepts_lists = options[name].kind in ("numbers", "names")
+    if isinstance(value, list) and (not accepts_lists or any(isinstance(item, list) for item in value)):
+        return name, [option_value(item, options[name], where=f"--option: {key}") for item in value]
+    return name, option_value(value, options[name], where=f"--option: {key}")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
