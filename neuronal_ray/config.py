@@ -140,6 +140,9 @@ class RunConfig:
         if self.address == "none" and self.replicas not in (None, 1):
             raise ValueError("--replicas: one process holds one worker; use --address local for more")
 
+    def warn_of_ignored(self) -> None:
+        """Say which options have no effect beside the others: none here."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(RunConfig):
@@ -332,6 +335,12 @@ class PruneConfig(BenchmarkConfig):
         for flag, lambdas in (("block-lambdas", self.block_lambdas), ("row-lambdas", self.row_lambdas)):
             if not lambdas or min(lambdas) < 0 or max(lambdas) > 1:
                 raise ValueError(f"--{flag}: expected numbers in [0, 1], got {', '.join(map(str, lambdas)) or 'none'}")
+        for key in self.settings:
+            if key.partition(".")[0] not in _OWNERS:
+                raise ValueError(f"--set {key}: expected {', '.join(f'{owner}.NAME=VALUE' for owner in _OWNERS)}")
+
+    def warn_of_ignored(self) -> None:
+        """Say which options have no effect beside the others."""
         if self.allocation not in (None, "neuronal"):
             ignored = _NEURONAL_ONLY + (() if self.row_step == "neuronal" else _NEURONAL_ROWS_ONLY)
             for entry in fields(self):
@@ -339,9 +348,6 @@ class PruneConfig(BenchmarkConfig):
                     logger.warning("%s: ignored, only NeuronAL has it", _flag(entry.name))
         if self.refinement == "none" and self.refined_parts != "attention":
             logger.warning("%s: ignored without --refinement", _flag("refined_parts"))
-        for key in self.settings:
-            if key.partition(".")[0] not in _OWNERS:
-                raise ValueError(f"--set {key}: expected {', '.join(f'{owner}.NAME=VALUE' for owner in _OWNERS)}")
 
     def settings_of(self, owner: str) -> dict[str, object]:
         """The `--set` settings of the method, the allocation or the refinement, by their own names."""
@@ -398,6 +404,7 @@ def parse_config(kind: type[AnyConfig], argv: Sequence[str], *, prog: str, descr
             raise ValueError(f"{_flag(entry.name)}: missing (see --help)")
     config = kind(**values)
     config.check()
+    config.warn_of_ignored()
     return config
 
 

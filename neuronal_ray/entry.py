@@ -9,6 +9,10 @@ from types import FrameType
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
+class Unfinished(RuntimeError):
+    """Some of the work is done and kept, the rest failed; said already."""
+
+
 def exit_code(prog: str, command: Callable[[], None]) -> int:
     """Run `command`: 0 when done, 2 for bad input (ValueError, one line), 1 for a failed task."""
     handler = logging.StreamHandler()
@@ -20,6 +24,9 @@ def exit_code(prog: str, command: Callable[[], None]) -> int:
     except ValueError as error:
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
+    except Unfinished as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -1,4 +1,4 @@
-"""What did a pruning run do? One self-contained HTML page, from the three files that the run left behind."""
+"""`python -m neuronal_ray.report`: what did a run do? One self-contained page, from the files that it left behind."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from neuronal_ray.entry import exit_code
 from neuronal_ray.report_figures import Canvas, block_figure, row_figure, search_figure
 from neuronal_ray.report_inputs import Benchmark, Run, Score, SearchStep, read_run
+from neuronal_ray.report_style import STYLE
 
 WIDE, HALF, NARROW = 736, 352, 340  # CSS pixels: the page, half of it, a phone
 _BASELINES = {
@@ -23,74 +24,24 @@ _BASELINES = {
     "neuronal": "NeuronAL, blocks and rows",
 }  # the same budget, spread otherwise
 
-STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #23262b; --muted: #686e76; --line: #dcdee1;
-  --denser: #33698f; --sparser: #b9582c; }
-@media screen and (prefers-color-scheme: dark) { :root { --paper: #15171a; --ink: #e4e6e9; --muted: #989fa8;
-  --line: #34383e; --denser: #6ea9d8; --sparser: #e58d5c; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); -webkit-text-size-adjust: 100%;
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
-  font-variant-numeric: tabular-nums lining-nums; }
-main { max-width: 784px; margin: 0 auto; padding: 72px 24px 96px; }
-h1, h2, b { font-weight: 600; }
-h1 { margin: 0; font-size: 2rem; line-height: 1.2; letter-spacing: -.02em; overflow-wrap: anywhere; }
-h2 { margin: 64px 0 12px; font-size: 1.05rem; }
-p { margin: 8px 0; }
-.lead { font-size: 1.15rem; }
-.muted, figcaption, th, small { color: var(--muted); }
-.tally { display: flex; flex-wrap: wrap; gap: 16px 56px; margin: 40px 0 0; }
-.tally div { display: flex; flex-direction: column-reverse; }
-.tally dt { color: var(--muted); font-size: .875rem; }
-.tally dd { margin: 0; font-size: 1.75rem; font-weight: 300; letter-spacing: -.01em; }
-table { width: 100%; border-collapse: collapse; font-size: .9375rem; }
-th, td { padding: 7px 0 7px 16px; border-bottom: 1px solid var(--line); text-align: right;
-  vertical-align: baseline; }
-th { font-weight: 400; }
-th:first-child { padding-left: 0; text-align: left; }
-thead th { font-size: .8125rem; }
-.chosen > *, .scores td:nth-last-child(2), tfoot td { font-weight: 600; color: var(--ink); }
-.scores tbody th { color: var(--ink); }
-.facts td { text-align: left; overflow-wrap: anywhere; }
-.facts th { width: 13em; }
-.scores td { white-space: nowrap; }
-.bar { width: 50%; vertical-align: middle; }
-.bar i { display: block; height: 7px; background: var(--denser); opacity: .75; print-color-adjust: exact; }
-figure { margin: 16px 0 0; break-inside: avoid; }
-figcaption { margin-top: 6px; font-size: .875rem; }
-.sparser { color: var(--sparser); }
-.denser { color: var(--denser); }
-svg { display: block; width: 100%; height: auto; }
-svg text { font-family: inherit !important; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 8px 32px; }
-.scroll { overflow-x: auto; }
-.narrow { display: none; }
-details { margin-top: 24px; }
-summary { cursor: pointer; padding: 4px 0; }
-@media screen and (max-width: 600px) { main { padding: 40px 16px 64px; } h1 { font-size: 1.6rem; }
-  .pair { grid-template-columns: 1fr; } .wide { display: none; } .narrow { display: block; }
-  .facts th { width: 9em; } th, td { padding-left: 10px; } .scores { font-size: .8125rem; }
-  .scores :not(:first-child) { padding-left: 6px; } }
-@media print { body { font-size: 10.5pt; } main { max-width: none; padding: 0; } tr { break-inside: avoid; }
-  tfoot { display: table-row-group; }
-  h2 { break-after: avoid; margin-top: 32px; } details::details-content { content-visibility: visible; } }
-"""
-
 
 def write_report(directory: Path) -> Path:
     """Write report.html into `directory`, whole or not at all.
 
     Raises ValueError, which says what is missing or malformed.
     """
-    page = _page(read_run(directory))
     path = directory / "report.html"
-    temporary = directory / f".report.html.partial-{os.getpid()}"
+    _write_whole(path, _page(read_run(directory)))
+    return path
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
 
 
 def _page(run: Run) -> str:
@@ -306,15 +257,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="neuronal-ray report",
-        description="Write report.html again from the files that a pruning run left in its output directory.",
+        description="Write report.html of one pruning run again, or a report over the results of one or more sweeps, "
+        "beside the paper's tables. Example: neuronal-ray report runs/small/table3 --output table3.html",
     )
-    parser.add_argument("directory", metavar="DIR", type=Path, help="the --output of neuronal-ray prune")
-    directory: Path = parser.parse_args(argv).directory
+    parser.add_argument(
+        "runs",
+        metavar="RUNS",
+        type=Path,
+        nargs="+",
+        help="the --output of neuronal-ray prune, or of neuronal-ray sweep",
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", type=Path, help="file ending in .html or .md; if absent report.html in RUNS"
+    )
+    arguments = parser.parse_args(argv)
+    runs: list[Path] = arguments.runs
+    if all((path / "sweep.json").is_file() for path in runs):
+        output: Path = arguments.output or runs[0] / "report.html"
+        _write_study(runs, output)
+        print(output)
+        return
+    if len(runs) > 1 or arguments.output is not None:
+        raise ValueError(f"RUNS: {runs[0]} has no sweep.json; several directories, and --output, are for sweeps")
     try:
-        path = write_report(directory)
+        path = write_report(runs[0])
     except ValueError as error:
-        raise ValueError(f"DIR: {directory}: {error}") from error
+        raise ValueError(f"RUNS: {runs[0]}: {error}") from error
     print(path)
+
+
+def _write_study(runs: Sequence[Path], output: Path) -> None:
+    if output.suffix not in (".html", ".md"):
+        raise ValueError(f"--output: {output} ends in neither .html nor .md")
+    if not output.absolute().parent.is_dir():
+        raise ValueError(f"--output: no directory {output.absolute().parent}")
+    from neuronal_ray.study_report import read_studies, study_markdown, study_page  # imports torch
+
+    study = read_studies(runs)
+    _write_whole(output, study_page(study) if output.suffix == ".html" else study_markdown(study))
 
 
 if __name__ == "__main__":

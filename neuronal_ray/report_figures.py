@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from neuronal_ray.study_tables import Curve
+
 PIXEL = 1 / 72  # inches: the SVG's user unit is a point, and the page shows it as one CSS pixel
 MIN_SPREAD = 0.01  # a color scale narrower than this would make rounding look like structure
 GRID_LEVELS = 17  # odd, so that the target has a level of its own; over 50 matplotlib would rasterize the scale
@@ -74,6 +76,43 @@ def search_figure(step: SearchStep, canvas: Canvas) -> str:
         axes.ticklabel_format(useOffset=False)
         axes.set_xlabel(name)
         axes.set_ylabel(chosen.criterion)
+        return _svg(figure, canvas)
+
+
+def curve_figure(curve: Curve, canvas: Canvas) -> str:
+    """Values against the one option that varies, the value that a search selected marked."""
+    with _style():
+        figure = _figure(canvas, height=200)
+        axes = figure.add_subplot()
+        xs, ys = [x for x, _ in curve.points], [y for _, y in curve.points]
+        axes.plot(xs, ys, "o-", color=Color.MUTED, ms=3.5, lw=1)
+        for x, y in curve.points:
+            if x == curve.selected:
+                axes.plot([x], [y], "o", color=Color.SPARSER, ms=8)
+        if max(ys) > 10 * min(ys) > 0:
+            axes.set_yscale("log")
+        axes.margins(x=0.06, y=0.12)
+        axes.set_xlabel(curve.option)
+        return _svg(figure, canvas)
+
+
+def runtime_figure(points: Sequence[tuple[str, float, float]], canvas: Canvas) -> str:
+    """Perplexity against seconds, one named dot for each (name, seconds, perplexity); lower left is better."""
+    with _style():
+        figure = _figure(canvas, height=240)
+        axes = figure.add_subplot()
+        for name, seconds, value in points:
+            axes.plot([max(seconds, 1e-3)], [value], "o", color=Color.DENSER, ms=6)
+            axes.annotate(
+                name, (max(seconds, 1e-3), value), (5, 4), textcoords="offset points", color=Color.INK, size=9
+            )
+        axes.set_xscale("log")
+        values = [value for _, _, value in points]
+        if max(values) > 10 * min(values) > 0:
+            axes.set_yscale("log")
+        axes.margins(x=0.25, y=0.15)
+        axes.set_xlabel("seconds")
+        axes.set_ylabel("perplexity")
         return _svg(figure, canvas)
 
 

@@ -143,7 +143,7 @@ def read_run(directory: Path) -> Run:
         versions=_get(document, "versions", dict),
         devices=tuple(str(device) for device in _get(document, "devices", list)),
         config=_get(document, "config", dict),
-        linears=_linears(directory / "allocation.parquet"),
+        linears=read_linears(directory / "allocation.parquet"),
     )
 
 
@@ -217,7 +217,8 @@ def _candidates(path: Path) -> tuple[Candidate, ...]:
     return tuple(Candidate(lam=row.pop("lambda"), **row) for row in _table(path, schema).to_pylist())
 
 
-def _linears(path: Path) -> tuple[LinearSparsity, ...]:
+def read_linears(path: Path) -> tuple[LinearSparsity, ...]:
+    """The linears of an allocation.parquet, or of a plan of a sweep; ValueError for a file that is none."""
     import pyarrow as pa
 
     columns = [("block", pa.int32()), ("path", pa.string()), ("rows", pa.int32()), ("columns", pa.int32())]

@@ -5,15 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neuronal_ray.entry import exit_code
+from neuronal_ray.entry import Unfinished, exit_code
 
 _DESCRIPTION = """Prune and evaluate a grid of models, methods, allocations and sparsities. What cells have in common is
 done once; results go to OUTPUT/results/*.parquet, one row per cell and evaluation. Example:
 neuronal-ray sweep jobs/small/table3.toml && neuronal-ray report runs/small/table3 --output table3.html"""
-
-
-class IncompleteSweep(RuntimeError):
-    """Some cells failed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +69,7 @@ def _main(argv: Sequence[str]) -> None:
     if outcome.failed:
         for cell, problem in outcome.failed.items():
             print(f"neuronal-ray sweep: failed: {cell}: {problem}", file=sys.stderr)
-        raise IncompleteSweep(f"{len(outcome.failed)} cells failed; --resume tries them again")
+        raise Unfinished(f"{len(outcome.failed)} cells failed; --resume tries them again")
 
 
 if __name__ == "__main__":

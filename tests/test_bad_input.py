@@ -238,7 +238,7 @@ def test_calibration(
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("c5", "expected one of c4, wikitext2, ptb, builtin"),
+        ("c5", "is no text and no task of lm-eval"),
         ("text.csv", ".jsonl"),
         ("absent.txt", "does not exist"),
         ("empty.txt", "at least one window"),

@@ -63,8 +63,9 @@ neuronal_ray.sweep_grid neuronal_ray.dry_run
 neuronal_ray.sweep_results
 neuronal_ray.sweep_run
 neuronal_ray.sweep_plan
-neuronal_ray.report_inputs
+neuronal_ray.report_inputs neuronal_ray.report_style neuronal_ray.study_tables
 neuronal_ray.report_figures
+neuronal_ray.study_report
 neuronal_ray.entry
 neuronal_ray.report neuronal_ray.benchmark_literal
 neuronal_ray.benchmark_methods

@@ -351,7 +351,7 @@ def test_bad_files_end_with_2_and_one_line(
     assert main([str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error
-    assert f"DIR: {tmp_path}" in error
+    assert f"RUNS: {tmp_path}" in error
     assert message in error
     assert sorted(tmp_path.iterdir()) == before
 
