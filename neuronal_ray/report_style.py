@@ -29,6 +29,10 @@ thead th { font-size: .8125rem; }
 .chosen > *, .scores td:nth-last-child(2), tfoot td { font-weight: 600; color: var(--ink); }
 .scores tbody th { color: var(--ink); }
 .sortable thead th { cursor: pointer; }
+.sortable .word { text-align: left; }
+section { min-width: 0; }
+@media screen and (min-width: 1160px) { .beside { display: grid; grid-template-columns: 1fr 1fr; gap: 0 40px;
+  width: min(1480px, 94vw); margin-left: calc(50% - min(740px, 47vw)); } }
 .sortable td, .sortable th { white-space: nowrap; }
 .sortable tbody th { text-align: left; color: var(--ink); }
 [aria-sort]::after { content: " \\2193"; }

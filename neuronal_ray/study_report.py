@@ -58,15 +58,18 @@ class Study:
 def read_studies(paths: Sequence[Path]) -> Study:
     """Read sweeps' directories. Raises ValueError that names what is missing or cannot be read."""
     rows = read_results(paths)
+    places: dict[str, int] = {}
     titles: list[str] = []
     numbers: list[int] = []
     for path in paths:
         try:
             index = json.loads((path / "sweep.json").read_text(encoding="utf-8"))
             titles.append(index["title"])
+            places |= {cell: len(places) + number for number, cell in enumerate(index["cells"])}
             numbers += [int(word.split()[1]) for word in index["reproduces"] if word.startswith("table ")]
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise ValueError(f"RUNS: {path / 'sweep.json'} cannot be read ({error})") from error
+    rows.sort(key=lambda row: places.get(row.cell, -1))  # the file's order; dense rows first
     distinct = {(row.cell, row.evaluation): row for row in rows}
     return Study(
         title="; ".join(dict.fromkeys(titles)),
@@ -99,8 +102,8 @@ def study_page(study: Study) -> str:
         f'<p class="lead">{escape(_lead(study))}</p>',
         '<p class="muted">The best of a method\'s top-ups is <b>bold</b>, the second best <u>underlined</u>. '
         "Click a column's head to sort.</p>",
-        *(_table(table) for table in ours),
-        *(["<h2>In the paper</h2>", *(_table(table) for table in published)] if published else []),
+        *(_beside(table, [other for other in published if _alike(table, other)]) for table in ours),
+        *(_table(table) for table in published if not any(_alike(one, table) for one in ours)),
         *_runtimes(study),
         *_curves(study),
         *_plans(study),
@@ -139,8 +142,21 @@ def _marked(text: str, rank: int, strong: str, low: str, high: str) -> str:
     return f"{strong}{text}{strong}" if rank == 1 else f"{low}{text}{high}" if rank == 2 else text
 
 
+def _alike(ours: Table, published: Table) -> bool:
+    return (ours.metric, ours.sparsity) == (published.metric, published.sparsity)
+
+
+def _beside(ours: Table, published: Sequence[Table]) -> str:
+    """A table and the paper's of the same metric and sparsity: side by side where the window is wide enough."""
+    if not published:
+        return _table(ours)
+    theirs = "".join(_table(table) for table in published)
+    return f'<div class="beside"><section>{_table(ours)}</section><section>{theirs}</section></div>'
+
+
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in (*table.words, *table.columns))
+    head = "".join(f'<th scope="col" class="word">{escape(word)}</th>' for word in table.words)
+    head += "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
     body = []
     for words, marks in zip(table.rows, table.marks, strict=True):
         cells = [f'<th scope="row">{escape(word)}</th>' for word in words]

@@ -37,6 +37,8 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     marks: tuple[tuple[Mark | None, ...], ...]
+    metric: str = ""
+    sparsity: float | None = None
     note: str = ""
 
 
@@ -54,8 +56,10 @@ def shown(value: float, metric: str) -> str:
 
 
 def ranked(values: Sequence[float | None], metric: str) -> list[int]:
-    """1 for the best, 2 for the next best value, 0 for the others; equal values share their rank."""
+    """1 for the best, 2 for the next best value, 0 for the others and where all are equal; equals share their rank."""
     known = sorted({value for value in values if value is not None and math.isfinite(value)})
+    if len(known) < 2:
+        return [0] * len(values)
     if metric not in _LOWER_IS_BETTER:
         known.reverse()
     return [known.index(value) + 1 if value in known[:2] else 0 for value in values]
@@ -69,9 +73,10 @@ def result_tables(rows: Sequence[Row]) -> list[Table]:
         mine = [row for row in rows if row.sparsity == sparsity and (row.metric == "perplexity") == perplexity]
         dense = [row for row in rows if row.method == DENSE and (row.metric == "perplexity") == perplexity]
         columns = list(dict.fromkeys((row.model, row.evaluation) for row in mine if row.method != DENSE))
-        lines = list(dict.fromkeys((row.method, row.variant) for row in mine if row.method != DENSE))
+        lines = _by_method((row.method, row.variant) for row in mine if row.method != DENSE)
         grid = [[_values(mine, method, variant, column) for column in columns] for method, variant in lines]
         metric = mine[-1].metric
+        several = any(len(cell) > 1 for line in grid for cell in line)
         marks = _marked([line[0] for line in lines], [[_mean(cell) for cell in line] for line in grid], metric)
         marks = [
             tuple(_with_spread(mark, cell, metric) for mark, cell in zip(line, cells, strict=True))
@@ -86,10 +91,19 @@ def result_tables(rows: Sequence[Row]) -> list[Table]:
                 columns=tuple(f"{Path(model).name} {evaluation}" for model, evaluation in columns),
                 rows=(*ours, *lines),
                 marks=(*first, *marks),
-                note="mean and standard deviation where there are several seeds or calibration texts",
+                metric=metric,
+                sparsity=sparsity,
+                note="mean and standard deviation over seeds and calibration texts" if several else "",
             )
         )
     return tables
+
+
+def _by_method(lines: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Each line once, a method's together, in the order in which they came."""
+    distinct = list(dict.fromkeys(lines))
+    methods = list(dict.fromkeys(method for method, _ in distinct))
+    return sorted(distinct, key=lambda line: methods.index(line[0]))
 
 
 def _kind(kind: tuple[float, bool]) -> tuple[bool, float]:
@@ -147,7 +161,7 @@ def seconds_table(rows: Sequence[Row]) -> Table | None:
     """Seconds that each variant took to find its plan, the mean over cells (the paper's Table 7)."""
     pruned = {row.cell: row for row in rows if row.method != DENSE}.values()
     models = list(dict.fromkeys(row.model for row in pruned))
-    lines = list(dict.fromkeys((row.method, row.variant) for row in pruned))
+    lines = _by_method((row.method, row.variant) for row in pruned)
     if not lines:
         return None
     grid = [
@@ -291,6 +305,8 @@ def _published(table: Mapping[str, Any]) -> Table:
         columns=tuple(" ".join(filter(None, column)) for column in table["columns"]),
         rows=tuple(rows),
         marks=marks,
+        metric=metric,
+        sparsity=table.get("sparsity"),
         note="; ".join(table.get("notes", ())),
     )
 
