@@ -70,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="neuronal-ray benchmark", description=_DESCRIPTION)
     parser.add_argument(
-        "--part", choices=("search", "methods"), help="the search, or allocations, refinements and solvers; else both"
+        "--part",
+        choices=("search", "methods", "sweep"),
+        help="the search; allocations, refinements and solvers; or what a "
+        "sweep saves (minutes). If absent the first two",
     )
     parser.add_argument("--only", choices=("builtin", "wide"), help="one of the two models of the search")
     parser.add_argument("--literal-candidates", type=int, default=3, metavar="N", help="measured per step (default: 3)")
@@ -87,6 +90,12 @@ def _main(argv: Sequence[str]) -> None:
             methods = _measure_methods(wide, threads=arguments.threads)
             print("\n".join(methods.lines()), flush=True)
             results.append(asdict(methods))
+        if arguments.part == "sweep":
+            from neuronal_ray.benchmark_sweep import measure_sweep
+
+            sweep = measure_sweep(Path(folder), threads=arguments.threads)
+            print("\n".join(sweep.lines()), flush=True)
+            results.append(asdict(sweep))
         names = [arguments.only] if arguments.only else ["builtin", "wide"]
         for name in names if arguments.part in (None, "search") else []:
             measured = _measure(

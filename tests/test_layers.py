@@ -69,7 +69,9 @@ neuronal_ray.study_report
 neuronal_ray.entry
 neuronal_ray.report neuronal_ray.benchmark_literal
 neuronal_ray.benchmark_methods
-neuronal_ray.prune neuronal_ray.evaluate neuronal_ray.benchmark neuronal_ray.sweep
+neuronal_ray.prune neuronal_ray.evaluate neuronal_ray.sweep
+neuronal_ray.benchmark_sweep
+neuronal_ray.benchmark
 neuronal_ray.__main__
 """
 """One row per layer: a module imports from rows above its own only. A star stands for the plug-ins of a folder."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from conftest import FAMILIES, MOE_FAMILIES, VOCABULARY
 
 import neuronal_ray.evaluate
 import neuronal_ray.prune
@@ -289,3 +290,22 @@ def test_evaluate_prints_the_score_and_its_error(model: Path, data: Path, capsys
     printed = capsys.readouterr().out
     assert "rte: accuracy" in printed
     assert "(8 questions)" in printed
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", [*FAMILIES, *MOE_FAMILIES])
+def test_the_whole_model_under_a_plan_is_the_one_passed_block_by_block(
+    name: str, checkpoint_dir: Callable[[str], Path]
+) -> None:
+    """lm-eval runs the model itself; perplexity runs its blocks one by one."""
+    worker = worker_of(checkpoint_dir(name))
+    worker.rank()
+    layout: Layout = worker.layout
+    plan = exact_plan(layout, uniform_rates(layout, lambda _: 0.6), target=0.6)
+    tokens = torch.randint(3, VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(0))
+    with worker.under(plan), torch.no_grad():
+        whole = worker.replica.stream.model(tokens).logits
+    by_block = torch.cat(list(worker.logits(tokens, plan)))
+    dense = torch.cat(list(worker.logits(tokens, None)))
+    torch.testing.assert_close(whole, by_block, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(whole, dense, atol=1e-3)
