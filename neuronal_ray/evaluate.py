@@ -19,9 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> None:
     config = parse_config(EvaluateConfig, argv, prog="neuronal-ray evaluate", description=_DESCRIPTION)
     # What follows imports torch and transformers: after the options are known to be good.
-    from neuronal_ray.evaluation.benchmark_names import ZERO_SHOT
+    from neuronal_ray.evaluation.benchmark_names import MEAN, ZERO_SHOT
     from neuronal_ray.evaluation.measure import measure
-    from neuronal_ray.evaluation.scores import mean_score
     from neuronal_ray.launch import check_device, open_pool
     from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
     from neuronal_ray.output import write_json
@@ -42,8 +41,8 @@ def _main(argv: Sequence[str]) -> None:
     for name in evaluations.benchmarks:
         score = scores[name]
         print(f"{name}: {score.metric} {score.value:.4f} +- {score.error:.4f} ({score.rows} questions)")
-    if set(ZERO_SHOT) <= set(scores):
-        mean = mean_score([scores[name] for name in ZERO_SHOT])
+    if MEAN in scores:
+        mean = scores[MEAN]
         print(f"mean of the {len(ZERO_SHOT)} zero-shot tasks: accuracy {mean.value:.4f} +- {mean.error:.4f}")
     if config.output is not None:
         results = {name: score.summary() for name, score in scores.items()}

@@ -41,11 +41,15 @@ class Candidate:
 
 @dataclass
 class Answers:
-    """What was asked already, by digest of the plan; `prepared`: the workers hold the search text."""
+    """What was asked already, by digest of the plan; `prepared`: the workers hold the search text.
+
+    `seconds` that answers took, by criterion and digest.
+    """
 
     trials: dict[bytes, Trial] = field(default_factory=dict)
     losses: dict[bytes, float] = field(default_factory=dict)
     divergences: dict[bytes, tuple[float, ...]] = field(default_factory=dict)
+    seconds: dict[tuple[str, bytes], float] = field(default_factory=dict)
     prepared: bool = False
 
 
@@ -100,11 +104,14 @@ class Search:
     ) -> None:
         """`levels` > 0: a solver's candidates are put together from linears solved at some of so many levels.
 
-        `answers` are those of an earlier search of the same workers, text and criterion.
+        `answers` are those of an earlier search of the same workers, text and criterion; `spared_s` counts the seconds
+        that they took then.
         """
         self.candidates: list[Candidate] = []
         self.evaluations = 0.0
         self.rounds = 0
+        self.spared_s = 0.0
+        self._mine: set[tuple[str, bytes]] = set()
         self._pool, self._layout, self._calibration, self._progress = pool, layout, calibration, progress
         self._text = calibration[:samples]
         self._authors, self._solves = mode == "authors", solves and not levels
@@ -207,12 +214,16 @@ class Search:
         new = {plan.digest: (lam, plan) for lam, plan in zip(lambdas, plans, strict=True)}
         new = {digest: item for digest, item in new.items() if digest not in known}
         seconds: dict[bytes, float] = {}
+        asked = {(criterion, plan.digest) for plan in plans} - self._mine
+        self.spared_s += sum(self._answers.seconds.get(key, 0.0) for key in asked if key[1] not in new)
+        self._mine |= asked
         self.evaluations += len(new)
         self.rounds += bool(new)
         with self._progress.stage(f"{step} search", len(new)) as advance:
             results = run([plan for _, plan in new.values()])
             for (digest, (lam, _)), (result, spent) in zip(new.items(), results, strict=True):
                 known[digest], seconds[digest] = result, spent
+                self._answers.seconds[criterion, digest] = spent
                 advance(
                     f"{'lambda' if step in _BY_LAMBDA else 'candidate'} {lam:g}: {criterion} {score_of(result):.4g}"
                 )

@@ -180,7 +180,7 @@ def seconds_table(rows: Sequence[Row]) -> Table | None:
         columns=tuple(Path(model).name for model in models),
         rows=tuple(lines),
         marks=marks,
-        note="statistics and rankings that an earlier cell of the sweep gathered are not counted again",
+        note="refinement included; the method's own statistics and ranking left out, as in the paper",
     )
 
 
@@ -225,6 +225,10 @@ def curves(rows: Sequence[Row]) -> list[Curve]:
     found = []
     pruned = [row for row in rows if row.method != DENSE and row.value is not None]
     numbers: dict[str, dict[str, Any]] = {row.cell: _numeric_options(row) for row in pruned}
+    seen: dict[str, set[float]] = {}
+    for options in numbers.values():
+        for name, value in options.items():
+            seen.setdefault(name, set()).add(value)
     for option in sorted({name for options in numbers.values() for name in options}):
         groups: dict[tuple[Any, ...], dict[float, list[float]]] = {}
         for row in pruned:
@@ -236,7 +240,7 @@ def curves(rows: Sequence[Row]) -> list[Curve]:
         for (model, method, allocation, sparsity, evaluation, metric, rest), values in groups.items():
             if len(values) < 3:
                 continue
-            others = "".join(f", {name} {value:g}" for name, value in rest)
+            others = "".join(f", {name} {value:g}" for name, value in rest if len(seen[name]) > 1)
             title = (
                 f"{Path(model).name}, {method}, {allocation} at {100 * sparsity:g} %{others}: {metric} on {evaluation}"
             )

@@ -22,14 +22,14 @@ from neuronal_ray.sweep_grid import Study
 
 FORMAT = 1
 DENSE = "dense"
-MEAN = "mean"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One cell and evaluation. `value` is nan where `problem` says why; `rows` are windows or questions.
 
-    `seconds` is the cell's own time without its evaluations, `evaluation_seconds` that of this one.
+    `seconds` is what the allocation and a refinement took, the method's own statistics and ranking left out; trials that
+    an earlier cell had asked for count as if they had been repeated. `evaluation_seconds` is of this evaluation.
     """
 
     cell: str

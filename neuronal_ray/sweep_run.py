@@ -9,13 +9,13 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from time import perf_counter
 
 from neuronal_ray.config import PruneConfig
 from neuronal_ray.core.layout import Layout
-from neuronal_ray.evaluation.benchmark_names import ZERO_SHOT
+from neuronal_ray.evaluation.benchmark_names import MEAN, ZERO_SHOT
 from neuronal_ray.evaluation.measure import Evaluations, measured
 from neuronal_ray.evaluation.scores import PERPLEXITY, Score, mean_score
 from neuronal_ray.launch import check_device, open_pool
@@ -24,7 +24,7 @@ from neuronal_ray.pool import Pool
 from neuronal_ray.progress import Progress
 from neuronal_ray.session import Session, digest_of
 from neuronal_ray.sweep_grid import Cell, Study
-from neuronal_ray.sweep_results import DENSE, MEAN, Planned, Row, Store
+from neuronal_ray.sweep_results import DENSE, Planned, Row, Store
 from neuronal_ray.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -179,6 +179,7 @@ class _Group:
             self._session.hold(inputs.composition, inputs.calibration, quiet)
         assert planned.plan is not None
         self._session.settle(inputs.composition, planned.plan, inputs.calibration, quiet)
+        planned = replace(planned, seconds=planned.seconds + quiet.seconds.get("refinement", 0.0))
         missing = inputs.evaluations.without(self._store.done(cell))
         for name, score, seconds in self._scored(missing, planned, "pruned"):
             self._store.keep(self._row(one, planned, name, score, seconds, cell=cell))
@@ -199,8 +200,13 @@ class _Group:
             for step in found.allocation.steps
         ]
         searched = sum(seconds for stage, seconds in progress.seconds.items() if stage.endswith("search"))
+        method = sum(progress.seconds.get(stage, 0.0) for stage in ("statistics", "ranking"))
+        spared = found.search.spared_s
         planned = Planned(
-            plan=found.allocation.plan, steps=steps, seconds=perf_counter() - begin, search_seconds=searched
+            plan=found.allocation.plan,
+            steps=steps,
+            seconds=perf_counter() - begin - method + spared,
+            search_seconds=searched + spared,
         )
         self._store.keep_plan(one.cell.id, self._layout, planned)
         return planned

@@ -135,6 +135,8 @@ def test_what_cells_share_is_done_once(folder: Path, tmp_path: Path, monkeypatch
     assert calls["observe_all"] == 1  # 6 sequences of 32 tokens are one chunk
     assert calls["rank"] == 1
     assert calls["trial"] == 2 + 1  # block lambdas once for both NeuronAL cells; row lambda 0 is the block's winner
+    seconds = {row.variant: row.search_seconds for row in read_results([tmp_path / "runs"]) if row.method != "dense"}
+    assert seconds["Block"] > 0  # trials that the other cell had asked for are counted
 
 
 class _Stopped(BaseException):

@@ -9,6 +9,9 @@ from neuronal_ray.data.text import EXTENSIONS, NAMES, is_file_name
 ZERO_SHOT = ("rte", "winogrande", "boolq", "hellaswag", "arc_easy", "arc_challenge", "openbookqa")
 """The paper's seven tasks, in the order of its tables (section 5.1)."""
 
+MEAN = "mean"
+"""What results call the mean over the seven."""
+
 SETS = {"zero-shot": ZERO_SHOT}
 """Names that stand for several."""
 

@@ -8,8 +8,9 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from neuronal_ray.core.plan import Plan
+from neuronal_ray.evaluation.benchmark_names import MEAN, ZERO_SHOT
 from neuronal_ray.evaluation.perplexity import perplexity_of, split_windows, window_losses
-from neuronal_ray.evaluation.scores import PERPLEXITY, BenchmarkSettings, Score
+from neuronal_ray.evaluation.scores import PERPLEXITY, BenchmarkSettings, Score, mean_score
 from neuronal_ray.pool import Pool
 from neuronal_ray.progress import Progress
 from neuronal_ray.worker import Worker
@@ -60,9 +61,15 @@ def _evaluate(
 def measure(
     pool: Pool, evaluations: Evaluations, plan: Plan | None, progress: Progress, *, label: str
 ) -> dict[str, Score]:
-    """The score of every text and benchmark, of the model under `plan` (None: dense)."""
+    """The score of every text and benchmark, of the model under `plan` (None: dense).
+
+    Where the paper's seven tasks are among them, their mean follows.
+    """
     scores = dict(measured(pool, evaluations, plan, progress, label=label))
-    return {name: scores[name] for name in evaluations.names}
+    ordered = {name: scores[name] for name in evaluations.names}
+    if set(ZERO_SHOT) <= set(scores):
+        ordered[MEAN] = mean_score([scores[name] for name in ZERO_SHOT])
+    return ordered
 
 
 def measured(

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -309,3 +310,19 @@ def test_the_whole_model_under_a_plan_is_the_one_passed_block_by_block(
     dense = torch.cat(list(worker.logits(tokens, None)))
     torch.testing.assert_close(whole, by_block, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(whole, dense, atol=1e-3)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_seven_tasks_have_a_mean(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows"
+    shutil.copytree(data, rows)
+    shutil.copy(rows / "arc_easy_test.jsonl", rows / "arc_challenge_test.jsonl")
+    words = ["--evaluate", "zero-shot", "--task-data", str(rows), "--output", str(tmp_path / "found.json")]
+    assert neuronal_ray.evaluate.main(["--model", str(model), "--address", "none", *words]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())["evaluation"]
+    assert list(found) == [*ZERO_SHOT, "mean"]
+    assert found["mean"]["accuracy"] == pytest.approx(sum(found[task]["accuracy"] for task in ZERO_SHOT) / 7)
+    assert found["mean"]["rows"] == 7 * ROWS
+    assert "mean of the 7 zero-shot tasks: accuracy" in capsys.readouterr().out
