@@ -28,8 +28,8 @@ DENSE = "dense"
 class Row:
     """One cell and evaluation. `value` is nan where `problem` says why; `rows` are windows or questions.
 
-    `seconds` is what the allocation and a refinement took, the method's own statistics and ranking left out; trials that
-    an earlier cell had asked for count as if they had been repeated. `evaluation_seconds` is of this evaluation.
+    `seconds` is what allocation and refinement took, without the method's own statistics and ranking; trials that an
+    earlier cell had asked for count as if they had been repeated. `evaluation_seconds` is of this evaluation.
     """
 
     cell: str
