@@ -30,11 +30,18 @@ class Pool(Protocol):
         ...
 
     def each(self, task: Callable[..., Result], *shared: object) -> list[Result]:
-        """`task(worker, *shared)` on every worker."""
+        """`task(worker, *shared)` on every worker; it sets what an earlier call of the same task had set."""
         ...
 
     def first(self, task: Callable[..., Result], *args: object) -> Result:
         """`task(worker, *args)` on the first worker."""
+        ...
+
+    def begin(self) -> None:
+        """What `each` brings workers to from now on needs nothing of what it brought them to before.
+
+        A worker that takes the place of a lost one repeats the calls of `each` since then.
+        """
         ...
 
     def close(self) -> None:
@@ -65,6 +72,9 @@ class InProcessPool:
     def first(self, task: Callable[..., Result], *args: object) -> Result:
         """See Pool."""
         return _said_once(task, "worker 1", self._worker, *args)
+
+    def begin(self) -> None:
+        """See Pool: this worker is lost with its process."""
 
     def close(self) -> None:
         """See Pool."""

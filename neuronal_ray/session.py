@@ -68,7 +68,6 @@ class Session:
     wanted: dict[str, tuple[type[Statistic], ...]] = field(default_factory=dict)
     """By digest of a calibration text, the kinds that later runs will ask for: gathered in the same dense pass."""
     _statistics: dict[_Seen, Gathered] = field(default_factory=dict)
-    _kept: _Seen | None = None
     _ranked: _Ranked | None = None
     _asked: _Asked | None = None
     _answers: Answers = field(default_factory=Answers)
@@ -86,13 +85,13 @@ class Session:
             seen = _Seen(text, RunningNorm if composition.released else kind, composition.released)
             if seen not in self._statistics:
                 self._gather(seen, calibration, progress)
-            if self._kept != seen:
-                self.pool.each(Worker.keep_statistics, self._statistics[seen])
-                self._kept = seen
         ranked = _Ranked(recipe, seen, text)
         if self._ranked == ranked:
             return
+        self.pool.begin()
         self.pool.each(Worker.use, recipe)
+        if seen is not None:
+            self.pool.each(Worker.keep_statistics, self._statistics[seen])
         self._ranked, self._asked, self._finished = ranked, None, False
         if composition.released or recipe.solves:
             return

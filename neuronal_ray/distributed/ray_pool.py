@@ -4,11 +4,15 @@ import dataclasses
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from neuronal_ray.pool import TaskError, task_name
 from neuronal_ray.worker import Worker, WorkerSpec
@@ -19,9 +23,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _IN_FLIGHT_PER_ACTOR = 2
+_MOST_LOSSES = 3
 _OBJECT_STORE_BYTES = 2**30
 _START_TIMEOUT_S = 1800.0
 _REACH_TIMEOUT_S = 10.0
+
+
+_Call = tuple[Callable[..., object], tuple[ray.ObjectRef, ...]]
 
 
 class _ReplicaActor:
@@ -30,9 +38,11 @@ class _ReplicaActor:
     def __init__(self) -> None:
         self._worker: Worker | None = None
 
-    def build(self, spec: WorkerSpec) -> None:
-        """Build the worker; raises what the worker raises."""
+    def build(self, spec: WorkerSpec, calls: Sequence[_Call]) -> None:
+        """Build the worker and repeat the calls that brought the others to their state; raises what they raise."""
         self._worker = Worker(spec)
+        for task, references in calls:
+            task(self._worker, *ray.get(list(references)))
 
     def call(self, task: Callable[..., Result], *args: object) -> Result:
         """`task(worker, *args)`."""
@@ -40,12 +50,31 @@ class _ReplicaActor:
         return task(self._worker, *args)
 
 
+@dataclass(eq=False)
+class _Member:
+    """One actor; `building` until it can be given work, `load` is the number of its tasks under way."""
+
+    actor: ray.actor.ActorHandle
+    building: ray.ObjectRef | None
+    load: int = 0
+
+
+class _WorkerLost(Exception):
+    """A task's worker, or the object that it left, is gone; the task can be repeated."""
+
+
 class RayPool:
-    """See Pool. Joins the Ray at `address` ("local": starts one, ended by `close`)."""
+    """See Pool. Joins the Ray at `address` ("local": starts one, ended by `close`).
+
+    A worker that is lost, with its process or its node, is replaced: the new one repeats the calls of `each` since
+    `begin`, and what the lost one had been given is given out again. Tasks are pure: the results are the same. A task
+    that loses its worker three times is an error.
+    """
 
     def __init__(self, spec: WorkerSpec, *, address: str, replicas: int | None) -> None:
         self._started_ray = not ray.is_initialized()
-        self._actors: list[ray.actor.ActorHandle] = []
+        self._members: list[_Member] = []
+        self._calls: list[_Call] = []
         _connect(address)
         try:
             self._start_actors(spec, replicas)
@@ -56,47 +85,129 @@ class RayPool:
     @property
     def replicas(self) -> int:
         """Number of actors."""
-        return len(self._actors)
+        return len(self._members)
+
+    def begin(self) -> None:
+        """See Pool."""
+        self._calls = []
 
     def map(self, task: Callable[..., Result], items: Sequence[Item], *shared: object) -> Iterator[Result]:
         """See Pool. At most two tasks per actor are under way; results that come early wait for their turn."""
         references = [ray.put(value) for value in shared]
-        flight: dict[ray.ObjectRef, tuple[int, int]] = {}
-        load = [0] * len(self._actors)
+        waiting = list(range(len(items)))  # a heap: repeated items come first
+        losses: Counter[int] = Counter()
+        flight: dict[ray.ObjectRef, tuple[int, _Member]] = {}
         done: dict[int, Result] = {}
-        submitted = 0
         for turn in range(len(items)):
             while turn not in done:
-                while submitted < len(items) and min(load) < _IN_FLIGHT_PER_ACTOR:
-                    actor = load.index(min(load))
-                    reference = self._actors[actor].call.remote(task, items[submitted], *references)
-                    flight[reference] = (submitted, actor)
-                    load[actor] += 1
-                    submitted += 1
-                (ready, *_), _ = ray.wait(list(flight), num_returns=1)
-                index, actor = flight.pop(ready)
-                load[actor] -= 1
-                done[index] = _result(ready, f"{task_name(task)}, item {index + 1} of {len(items)}")
+                while waiting and (member := self._idlest()) is not None:
+                    index = heappop(waiting)
+                    flight[member.actor.call.remote(task, items[index], *references)] = (index, member)
+                    member.load += 1
+                ready = self._next(flight)
+                if ready is None:
+                    continue
+                index, member = flight.pop(ready)
+                member.load -= 1
+                name = f"{task_name(task)}, item {index + 1} of {len(items)}"
+                try:
+                    done[index] = _result(ready, name)
+                except _WorkerLost as lost:
+                    losses[index] += 1
+                    self._replace(member, f"{name}: {lost}", losses[index])
+                    heappush(waiting, index)
             yield done.pop(turn)
 
     def each(self, task: Callable[..., Result], *shared: object) -> list[Result]:
         """See Pool."""
-        references = [ray.put(value) for value in shared]
-        calls = [actor.call.remote(task, *references) for actor in self._actors]
-        return [_result(call, f"{task_name(task)}, worker {index + 1}") for index, call in enumerate(calls)]
+        references = tuple(ray.put(value) for value in shared)
+        members = [self._built(member) for member in list(self._members)]
+        calls = [member.actor.call.remote(task, *references) for member in members]
+        results = []
+        for number, (member, call) in enumerate(zip(members, calls, strict=True), start=1):
+            results.append(self._repeated(task, references, member, call, f"{task_name(task)}, worker {number}"))
+        self._calls = [call for call in self._calls if call[0] is not task] + [(task, references)]
+        return results
 
     def first(self, task: Callable[..., Result], *args: object) -> Result:
         """See Pool."""
-        result: Result = _result(self._actors[0].call.remote(task, *args), task_name(task))
-        return result
+        references = tuple(ray.put(value) for value in args)
+        member = self._built(self._members[0])
+        return self._repeated(task, references, member, member.actor.call.remote(task, *references), task_name(task))
 
     def close(self) -> None:
         """Kill the actors and, if this pool started a Ray, end it."""
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
+        for member in self._members:
+            ray.kill(member.actor)
+        self._members = []
         if self._started_ray:
             ray.shutdown()
+
+    def _repeated(
+        self,
+        task: Callable[..., Result],
+        references: tuple[ray.ObjectRef, ...],
+        member: _Member,
+        call: ray.ObjectRef,
+        name: str,
+    ) -> Result:
+        """The result of `call`, made again on a new worker when its own is lost."""
+        losses = 0
+        while True:
+            try:
+                result: Result = _result(call, name)
+            except _WorkerLost as lost:
+                losses += 1
+                member = self._built(self._replace(member, f"{name}: {lost}", losses))
+                call = member.actor.call.remote(task, *references)
+            else:
+                return result
+
+    def _idlest(self) -> _Member | None:
+        """The worker to give a task to, None while all have enough."""
+        able = [member for member in self._members if member.building is None and member.load < _IN_FLIGHT_PER_ACTOR]
+        return min(able, key=lambda member: member.load, default=None)
+
+    def _next(self, flight: Mapping[ray.ObjectRef, object]) -> ray.ObjectRef | None:
+        """A task that is done; None when it was a worker that has become ready."""
+        building = {member.building: member for member in self._members if member.building is not None}
+        timeout = None if flight else _START_TIMEOUT_S
+        ready, _ = ray.wait([*flight, *building], num_returns=1, timeout=timeout)
+        if ready and ready[0] in flight:
+            return ready[0]
+        self._built(building[ready[0]] if ready else next(iter(building.values())))
+        return None
+
+    def _built(self, member: _Member) -> _Member:
+        """`member`, or the one that replaces it, once it can be given work."""
+        losses = 0
+        while member.building is not None:
+            name = f"start of worker {self._members.index(member) + 1}"
+            try:
+                _result(member.building, name, timeout=_START_TIMEOUT_S)
+            except _WorkerLost as lost:
+                losses += 1
+                member = self._replace(member, f"{name}: {lost}", losses)
+            else:
+                member.building = None
+        return member
+
+    def _replace(self, member: _Member, what: str, losses: int) -> _Member:
+        """A new worker in the place of a lost one, on its way to the others' state."""
+        if losses >= _MOST_LOSSES:
+            raise TaskError(f"{what}, {losses} times; was the node short of memory?")
+        if member not in self._members:  # another of its tasks said so
+            return self._members[0]
+        logger.warning("%s; a new worker takes its place", what)
+        place = self._members.index(member)
+        with suppress(RayActorError):
+            ray.kill(member.actor)
+        self._members[place] = self._new_member()
+        return self._members[place]
+
+    def _new_member(self) -> _Member:
+        actor = self._actor_class.remote()
+        return _Member(actor, actor.build.remote(self._spec, list(self._calls)))
 
     def _start_actors(self, spec: WorkerSpec, replicas: int | None) -> None:
         resources = ray.cluster_resources()
@@ -109,8 +220,8 @@ class RayPool:
         if count > num_cpus:
             raise ValueError(f"--replicas: {count} workers need {count} CPUs, the Ray cluster has {num_cpus}")
         threads = spec.threads or max(1, num_cpus // count)
-        spec = dataclasses.replace(spec, device="cuda" if on_gpu else "cpu", threads=threads)
-        actor = ray.remote(_ReplicaActor).options(
+        self._spec = dataclasses.replace(spec, device="cuda" if on_gpu else "cpu", threads=threads)
+        self._actor_class = ray.remote(_ReplicaActor).options(
             num_gpus=1 if on_gpu else 0,
             num_cpus=min(threads, num_cpus // count),
             scheduling_strategy="SPREAD",
@@ -118,10 +229,9 @@ class RayPool:
             max_task_retries=0,
             allow_out_of_order_execution=True,
         )
-        self._actors = [actor.remote() for _ in range(count)]
-        builds = [handle.build.remote(spec) for handle in self._actors]
-        for index, build in enumerate(builds):
-            _result(build, f"start of worker {index + 1}", timeout=_START_TIMEOUT_S)
+        self._members = [self._new_member() for _ in range(count)]
+        for member in list(self._members):
+            self._built(member)
 
 
 def _connect(address: str) -> None:
@@ -156,16 +266,18 @@ def _check_reachable(address: str) -> None:
 
 
 def _result(reference: ray.ObjectRef, item: str, *, timeout: float | None = None) -> Any:
-    """The value, or the error of the task said once: ValueError as it was, anything else as TaskError."""
+    """The value, or the error of the task said once: ValueError as it was, anything else as TaskError.
+
+    _WorkerLost when there is nobody left to say it.
+    """
     try:
         return ray.get(reference, timeout=timeout)
+    except (RayActorError, ObjectLostError) as error:  # before RayTaskError: one that wraps it is both
+        raise _WorkerLost(f"its worker died ({str(error).strip().splitlines()[0]})") from error
     except RayTaskError as error:
         if isinstance(error.cause, ValueError):
             raise error.cause from None
         raise TaskError(f"{item} failed:\n{error}") from error
-    except RayActorError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise TaskError(f"{item}: its worker died ({reason}); was the node short of memory?") from error
     except GetTimeoutError as error:
         free = ray.available_resources()
         raise TaskError(f"{item}: not ready after {timeout:.0f} s; free in the cluster: {free}") from error

@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -77,6 +79,15 @@ def refuse(worker: Worker, item: int) -> int:
 
 def fail(worker: Worker) -> None:
     raise RuntimeError("out of luck")
+
+
+def note(worker: Worker, word: str) -> None:
+    vars(worker).setdefault("words", []).append(word)
+
+
+def noted(worker: Worker) -> list[str]:
+    words: list[str] = vars(worker).get("words", [])
+    return words
 
 
 def die(worker: Worker, item: int) -> int:
@@ -329,7 +340,9 @@ def assert_living_soon(expected: set[str]) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_a_worker_that_dies_is_one_clear_error_and_close_leaves_no_actor(spec: WorkerSpec) -> None:
+def test_a_task_that_kills_its_workers_is_one_clear_error_and_close_leaves_no_actor(
+    spec: WorkerSpec, caplog: pytest.LogCaptureFixture
+) -> None:
     before = living_actors()
     pool = RayPool(spec, address="local", replicas=2)
     try:
@@ -338,14 +351,58 @@ def test_a_worker_that_dies_is_one_clear_error_and_close_leaves_no_actor(spec: W
         with pytest.raises(TaskError) as caught:
             list(pool.map(die, [0, 1, 2, 3, 4, 5]))
         message = str(caught.value)
-        assert re.match("die, item [1-6] of 6: its worker died", message), "the item that died, or one queued behind"
+        assert re.match(r"die, item [1-6] of 6: its worker died .*, 3 times", message), message
         assert len(message.splitlines()) == 1
+        assert "a new worker takes its place" in caplog.text
     finally:
         pool.close()
     assert pool.replicas == 0
     pool.close()
     assert_living_soon(before)
     assert ray.is_initialized(), "this pool found a Ray and leaves it"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_new_worker_is_brought_to_the_state_of_the_others(spec: WorkerSpec) -> None:
+    pool = RayPool(spec, address="local", replicas=2)
+    try:
+        pool.each(note, "forgotten")
+        pool.begin()
+        pool.each(note, "first")
+        pool.each(note, "second")  # in place of the first
+        killed = pool.each(process)[0]
+        os.kill(killed, signal.SIGKILL)
+        assert list(pool.map(square, [1, 2, 3, 4])) == [1, 4, 9, 16]
+        assert killed not in pool.each(process)
+        assert sorted(pool.each(noted)) == [["forgotten", "first", "second"], ["second"]]
+        os.kill(pool.first(process), signal.SIGKILL)
+        assert pool.first(add, 1, 2, 3) == 9
+    finally:
+        pool.close()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 0.6, 1.0, 1.5])
+def test_a_search_that_loses_workers_gives_the_same_bits(
+    delay: float, spec: WorkerSpec, expected: Outcome, tmp_path: Path
+) -> None:
+    pool = RayPool(spec, address="local", replicas=2)
+    try:
+        victims = pool.each(process)
+        kills = [
+            threading.Timer(delay + 0.7 * number, os.kill, (victim, signal.SIGKILL))
+            for number, victim in enumerate(victims)
+        ]
+        for kill in kills:
+            kill.start()
+        assert search_on(pool, tmp_path) == expected
+        for kill in kills:
+            kill.join()
+        assert not set(victims) & set(pool.each(process))
+    finally:
+        pool.close()
 
 
 @pytest.mark.ray
