@@ -67,8 +67,8 @@ def _main(argv: Sequence[str]) -> None:
     print(f"results: {study.output / 'results'}/*.parquet")
     print(f"report:  neuronal-ray report {study.output} --output {study.output / 'report.html'}")
     if outcome.failed:
-        for cell, problem in outcome.failed.items():
-            print(f"neuronal-ray sweep: failed: {cell}: {problem}", file=sys.stderr)
+        for said in outcome.failed.values():
+            print(f"neuronal-ray sweep: failed: {said}", file=sys.stderr)
         raise Unfinished(f"{len(outcome.failed)} cells failed; --resume tries them again")
 
 

@@ -102,8 +102,8 @@ class Store:
         return self.path / "journal.jsonl"
 
     def done(self, cell: str) -> set[str]:
-        """Evaluations of a cell that have their result."""
-        return {name for known, name in self.rows if known == cell and self.rows[known, name].problem is None}
+        """Evaluations of a cell that have their result; an overflow is one."""
+        return {name for known, name in self.rows if known == cell}
 
     def planned(self, cell: str, layout: Layout) -> Planned | None:
         """The plan that an earlier run found for a cell."""

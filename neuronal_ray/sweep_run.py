@@ -70,7 +70,7 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a sweep's cells; `failed` are their names and problems."""
+    """What became of a sweep's cells; `failed`, by id, says what they are and why."""
 
     finished: int
     skipped: int
@@ -103,7 +103,7 @@ def run_study(cells: Sequence[Ready], store: Store, progress: Progress) -> Outco
             except (ValueError, RuntimeError) as error:  # the model cannot be loaded, or its workers are gone
                 left = [one for one in members if store.done(one.cell.id) < _expected(one.inputs.evaluations)]
                 for one in left:
-                    failed.setdefault(str(one.cell), _first_line(error))
+                    failed.setdefault(one.cell.id, f"{one.cell}: {_first_line(error)}")
     finished = sum(store.done(one.cell.id) >= _expected(one.inputs.evaluations) for one in waiting)
     return Outcome(finished=finished, skipped=len(cells) - len(waiting), failed=failed)
 
@@ -122,10 +122,9 @@ class _Group:
         self._layout: Layout = self._session.layout()
         self._device = self._pool.first(Worker.device_name)
         self._versions = json.dumps(versions())
-        self._dense: dict[tuple[str, str], Score] = {}
 
     def run(self, advance: Callable[[str], None]) -> dict[str, str]:
-        """Run every cell; the problems of those that failed."""
+        """Run every cell; those that failed, by id, with why."""
         failed: dict[str, str] = {}
         for one in self._members:
             begin = perf_counter()
@@ -134,8 +133,8 @@ class _Group:
                 self._run_cell(one)
                 note = f"{one.cell}: {perf_counter() - begin:.1f} s"
             except (ValueError, RuntimeError) as error:
-                note = failed[str(one.cell)] = _first_line(error)
-                logger.warning("cell %s failed: %s", one.cell, note)
+                note = failed[one.cell.id] = f"{one.cell}: {_first_line(error)}"
+                logger.warning("failed: %s", note)
                 self._session = self._fresh()
             advance(note)
         return failed
@@ -155,16 +154,10 @@ class _Group:
         """The dense model on what the cell is evaluated on, once per model and evaluation."""
         evaluations = one.inputs.evaluations
         cell = self._dense_id(one)
-        for name in evaluations.names:
-            row = self._store.rows.get((cell, name))
-            if row is not None and row.value is not None:
-                self._dense[cell, name] = _score_of(row)
-        done = {name for known, name in self._dense if known == cell}
-        missing = evaluations.without(done)
+        missing = evaluations.without(self._store.done(cell))
         if missing.names:
             blank = Planned(plan=None, steps=(), seconds=0.0, search_seconds=0.0)
             for name, score, seconds in self._scored(missing, blank, "dense"):
-                self._dense[cell, name] = score
                 self._store.keep(self._row(one, blank, name, score, seconds, cell=cell))
             self._keep_mean(one, blank, cell=cell)
             self._store.publish(cell)
@@ -220,7 +213,7 @@ class _Group:
     def _keep_mean(self, one: Ready, planned: Planned, *, cell: str) -> None:
         """The mean over the paper's seven tasks, once all are there."""
         rows = [self._store.rows.get((cell, name)) for name in ZERO_SHOT]
-        known = [row for row in rows if row is not None and row.value is not None]
+        known = [row for row in rows if row is not None]
         if len(known) < len(ZERO_SHOT) or (cell, MEAN) in self._store.rows:
             return
         self._store.keep(self._row(one, planned, MEAN, mean_score([_score_of(row) for row in known]), 0.0, cell=cell))
@@ -243,10 +236,8 @@ class _Group:
         dense = planned.plan is None
         selected = {step["name"]: float(step["selected"]) for step in planned.steps}
         finite = math.isfinite(score.value)
-        reference = self._dense.get((self._dense_id(one), name))
-        if name == MEAN and not dense:
-            row = self._store.rows.get((self._dense_id(one), MEAN))
-            reference = None if row is None else _score_of(row)
+        known = self._store.rows.get((self._dense_id(one), name))
+        reference = score if dense else None if known is None else _score_of(known)
         return Row(
             cell=cell,
             variant=DENSE if dense else one.cell.variant,
@@ -272,7 +263,7 @@ class _Group:
             value=score.value if finite else None,
             error=None if math.isnan(score.error) else score.error,
             rows=score.rows,
-            dense=score.value if dense else None if reference is None else reference.value,
+            dense=None if reference is None or not math.isfinite(reference.value) else reference.value,
             seconds=planned.seconds,
             search_seconds=planned.search_seconds,
             evaluation_seconds=seconds,
@@ -285,10 +276,9 @@ class _Group:
 
 
 def _score_of(row: Row) -> Score:
-    assert row.value is not None
     return Score(
         metric=row.metric,
-        value=row.value,
+        value=math.inf if row.value is None else row.value,
         error=math.nan if row.error is None else row.error,
         rows=row.rows,
         length=row.sequence_length if row.metric == PERPLEXITY else None,

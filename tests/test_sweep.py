@@ -1,7 +1,9 @@
 """Does a sweep find what separate runs find, once, whatever interrupts it, and does it refuse what cannot work?"""
 
 import json
+import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -385,3 +387,23 @@ def test_a_truncated_file_of_results_is_named_and_written_again(folder: Path, tm
         values(tmp_path / "runs")
     assert run(file, tmp_path / "runs", "--resume") == 0
     assert values(tmp_path / "runs") == before
+
+
+def test_an_overflow_is_a_result_and_is_not_measured_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = sweep_file(folder, tmp_path / "x.toml", variants={"Uniform": VARIANTS["Uniform"]}, grid="sparsity = [0.6]")
+    measured = sweep_run.measured
+
+    def overflowing(pool: Any, evaluations: Any, plan: Any, *args: Any, **kwargs: Any) -> Any:
+        for name, score in measured(pool, evaluations, plan, *args, **kwargs):
+            yield name, score if plan is None else replace(score, value=math.inf)
+
+    with monkeypatch.context() as context:
+        context.setattr(sweep_run, "measured", overflowing)
+        assert run(file, tmp_path / "runs") == 0
+    before = (tmp_path / "runs" / "journal.jsonl").read_bytes()
+    rows = [row for row in read_results([tmp_path / "runs"]) if row.method != "dense"]
+    assert {(row.value, row.problem) for row in rows} == {(None, "overflow")}
+    assert run(file, tmp_path / "runs", "--resume") == 0
+    assert (tmp_path / "runs" / "journal.jsonl").read_bytes() == before

@@ -10,12 +10,14 @@ from typing import Any
 
 import datasets
 import torch
+from huggingface_hub.errors import HTTPError
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from neuronal_ray.core.plan import Plan
+from neuronal_ray.data.text import one_line
 from neuronal_ray.evaluation.scores import BenchmarkSettings, Score
 from neuronal_ray.evaluation.task_rows import find_files, read_rows
 from neuronal_ray.models.checkpoint import load_tokenizer
@@ -28,14 +30,17 @@ _MEMORY_SHARE = 0.5  # of the free memory, for one batch's logits and activation
 _COPIES = 3  # logits in the model's dtype, their float32 log-softmax and its input
 _NAMES = {"acc": "accuracy"}
 _CONTEXT_WITHOUT_LIMIT = 2048
+_LONG_PROMPT = 2048  # tokens; models take more, benchmarks do not
 
 
 def check_benchmarks(names: Sequence[str], settings: BenchmarkSettings) -> None:
-    """Read every local row that `names` need; ValueError before a model is loaded."""
-    if settings.data is None or not names:
-        return
+    """Fetch or read every row that `names` need; ValueError before a model is loaded."""
     for name in names:
-        _local_task(name, settings)
+        with _quietly(), _said_of(name):
+            if settings.data is None:
+                _manager().load([name])
+            else:
+                _local_task(name, settings)
 
 
 def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: BenchmarkSettings) -> Score:
@@ -52,10 +57,10 @@ def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: Benchm
             pretrained=model,
             tokenizer=load_tokenizer(worker.replica.checkpoint.path, trust_remote_code=worker.spec.trust_remote_code),
             backend="causal",
-            batch_size=_batch_size(worker.device, model.config.get_text_config().vocab_size, length),
+            batch_size=_batch_size(worker.device, model.config.get_text_config().vocab_size, min(length, _LONG_PROMPT)),
             max_length=length,
         )
-        try:
+        with _said_of(name):
             found = simple_evaluate(
                 adapter,
                 tasks=[task],
@@ -65,11 +70,6 @@ def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: Benchm
                 log_samples=False,
                 task_manager=_manager(),
             )
-        except (OSError, datasets.exceptions.DatasetsError) as error:
-            raise ValueError(
-                f"--evaluate: the rows of {name} could not be had from the hub ({' '.join(str(error).split())}); "
-                "--task-data DIR takes local ones"
-            ) from error
     return _score(found, name)
 
 
@@ -109,6 +109,18 @@ def _quietly() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@contextmanager
+def _said_of(name: str) -> Iterator[None]:
+    """Errors of datasets and the hub as one line that says what to do."""
+    try:
+        yield
+    except (OSError, HTTPError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"--evaluate: the rows of {name} could not be had from the Hugging Face hub ({one_line(error)}); "
+            "--task-data DIR takes local ones"
+        ) from error
+
+
 def _local_task(name: str, settings: BenchmarkSettings) -> dict[str, Any]:
     """lm-eval's own configuration of the task over local rows."""
     assert settings.data is not None
@@ -144,7 +156,7 @@ def _context(config: Any) -> int:
 
 
 def _batch_size(device: torch.device, vocabulary: int, length: int) -> int:
-    """Sequences whose logits fit in half of the device's free memory, should all be of full length."""
+    """Sequences of `length` tokens whose logits fit in half of the device's free memory."""
     if device.type != "cuda":
         return _CPU_BATCH
     free, _ = torch.cuda.mem_get_info(device)

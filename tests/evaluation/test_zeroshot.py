@@ -326,3 +326,17 @@ def test_the_seven_tasks_have_a_mean(
     assert found["mean"]["accuracy"] == pytest.approx(sum(found[task]["accuracy"] for task in ZERO_SHOT) / 7)
     assert found["mean"]["rows"] == 7 * ROWS
     assert "mean of the 7 zero-shot tasks: accuracy" in capsys.readouterr().out
+
+
+def test_rows_that_the_hub_does_not_give_are_said_before_any_work(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    tiny.write_texts(folder)
+    words = tiny.prune_arguments(folder, tmp_path / "out", model=str(model), evaluate="winogrande")
+    assert neuronal_ray.prune.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--evaluate: the rows of winogrande could not be had" in line
+    assert "--task-data" in line
+    assert not (tmp_path / "out").exists()
