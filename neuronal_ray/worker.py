@@ -153,8 +153,9 @@ class Worker:
             self._ranks |= self._rank_block(index, observed)
 
     def set_search_text(self, tokens: Int64[Tensor, "sequences length"], *, chunk: int, with_reference: bool) -> None:
-        """Keep the search sequences' embeddings and, if asked, their dense activation norms (A_D)."""
+        """Keep the search sequences' embeddings and, if asked, their dense activation norms (A_D); drops the levels."""
         self._search, self._excerpts = SearchText(self.replica, tokens, chunk=chunk), {}
+        self._levels = None
         self._dense = {}
         if with_reference:
             (self._dense,) = self._dense_statistics(self._search.recordings, (SquareSum,))

@@ -34,6 +34,9 @@ class Divided:
     def first(self, task: Callable[..., object], *args: object) -> object:
         return self.pool.first(task, *args)
 
+    def begin(self) -> None:
+        """See Pool."""
+
     def close(self) -> None:
         self.pool.close()
 

@@ -106,6 +106,25 @@ def test_cells_find_what_separate_commands_find(variant: str, folder: Path, whol
             assert found["dense", "dense", 0.0, name] == alone[name]["dense"]["perplexity"]
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_a_solvers_cells_do_not_disturb_one_another(folder: Path, tmp_path: Path) -> None:
+    """Levels solved for one search are not there for the next."""
+    variants = {name: VARIANTS[name] for name in ("Best", "NeuronAL", "Uniform")}
+    file = sweep_file(
+        folder, tmp_path / "x.toml", variants=variants, grid='method = ["sparsegpt"]\nsparsity = [0.5, 0.7]'
+    )
+    assert run(file, tmp_path / "runs") == 0
+    found = values(tmp_path / "runs")
+    for name, options in variants.items():
+        words = {key.replace("-", "_"): word for key, word in options.items()}
+        arguments = tiny.prune_arguments(
+            folder, tmp_path / name, method="sparsegpt", sparsity="0.7", neuronal_steps="block", **words
+        )
+        assert neuronal_ray.prune.main(arguments) == 0
+        alone = json.loads((tmp_path / name / "pruning.json").read_text())["evaluation"]["evaluation"]
+        assert found["sparsegpt", name, 0.7, "evaluation"] == alone["perplexity"], name
+
+
 def test_results_are_one_data_set_that_pandas_reads(whole: Path) -> None:
     frame = pandas.read_parquet(whole / "results")
     assert list(frame.columns) == SCHEMA.names
