@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from quality_tables import IN, OUT, Row
 
-from neuronal_ray.config import PruneConfig, parse_config
+from neuronal_ray.config import PruneConfig
+from neuronal_ray.options import parse_config
 
 if TYPE_CHECKING:
     from torch import Tensor

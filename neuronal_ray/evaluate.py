@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Sequence
 
-from neuronal_ray.config import EvaluateConfig, parse_config
+from neuronal_ray.config import EvaluateConfig
 from neuronal_ray.entry import exit_code
+from neuronal_ray.options import parse_config
 
 _DESCRIPTION = """Measure the perplexity of a model by the protocol of the pruning papers (consecutive windows, losses
 in float32), and its accuracy on benchmarks, by lm-eval. Example:

@@ -6,8 +6,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from neuronal_ray.config import PruneConfig, parse_config
+from neuronal_ray.config import PruneConfig
 from neuronal_ray.entry import exit_code
+from neuronal_ray.options import parse_config
 
 _DESCRIPTION = """Prune the linear weights of a language model to an unstructured sparsity, without re-training.
 By default: Wanda's scores, spread over blocks, parts and rows by output divergence (--mode best). Example:

@@ -5,9 +5,10 @@ import logging
 import pytest
 
 from neuronal_ray.composition import Composition, compose
-from neuronal_ray.config import PruneConfig, parse_config
+from neuronal_ray.config import PruneConfig
 from neuronal_ray.core.pattern import Pattern
 from neuronal_ray.core.stats import Moments, SquareSum
+from neuronal_ray.options import parse_config
 
 
 def composed(*argv: str) -> Composition:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from neuronal_ray import plugins
-from neuronal_ray.config import LAMBDAS, ROW_LAMBDAS, EvaluateConfig, PruneConfig, parse_config
+from neuronal_ray.config import LAMBDAS, ROW_LAMBDAS, EvaluateConfig, PruneConfig
+from neuronal_ray.options import parse_config
 
 NEEDED = ["--model", "m", "--output", "out"]
 

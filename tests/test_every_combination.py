@@ -8,8 +8,9 @@ import torch
 
 from neuronal_ray import plugins
 from neuronal_ray.composition import compose
-from neuronal_ray.config import PruneConfig, parse_config
+from neuronal_ray.config import PruneConfig
 from neuronal_ray.core.plan import Plan
+from neuronal_ray.options import parse_config
 from neuronal_ray.pipeline import allocate
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress

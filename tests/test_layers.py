@@ -16,7 +16,7 @@ PACKAGE = Path(neuronal_ray.__file__).parent
 
 LAYERS = """
 neuronal_ray
-neuronal_ray.plugins
+neuronal_ray.plugins neuronal_ray.options
 neuronal_ray.config
 neuronal_ray.core
 neuronal_ray.core.masks neuronal_ray.core.stats

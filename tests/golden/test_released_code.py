@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from neuronal_ray.composition import compose
-from neuronal_ray.config import PruneConfig, parse_config
+from neuronal_ray.config import PruneConfig
 from neuronal_ray.evaluation.perplexity import perplexity
+from neuronal_ray.options import parse_config
 from neuronal_ray.pipeline import allocate
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
