@@ -36,7 +36,7 @@ class _Hook:
 def literal_candidate(worker: Worker, inputs: list[Recording], plan: Plan, *, all_statistics: bool) -> float:
     """The alignment score of `plan`; `inputs` are single sequences before the first block."""
     score = 0.0
-    for index, linears in enumerate(worker.replica.linears):
+    for index, linears in worker.replica.linears.items():
         dense, _ = _observed_pass(worker, index, inputs, all_statistics=all_statistics)
         own = {path: weight_of(module).clone() for path, module in linears.items()}
         for spec in worker.layout.blocks[index]:

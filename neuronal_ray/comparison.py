@@ -19,32 +19,34 @@ class Comparison:
     its score NaN.
     """
 
-    def __init__(self, layout: Layout, *, dead_is_infinite: bool = False) -> None:
-        self._layout, self._dead_is_infinite = layout, dead_is_infinite
-        self._feeds_experts = set(layout.routed) - {spec.consumer for spec in layout if spec.expert is not None}
+    def __init__(self, *, dead_is_infinite: bool = False) -> None:
+        self._dead_is_infinite = dead_is_infinite
         self._terms: list[tuple[Float64[Tensor, ""], int]] = []
         self._signals: dict[Group, Float32[Tensor, " columns"]] = {}
 
-    def add(self, block: int, dense: Mapping[Group, Statistic], sparse: Mapping[Group, Statistic]) -> None:
+    def add(
+        self, layout: Layout, block: int, dense: Mapping[Group, Statistic], sparse: Mapping[Group, Statistic]
+    ) -> None:
         """Compare the inputs of one block's linears; an expert that no token was routed to has norms of zero.
 
         What feeds all experts of a block is judged by the inputs of all of them.
         """
-        for group, first in self._layout.first_readers(block).items():
+        for group, first in layout.first_readers(block).items():
             seen = dense.get(group) or sparse.get(group)
             nothing = torch.zeros(first.columns) if seen is None else torch.zeros_like(seen.norm)
             ours, theirs = (found[group].norm if group in found else nothing for found in (dense, sparse))
             term = misalignment(ours, theirs)
             dead = self._dead_is_infinite and not bool(theirs.any())
-            readers = len(self._layout.groups[group])
+            readers = len(layout.groups[group])
             self._terms.append((torch.full_like(term, math.inf) if dead else term, readers))
-            if group in self._feeds_experts:
-                ours, theirs = (merged(found, self._layout.routed[group]).norm for found in (dense, sparse))
+            if group in layout.feeds_experts:
+                ours, theirs = (merged(found, layout.routed[group]).norm for found in (dense, sparse))
             self._signals[group] = (ours - theirs).cpu()
 
     def trial(self, divergences: tuple[float, ...] = ()) -> Trial:
         """What all blocks together gave, and the last hidden states (see Trial)."""
-        total = total_misalignment(self._terms)
+        device = self._terms[-1][0].device  # those of earlier shards came by the host
+        total = total_misalignment([(term.to(device), count) for term, count in self._terms])
         return Trial(
             misalignment=total if math.isfinite(total) else math.inf, signals=self._signals, divergences=divergences
         )

@@ -49,8 +49,20 @@ class RunConfig:
     ] = None
     replicas: Annotated[
         int | None,
-        Option("int", "workers, each with the whole model; if absent one per GPU, or one per node without GPUs"),
+        Option(
+            "int",
+            "copies of the model that share the work; if absent as many as GPUs, or nodes without GPUs, have room",
+        ),
     ] = None
+    shards: Annotated[
+        int | None,
+        Option(
+            "int", "workers that share one copy of the model, each with some of its blocks; if absent as few as fit"
+        ),
+    ] = None
+    task_timeout: Annotated[
+        int, Option("int", "seconds after which a task on Ray counts as hung and is given to a new worker")
+    ] = 7200
     device: Annotated[str, Option("str", "where workers compute", choices=("auto", "cpu", "cuda"))] = "auto"
     dtype: Annotated[
         str,
@@ -70,7 +82,12 @@ class RunConfig:
 
     def check(self) -> None:
         """Raise ValueError, naming the flag, for values that can never work."""
-        for flag, value in (("sequence-length", self.sequence_length), ("replicas", self.replicas)):
+        for flag, value in (
+            ("sequence-length", self.sequence_length),
+            ("replicas", self.replicas),
+            ("shards", self.shards),
+            ("task-timeout", self.task_timeout),
+        ):
             if value is not None and value < 1:
                 raise ValueError(f"--{flag}: {value} is not positive")
         if self.sequence_length is not None and self.sequence_length < 2:

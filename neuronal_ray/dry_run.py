@@ -1,18 +1,18 @@
 """What a run will do and need, said before any weight is loaded."""
 
 import time
+from dataclasses import replace
 
 import torch
 
 from neuronal_ray.composition import Composition
 from neuronal_ray.config import PruneConfig
-from neuronal_ray.core.masks import rank_dtype
-from neuronal_ray.launch import resolve_address
+from neuronal_ray.footprint import GIB, Devices, Footprint, fit
+from neuronal_ray.launch import local_devices, resolve_address, work_of
 from neuronal_ray.models.blocks import find_blocks, find_linears, weight_of
 from neuronal_ray.models.checkpoint import empty_model
-from neuronal_ray.pipeline import Inputs
+from neuronal_ray.pipeline import Inputs, held_tokens
 
-_GIB = 2**30
 _PROBE = 1024
 
 
@@ -20,38 +20,43 @@ def describe_run(config: PruneConfig, inputs: Inputs) -> str:
     """Model, budget, workers, memory of one worker and the tokens that pass through the blocks in each stage."""
     model = empty_model(inputs.checkpoint, trust_remote_code=config.trust_remote_code)
     _, blocks = find_blocks(model)
-    shapes = [[weight_of(module).shape for module in find_linears(block).values()] for block in blocks]
     target = inputs.composition.target
-    prunable = sum(rows * columns for block in shapes for rows, columns in block)
-    largest = max(sum(rows * columns for rows, columns in block) for block in shapes)
-    ranks = sum(rows * columns * rank_dtype(columns).itemsize for block in shapes for rows, columns in block)
-    here = resolve_address(config) in ("none", "local")
-    on_gpu = config.device != "cpu" and torch.cuda.is_available() if here else config.device != "cpu"
-    item = _item_bytes(config, inputs, on_gpu=on_gpu)
-    weights = sum(parameter.numel() for parameter in model.parameters()) * item
+    prunable = sum(weight_of(linear).numel() for block in blocks for linear in find_linears(block).values())
+    address = resolve_address(config)
+    devices = local_devices(config.device) if address in ("none", "local") else _cluster_devices(config)
+    if address == "none":  # this process is one replica
+        devices = replace(devices, memory=devices.memory[: config.shards or 1])
+    recipe = inputs.composition.recipe
+    work = work_of(config, inputs.checkpoint, recipe, held=held_tokens(config, inputs), on_gpu=devices.kind == "GPU")
+    footprint = Footprint.of(model, work)
+    shards = 1 if address == "none" and config.shards is None else config.shards
+    chosen = fit(footprint, devices, shards=shards, replicas=config.replicas)
     tokens = tokens_by_stage(config, inputs)
     flops = 2 * prunable * sum(tokens.values())
     lines = [
         f"model       {config.model}: {type(model).__name__}, {len(blocks)} blocks, {prunable:,} prunable weights",
         f"budget      {round(target * prunable):,} weights removed ({target:.2%}), {_budget(inputs.composition)}",
-        f"workers     address {resolve_address(config)}, replicas {config.replicas or 'one per GPU, or per node'}",
-        f"memory      {(weights + ranks + largest * item) / _GIB:.2f} GiB per worker: weights {weights / _GIB:.2f}, "
-        f"rankings {ranks / _GIB:.2f}, one pruned block {largest * item / _GIB:.2f}; activations come on top",
+        f"workers     address {address}, {devices}: {chosen}",
+        f"memory      of all workers: weights {sum(footprint.weights) / GIB:.2f} GiB in the blocks, rankings "
+        f"{sum(footprint.ranks) / GIB:.2f}; in each worker {footprint.outside / GIB:.2f} outside the blocks, "
+        f"{footprint.passing / GIB:.2f} for what passes through",
         *(f"tokens      {count:>12,} {stage}" for stage, count in tokens.items()),
         *(f"benchmark   {name}, dense and pruned (not in the time below)" for name in inputs.evaluations.benchmarks),
         f"arithmetic  {flops:.3g} floating-point operations in the blocks",
     ]
-    if here:
-        rate = _measured_rate(torch.device("cuda" if on_gpu else "cpu"), item)
-        lines.append(f"time        about {flops / rate:.0f} s at this machine's {rate / 1e9:.0f} GFLOP/s, one worker")
+    if address in ("none", "local"):
+        rate = _measured_rate(torch.device("cuda" if devices.kind == "GPU" else "cpu"), work.item)
+        seconds = flops / rate / (chosen.replicas if devices.kind == "GPU" else 1)
+        lines.append(f"time        about {seconds:.0f} s at this machine's {rate / 1e9:.0f} GFLOP/s per device")
     return "\n".join(lines)
 
 
-def _item_bytes(config: PruneConfig, inputs: Inputs, *, on_gpu: bool) -> int:
-    if config.dtype != "auto":
-        return 4 if config.dtype == "float32" else 2
-    stored: torch.dtype | None = inputs.checkpoint.config.get_text_config().dtype
-    return stored.itemsize if on_gpu and stored is not None else 4
+def _cluster_devices(config: PruneConfig) -> Devices:
+    """Those of the Ray that the run would join."""
+    from neuronal_ray.distributed.devices import connect, find_devices
+
+    connect(resolve_address(config))
+    return find_devices(config.device)
 
 
 def _budget(composition: Composition) -> str:

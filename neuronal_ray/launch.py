@@ -3,11 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
 from neuronal_ray.config import RunConfig
-from neuronal_ray.models.checkpoint import Checkpoint
+from neuronal_ray.footprint import Devices, Fit, Footprint, Work, fit
+from neuronal_ray.models.checkpoint import Checkpoint, empty_model
 from neuronal_ray.pool import InProcessPool, Pool
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.worker import WorkerSpec
@@ -19,7 +21,7 @@ def resolve_address(config: RunConfig) -> str:
         return config.address
     if os.environ.get("RAY_ADDRESS"):
         return "auto"
-    many = config.replicas is not None and config.replicas > 1
+    many = (config.replicas or 1) * (config.shards or 1) > 1
     return "local" if many or torch.cuda.device_count() > 1 else "none"
 
 
@@ -29,14 +31,47 @@ def check_device(config: RunConfig) -> None:
         raise ValueError("--device: no CUDA device on this machine")
 
 
+def work_of(config: RunConfig, checkpoint: Checkpoint, recipe: Recipe | None, *, held: int, on_gpu: bool) -> Work:
+    """What workers hold for `recipe`, None for evaluation alone; `held` tokens pass through them as a whole."""
+    return Work(
+        item=item_bytes(config, checkpoint, on_gpu=on_gpu),
+        held=held,
+        ranks=recipe is not None and not recipe.solves,
+        grams=recipe is not None and recipe.walks,
+    )
+
+
+def item_bytes(config: RunConfig, checkpoint: Checkpoint, *, on_gpu: bool) -> int:
+    """Bytes of one weight on the workers' device."""
+    if config.dtype != "auto":
+        return 4 if config.dtype == "float32" else 2
+    stored: torch.dtype | None = checkpoint.config.get_text_config().dtype
+    return stored.itemsize if on_gpu and stored is not None else 4
+
+
+def local_devices(device: str) -> Devices:
+    """The GPUs of this machine, or itself where it has none or `device` is "cpu"."""
+    count = 0 if device == "cpu" else torch.cuda.device_count()
+    if count:
+        return Devices(kind="GPU", memory=tuple(torch.cuda.mem_get_info(index)[1] for index in range(count)))
+    return Devices(kind="node", memory=(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),))
+
+
+def choose_fit(config: RunConfig, checkpoint: Checkpoint, recipe: Recipe | None, devices: Devices, *, held: int) -> Fit:
+    """Shards and replicas on `devices`: those asked for, else by memory. ValueError when the model fits in no way."""
+    work = work_of(config, checkpoint, recipe, held=held, on_gpu=devices.kind == "GPU")
+    model = empty_model(checkpoint, trust_remote_code=config.trust_remote_code)
+    return fit(Footprint.of(model, work), devices, shards=config.shards, replicas=config.replicas)
+
+
 @contextmanager
 def open_pool(
-    config: RunConfig,
-    checkpoint: Checkpoint,
-    *,
-    recipe: Recipe | None = None,
+    config: RunConfig, checkpoint: Checkpoint, *, recipe: Recipe | None = None, held: int = 0
 ) -> Iterator[Pool]:
-    """The pool that `config` asks for, closed on exit; without a recipe it evaluates the model as it is."""
+    """The pool that `config` asks for, closed on exit; without a recipe it evaluates the model as it is.
+
+    `held` are the tokens that pass through the workers as a whole, for the choice of shards and replicas.
+    """
     address = resolve_address(config)
     device = config.device
     if address == "none" and device == "auto":
@@ -48,6 +83,7 @@ def open_pool(
         recipe=recipe or Recipe(),
         threads=config.threads,
         trust_remote_code=config.trust_remote_code,
+        shards=config.shards or 1,
     )
     pool: Pool
     if address == "none":
@@ -55,7 +91,8 @@ def open_pool(
     else:
         from neuronal_ray.distributed.ray_pool import RayPool
 
-        pool = RayPool(spec, address=address, replicas=config.replicas)
+        choose = partial(choose_fit, config, checkpoint, recipe, held=held)
+        pool = RayPool(spec, address=address, choose=choose, task_timeout_s=config.task_timeout)
     try:
         yield pool
     finally:

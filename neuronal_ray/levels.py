@@ -47,6 +47,12 @@ class LevelStore:
         assert self.levels == other.levels
         return LevelStore(self.levels, {**self.solved, **other.solved})
 
+    def of(self, blocks: range) -> "LevelStore":
+        """The linears of some blocks."""
+        return LevelStore(
+            self.levels, {linear: found for linear, found in self.solved.items() if linear.block in blocks}
+        )
+
     def to(self, device: torch.device) -> "LevelStore":
         """The same on `device`."""
         return LevelStore(

@@ -25,15 +25,17 @@ from neuronal_ray.evaluation.measure import Evaluations, measure
 from neuronal_ray.evaluation.scores import BenchmarkSettings, Score
 from neuronal_ray.models.checkpoint import (
     Checkpoint,
-    copy_checkpoint,
+    copy_rest,
     linear_columns,
     load_encoder,
     open_checkpoint,
     resolve_model,
+    split_parts,
 )
 from neuronal_ray.output import write_allocation, write_json, write_search
 from neuronal_ray.pool import Pool
 from neuronal_ray.progress import Progress
+from neuronal_ray.replica import shard_blocks
 from neuronal_ray.rows import search_rows
 from neuronal_ray.search import Search
 from neuronal_ray.session import Session
@@ -52,6 +54,13 @@ class Inputs:
     sequence_length: int
     calibration: Int64[Tensor, "samples length"]
     evaluations: Evaluations
+
+
+def held_tokens(config: PruneConfig, inputs: Inputs) -> int:
+    """The tokens that pass through the workers as a whole: the search text, or all where blocks follow one another."""
+    composition = inputs.composition
+    walks = composition.pruned_stream or composition.recipe.walks or composition.row_step == "trim"
+    return inputs.calibration.numel() if walks else config.search_samples * inputs.sequence_length
 
 
 class Reader:
@@ -161,6 +170,7 @@ def read_windows(
 
 def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress: Progress) -> dict[str, object]:
     """Prune, evaluate and write everything but the report into `staging`; returns the content of pruning.json."""
+    pool.each(Worker.sees, staging)
     session = Session(pool)
     composition, calibration = inputs.composition, inputs.calibration
     found = plan_run(config, composition, session, calibration, progress)
@@ -174,7 +184,9 @@ def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress
     for name, plan in plans.items():
         session.settle(composition, plan, calibration, progress)
         results[name] = measure(pool, inputs.evaluations, plan, progress, label=name)
-    zeros = write_model(inputs.checkpoint, pool, allocation.plan, staging, progress)
+    zeros = write_model(
+        inputs.checkpoint, pool, allocation.plan, staging, progress, trust_remote_code=config.trust_remote_code
+    )
     write_allocation(staging / "allocation.parquet", layout, allocation.plan)
     write_search(staging / "search.parquet", search.candidates, {step.name: step.selected for step in allocation.steps})
     summary = {
@@ -292,13 +304,28 @@ def evaluation_summary(results: Mapping[str, Mapping[str, Score]]) -> dict[str, 
     }
 
 
-def write_model(checkpoint: Checkpoint, pool: Pool, plan: Plan, staging: Path, progress: Progress) -> int:
-    """The checkpoint with the plan's weights zeroed; returns the number of zeros among the prunable weights."""
-    with progress.stage("checkpoint", 2) as advance:
-        copy_checkpoint(checkpoint, staging)
-        advance("copied")
-        zeros = pool.first(Worker.write, plan, staging)
-        advance("zeroed")
+def write_model(
+    checkpoint: Checkpoint,
+    pool: Pool,
+    plan: Plan,
+    staging: Path,
+    progress: Progress,
+    *,
+    trust_remote_code: bool = False,
+) -> int:
+    """The checkpoint with the plan's weights zeroed; returns the number of zeros among the prunable weights.
+
+    Each shard writes files of its own; the index of them comes last.
+    """
+    layout = pool.first(Worker.describe)
+    shards = [shard_blocks(layout.num_blocks, shard, pool.shards) for shard in range(pool.shards)]
+    parts = split_parts(checkpoint, layout, shards, trust_remote_code=trust_remote_code)
+    zeros = 0
+    with progress.stage("checkpoint", len(parts)) as advance:
+        for part, found in zip(parts, pool.map(Worker.write, parts, plan, staging), strict=True):
+            zeros += found
+            advance(part.file)
+        copy_rest(checkpoint, parts, staging)
     return zeros
 
 

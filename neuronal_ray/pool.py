@@ -1,9 +1,12 @@
 """Where workers live: the protocol that searches and evaluations are written against, and the in-process pool.
 
-A task is a function of a worker and its arguments, `Worker.trial` for example; it is sent as it is.
+A task is a function of a worker and its arguments, `Worker.trial` for example; it is sent as it is. A replica is a
+chain of workers that together hold the model; a task runs on one after the other (Worker.relay), and what the last one
+returns is its result.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -22,19 +25,27 @@ class Pool(Protocol):
 
     @property
     def replicas(self) -> int:
-        """Number of workers."""
+        """Number of chains of workers that each hold the whole model."""
+        ...
+
+    @property
+    def shards(self) -> int:
+        """Number of workers in a chain."""
         ...
 
     def map(self, task: Callable[..., Result], items: Sequence[Item], *shared: object) -> Iterator[Result]:
-        """`task(worker, item, *shared)` for every item, spread over the workers; results in the order of items."""
+        """`task(worker, item, *shared)` for every item, spread over the replicas; results in the order of items."""
         ...
 
     def each(self, task: Callable[..., Result], *shared: object) -> list[Result]:
-        """`task(worker, *shared)` on every worker; it sets what an earlier call of the same task had set."""
+        """`task(worker, *shared)` on every worker of every replica, and what each returned.
+
+        It sets what an earlier call of the same task had set.
+        """
         ...
 
     def first(self, task: Callable[..., Result], *args: object) -> Result:
-        """`task(worker, *args)` on the first worker."""
+        """`task(worker, *args)` on the first replica."""
         ...
 
     def begin(self) -> None:
@@ -50,35 +61,54 @@ class Pool(Protocol):
 
 
 class InProcessPool:
-    """One worker in this process, no Ray."""
+    """One replica in this process, no Ray; its shards on the CPU, or on one GPU each."""
 
     def __init__(self, spec: WorkerSpec) -> None:
-        self._worker = Worker(spec)
+        self._workers = [Worker(_on_device(replace(spec, shard=shard))) for shard in range(spec.shards)]
+        if spec.shards > 1:
+            self.each(Worker.keep_layout, self.first(Worker.trace))
 
     @property
     def replicas(self) -> int:
         """One."""
         return 1
 
+    @property
+    def shards(self) -> int:
+        """See Pool."""
+        return len(self._workers)
+
     def map(self, task: Callable[..., Result], items: Sequence[Item], *shared: object) -> Iterator[Result]:
         """See Pool."""
         for index, item in enumerate(items):
-            yield _said_once(task, f"item {index + 1} of {len(items)}", self._worker, item, *shared)
+            yield self._results(task, f"item {index + 1} of {len(items)}", item, *shared)[-1]
 
     def each(self, task: Callable[..., Result], *shared: object) -> list[Result]:
         """See Pool."""
-        return [_said_once(task, "worker 1", self._worker, *shared)]
+        return self._results(task, "worker 1", *shared)
 
     def first(self, task: Callable[..., Result], *args: object) -> Result:
         """See Pool."""
-        return _said_once(task, "worker 1", self._worker, *args)
+        return self._results(task, "worker 1", *args)[-1]
 
     def begin(self) -> None:
         """See Pool: this worker is lost with its process."""
 
     def close(self) -> None:
         """See Pool."""
-        del self._worker
+        del self._workers
+
+    def _results(self, task: Callable[..., Result], item: str, *args: object) -> list[Result]:
+        """What each shard returned, given what the one before it did."""
+        results: list[Result] = []
+        for worker in self._workers:
+            handed = results[-1] if results else None
+            results.append(_said_once(task, item, lambda: worker.relay(handed, task, *args)))  # noqa: B023
+        return results
+
+
+def _on_device(spec: WorkerSpec) -> WorkerSpec:
+    return replace(spec, device=f"cuda:{spec.shard}") if spec.device == "cuda" and spec.shards > 1 else spec
 
 
 def task_name(task: Callable[..., object]) -> str:
@@ -86,10 +116,10 @@ def task_name(task: Callable[..., object]) -> str:
     return task.func.__qualname__ if isinstance(task, partial) else task.__qualname__
 
 
-def _said_once(task: Callable[..., Result], item: str, *args: object) -> Result:
-    """`task(*args)`; its ValueError as it is, any other error of it as TaskError."""
+def _said_once(task: Callable[..., Result], item: str, call: Callable[[], Result]) -> Result:
+    """`call()`; its ValueError as it is, any other error of it as TaskError."""
     try:
-        return task(*args)
+        return call()
     except ValueError:
         raise
     except Exception as error:

@@ -28,7 +28,7 @@ def _main(argv: Sequence[str]) -> None:
     from neuronal_ray.dry_run import describe_run
     from neuronal_ray.launch import check_device, open_pool
     from neuronal_ray.output import check_output, staged
-    from neuronal_ray.pipeline import Reader, run
+    from neuronal_ray.pipeline import Reader, held_tokens, run
     from neuronal_ray.progress import Progress
     from neuronal_ray.report import write_report
 
@@ -42,8 +42,16 @@ def _main(argv: Sequence[str]) -> None:
     with staged(config.output) as staging, ExitStack() as stack:
         progress = Progress(staging / "events.jsonl")
         with progress.stage("loading", 1) as advance:
-            pool = stack.enter_context(open_pool(config, inputs.checkpoint, recipe=inputs.composition.recipe))
-            advance(f"{pool.replicas} replica{'s' * (pool.replicas > 1)}")
+            pool = stack.enter_context(
+                open_pool(
+                    config,
+                    inputs.checkpoint,
+                    recipe=inputs.composition.recipe,
+                    held=held_tokens(config, inputs),
+                )
+            )
+            shards = f" x {pool.shards} shards" if pool.shards > 1 else ""
+            advance(f"{pool.replicas} replica{'s' * (pool.replicas > 1)}{shards}")
         summary = run(config, inputs, pool, staging, progress)
         write_report(staging)
     print(_table(summary, config.output))

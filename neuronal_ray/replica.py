@@ -13,7 +13,7 @@ from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.stats import Statistic
 from neuronal_ray.models.blocks import Recording, Stream, find_linears, forwards, is_transposed, set_weight, weight_of
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint
-from neuronal_ray.models.wiring import trace_layout
+from neuronal_ray.models.wiring import Kinds, assembled, trace_kinds
 from neuronal_ray.timing import Stopwatch
 
 Statistics = Mapping[Group, Statistic]
@@ -28,24 +28,64 @@ def chunk_sequences(length: int) -> int:
     return max(1, CHUNK_TOKENS // length)
 
 
+def shard_blocks(num_blocks: int, shard: int, shards: int) -> range:
+    """The blocks of one of `shards` contiguous parts of equal size, to one block."""
+    return range(num_blocks * shard // shards, num_blocks * (shard + 1) // shards)
+
+
 class Replica:
     """The weights stay dense for its whole life; others are put in place for one pass and taken out again."""
 
     def __init__(
-        self, model_path: Path, *, device: str, dtype: str, trust_remote_code: bool, synchronize: bool = False
+        self,
+        model_path: Path,
+        *,
+        device: str,
+        dtype: str,
+        trust_remote_code: bool,
+        synchronize: bool = False,
+        shard: int = 0,
+        shards: int = 1,
     ) -> None:
+        """All blocks, or those of one of `shards` (from 0); what lies outside the blocks is in every shard."""
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = False
         self.stopwatch = Stopwatch(self.device, synchronize=synchronize)
         self.checkpoint = open_checkpoint(model_path, trust_remote_code=trust_remote_code)
+        self.num_blocks: int = self.checkpoint.config.get_text_config().num_hidden_layers
+        self.blocks = shard_blocks(self.num_blocks, shard, shards)
         model = load_model(
-            self.checkpoint, device=self.device, dtype=self._dtype(dtype), trust_remote_code=trust_remote_code
+            self.checkpoint,
+            device=self.device,
+            dtype=self._dtype(dtype),
+            trust_remote_code=trust_remote_code,
+            blocks=self.blocks,
         )
-        self.stream = Stream(model)
-        self.linears = [find_linears(block) for block in self.stream.blocks]
+        self.stream = Stream(model, self.blocks)
+        self.linears = {index: find_linears(self.stream.blocks[index]) for index in self.blocks}
         self._check_weights()
-        self.layout: Layout = trace_layout(self.stream)
+        self._layout: Layout | None = None
+        self.tokens = 0  # that passed through one block, for the record
+        if shards == 1:
+            self.trace(Kinds())
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the whole model."""
+        assert self._layout is not None, "a shard is given its layout (keep_layout)"
+        return self._layout
+
+    def trace(self, known: Kinds) -> Kinds:
+        """The kinds of blocks up to the end of this shard; in the last one the layout is complete."""
+        known = trace_kinds(self.stream, self.blocks, known)
+        if self.blocks.stop == self.num_blocks:
+            self._layout = assembled(known)
+        return known
+
+    def keep_layout(self, layout: Layout) -> None:
+        """The layout that the last shard found."""
+        self._layout = layout
 
     def _dtype(self, asked: str) -> torch.dtype:
         if asked != "auto":
@@ -79,6 +119,7 @@ class Replica:
         observed: list[dict[Group, Statistic]] = [{} for _ in kinds]
         outputs = []
         for recording in recordings:
+            self.tokens += recording.hidden.shape[:2].numel()
             with self._observing(index, kinds, observed, sequences=len(recording.hidden)):
                 outputs.append(self.stream.block(index, recording))
         routed = [spec.reads for spec in self.layout.blocks[index] if spec.expert is not None] if kinds else []
@@ -197,7 +238,7 @@ class Replica:
                 set_weight(modules[linear], weight)
 
     def _check_weights(self) -> None:
-        for block, linears in enumerate(self.linears):
+        for block, linears in self.linears.items():
             for path, module in linears.items():
                 if not bool(torch.isfinite(weight_of(module)).all()):
                     raise ValueError(f"--model: NaN or infinite weights in {Linear(block, path)}")

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from time import perf_counter
 from typing import TypeVar
 
 from jaxtyping import Float64, Int64
@@ -51,12 +50,11 @@ class Answers:
     divergences: dict[bytes, tuple[float, ...]] = field(default_factory=dict)
     seconds: dict[tuple[str, bytes], float] = field(default_factory=dict)
     prepared: bool = False
+    excerpts: set[range] = field(default_factory=set)
 
 
 def _timed(worker: Worker, plan: Plan, trial: Callable[[Worker, Plan], Result]) -> tuple[Result, float]:
-    begin = perf_counter()
-    found = trial(worker, plan)
-    return found, perf_counter() - begin
+    return worker.timed(trial, plan)
 
 
 def _timed_together(
@@ -64,11 +62,8 @@ def _timed_together(
     plans: Sequence[Plan],
     tokens: Tokens,
     trials: Callable[[Worker, Sequence[Plan], Tokens], list[Result]],
-) -> list[tuple[Result, float]]:
-    """The time of candidates that run side by side is shared evenly."""
-    begin = perf_counter()
-    found = trials(worker, plans, tokens)
-    return [(one, (perf_counter() - begin) / len(plans)) for one in found]
+) -> tuple[list[Result], float]:
+    return worker.timed(trials, plans, tokens)
 
 
 def _itself(score: float) -> float:
@@ -140,6 +135,9 @@ class Search:
     def changed(self, plan: Plan, changes: Sequence[Counts], part: range) -> list[float]:
         """Mean KL divergence over the search sequences in `part` of `plan` with each of `changes` made to it."""
         self._prepare()
+        if part not in self._answers.excerpts:
+            self._pool.each(partial(Worker.set_excerpt), part)  # a new function: those before are kept as well
+            self._answers.excerpts.add(part)
         blocks, share = self._layout.num_blocks, len(part) / len(self._text)
         firsts = [min((linear.block for linear in change), default=blocks) for change in changes]
         order = sorted(range(len(changes)), key=lambda number: firsts[number])
@@ -250,8 +248,8 @@ class Search:
         """One task per worker: its plans share the statistics and factorizations of each block."""
         share = -(-len(plans) // self._pool.replicas) or 1
         parts = [plans[start : start + share] for start in range(0, len(plans), share)]
-        for found in self._pool.map(_timed_together, parts, self._calibration, trials):
-            yield from found
+        for found, seconds in self._pool.map(_timed_together, parts, self._calibration, trials):
+            yield from ((one, seconds / len(found)) for one in found)  # they ran side by side
 
     def _collected(self, name: str, total: int, results: Iterator[Result]) -> list[Result]:
         found = []

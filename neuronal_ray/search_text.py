@@ -18,15 +18,17 @@ class SearchText:
     ) -> None:
         self.tokens, self._replica = tokens, replica
         self.parts, self.recordings = replica.start(tokens, chunk=chunk)
+        self._dense_end: Sequence[Recording] = ()
         self._distributions: Distributions | None = None
+
+    def keep_dense_end(self, recordings: Sequence[Recording]) -> None:
+        """The text after the dense model's last block, where that is."""
+        self._dense_end = recordings
 
     def divergence(self, sparse: Sequence[Recording]) -> tuple[float, ...]:
         """Mean KL(dense || sparse) of each sequence, nats a token; `sparse` is the text after the last block."""
         if self._distributions is None:
-            dense = self.recordings
-            with self._replica.stopwatch.measure("dense pass"):
-                for index in range(self._replica.layout.num_blocks):
-                    dense, _ = self._replica.run(index, dense)
-            self._distributions = Distributions(self._replica.stream, self.parts, dense)
+            assert self._dense_end, "the search text was set without the dense model's reference"
+            self._distributions = Distributions(self._replica.stream, self.parts, self._dense_end)
         with self._replica.stopwatch.measure("divergence"):
             return tuple(self._distributions.divergence(sparse))

@@ -19,7 +19,7 @@ from neuronal_ray.evaluation.benchmark_names import MEAN, ZERO_SHOT
 from neuronal_ray.evaluation.measure import Evaluations, measured
 from neuronal_ray.evaluation.scores import PERPLEXITY, Score, mean_score
 from neuronal_ray.launch import check_device, open_pool
-from neuronal_ray.pipeline import Inputs, Reader, plan_run, versions
+from neuronal_ray.pipeline import Inputs, Reader, held_tokens, plan_run, versions
 from neuronal_ray.pool import Pool
 from neuronal_ray.progress import Progress
 from neuronal_ray.session import Session, digest_of
@@ -98,7 +98,13 @@ def run_study(cells: Sequence[Ready], store: Store, progress: Progress) -> Outco
         for _, group in groupby(waiting, key=lambda one: one.place):
             members = list(group)
             try:
-                with open_pool(members[0].cell.config, members[0].inputs.checkpoint) as pool:
+                widest = max(members, key=lambda one: held_tokens(one.cell.config, one.inputs))
+                with open_pool(
+                    widest.cell.config,
+                    widest.inputs.checkpoint,
+                    recipe=widest.inputs.composition.recipe,
+                    held=held_tokens(widest.cell.config, widest.inputs),
+                ) as pool:
                     failed |= _Group(pool, members, store).run(advance)
             except (ValueError, RuntimeError) as error:  # the model cannot be loaded, or its workers are gone
                 left = [one for one in members if store.done(one.cell.id) < _expected(one.inputs.evaluations)]

@@ -1,16 +1,21 @@
-"""The tasks of one replica: it gathers statistics, ranks or solves, tries plans and writes the result.
+"""The tasks of a worker: it gathers statistics, ranks or solves, tries plans and writes the result.
 
 A sparse model is never stored: it is the ranking cut by a plan, or the solver's answer to it, put in place block by
-block while text passes through.
+block while text passes through. A worker holds a shard: all blocks of the model or a contiguous range of them. In a
+chain of shards a task runs on one after the other; what a shard returns is handed to the next, the last one's is the
+result.
 """
 
 import math
+import os
+import platform
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from time import perf_counter
+from typing import Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +31,14 @@ from neuronal_ray.core.stats import Gram, RunningGram, RunningNorm, SquareSum, S
 from neuronal_ray.core.trim import trim_rows
 from neuronal_ray.levels import LevelStore, solve_at_levels
 from neuronal_ray.models.blocks import Recording, is_transposed
-from neuronal_ray.models.checkpoint import stored_tensors, write_weights, zero_masked
+from neuronal_ray.models.checkpoint import Part, copy_part, stored_tensors, write_weights, zero_masked
+from neuronal_ray.models.wiring import Kinds
 from neuronal_ray.recipe import Ranks, Recipe
 from neuronal_ray.replica import BlockText, Replica, Statistics, Weights
 from neuronal_ray.search_text import SearchText
 
 Result = TypeVar("Result")
+State = TypeVar("State")
 
 FEW_TOKENS = 32
 """An expert that fewer tokens were routed to is judged by the inputs of all experts of its kind in its block."""
@@ -51,6 +58,8 @@ class WorkerSpec:
     threads: int | None
     trust_remote_code: bool
     profile: bool = False
+    shard: int = 0
+    shards: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +78,21 @@ class Walk:
         return tuple(_RELEASED.get(kind, kind) if self.released else kind for kind in wanted)
 
 
+_SolvedStep = tuple[int, list[Recording], list[list[Recording]], list[list[dict[Group, Statistic]]]]
+
+
+@dataclass(frozen=True)
+class Handed(Generic[State]):
+    """What a shard hands to the next: the hidden states of each chunk of its streams, and what was found so far.
+
+    `seconds` that a task took so far, where that is asked for.
+    """
+
+    streams: Sequence[Sequence[Float[Tensor, "sequences tokens features"]]]
+    found: State
+    seconds: float = 0.0
+
+
 class Worker:
     """See the module's docstring. Methods are called in the order: observe, rank, set_search_text, trial, finish."""
 
@@ -82,9 +106,12 @@ class Worker:
             dtype=spec.dtype,
             trust_remote_code=spec.trust_remote_code,
             synchronize=spec.profile,
+            shard=spec.shard,
+            shards=spec.shards,
         )
         self.device, self.stopwatch = self.replica.device, self.replica.stopwatch
-        self.layout: Layout = self.replica.layout
+        self.blocks = self.replica.blocks
+        self._handed: object = None
         self._statistics: Statistics | None = None
         self._ranks: dict[Linear, Ranks] = {}
         self._final: dict[Linear, Ranks] = {}
@@ -93,6 +120,66 @@ class Worker:
         self._excerpts: dict[range, SearchText] = {}
         self._levels: LevelStore | None = None
         self._dense: Statistics = {}
+
+    # -- shards ------------------------------------------------------------------------------------------------
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the whole model; in a chain, once it was kept."""
+        return self.replica.layout
+
+    def relay(self, handed: object, task: Callable[..., Result], *args: object) -> Result:
+        """`task(self, *args)` given what the shard before returned; None at the first shard of a chain."""
+        self._handed = handed
+        try:
+            return task(self, *args)
+        finally:
+            self._handed = None
+
+    def _take(self, streams: list[list[Recording]], found: State) -> tuple[list[list[Recording]], State]:
+        """Streams of text as they enter this shard, and what was found so far: at the first shard what is given.
+
+        Further down `streams` say with which arguments the blocks are called.
+        """
+        if self._handed is None:
+            return list(streams), found
+        handed = cast(Handed[State], self._handed)
+        entering = [
+            [Recording(hidden.to(self.device), own.calls) for hidden, own in zip(chunks, recordings, strict=True)]
+            for chunks, recordings in zip(handed.streams, streams, strict=True)
+        ]
+        return list(entering), handed.found
+
+    def _give(self, streams: list[list[Recording]], found: object, end: Callable[[], Result]) -> Result:
+        """What this shard returns: the task's result if it is the last, else what it hands on in its place."""
+        if self.is_last:
+            return end()
+        hidden = [[recording.hidden for recording in recordings] for recordings in streams]
+        return cast(Result, Handed(hidden, found))
+
+    def timed(self, task: Callable[..., Result], *args: object) -> tuple[Result, float]:
+        """What `task(worker, *args)` returns, and the seconds that it took in all shards."""
+        before = self._handed.seconds if isinstance(self._handed, Handed) else 0.0
+        begin = perf_counter()
+        found = task(self, *args)
+        seconds = before + perf_counter() - begin
+        if isinstance(found, Handed):
+            return cast(tuple[Result, float], replace(found, seconds=seconds))
+        return found, seconds
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the last block is here, and with it the results of tasks."""
+        return self.blocks.stop == self.replica.num_blocks
+
+    def trace(self) -> Layout | Kinds:
+        """The layout, which the shards of a chain find together; each is handed the kinds of blocks before it."""
+        known = self.replica.trace(cast(Kinds, self._handed or Kinds()))
+        return self.layout if self.is_last else known
+
+    def keep_layout(self, layout: Layout) -> None:
+        """The layout that the last shard found."""
+        self.replica.keep_layout(layout)
 
     def describe(self) -> Layout:
         """The layout of the model."""
@@ -128,37 +215,56 @@ class Worker:
 
     def observe_all(
         self, tokens: Int64[Tensor, "sequences length"], kinds: tuple[type[Statistic], ...]
-    ) -> list[Statistics]:
+    ) -> list[dict[Group, Statistic]]:
         """`observe` for several kinds of statistics in one pass."""
         _, recordings = self.replica.start(tokens)
+        (recordings,), found = self._take([recordings], [dict[Group, Statistic]() for _ in kinds])
         host = torch.device("cpu")
-        return [
-            {group: statistic.to(host) for group, statistic in statistics.items()}
-            for statistics in self._dense_statistics(recordings, kinds)
-        ]
+        recordings, statistics = self._dense_statistics(recordings, kinds)
+        for known, seen in zip(found, statistics, strict=True):
+            known |= {group: statistic.to(host) for group, statistic in seen.items()}
+        return self._give([recordings], found, lambda: found)
 
     def keep_statistics(self, statistics: Statistics) -> None:
         """Remember the statistics of the whole calibration text on the dense stream."""
-        self._statistics = {group: statistic.to(self.device) for group, statistic in statistics.items()}
+        self._statistics = {
+            group: statistic.to(self.device) for group, statistic in statistics.items() if group.block in self.blocks
+        }
 
     def rank(self) -> None:
         """Rank the rows of every linear once, by the method's score on the dense stream's statistics."""
-        for index in range(self.layout.num_blocks):
+        for index in self.blocks:
             self._ranks |= self._rank_block(index, self._statistics)
 
     def rank_on_walk(self, tokens: Int64[Tensor, "sequences length"]) -> None:
         """`rank` for statistics that are held for one block at a time."""
         assert self.recipe.statistic is not None
-        for index, _, (observed,) in self._dense_walk(tokens, (self.recipe.statistic,)):
+        (recordings,), _ = self._take([self.replica.start(tokens)[1]], None)
+        for index, recordings, (observed,) in self._dense_walk(recordings, (self.recipe.statistic,)):  # noqa: B007, B020
             self._ranks |= self._rank_block(index, observed)
+        return self._give([recordings], None, lambda: None)
 
     def set_search_text(self, tokens: Int64[Tensor, "sequences length"], *, chunk: int, with_reference: bool) -> None:
-        """Keep the search sequences' embeddings and, if asked, their dense activation norms (A_D); drops the levels."""
+        """Keep the search sequences' embeddings and, if asked, what the dense model makes of them: the activation
+        norms (A_D) and, in the last shard, the last hidden states; drops the levels.
+        """
         self._search, self._excerpts = SearchText(self.replica, tokens, chunk=chunk), {}
         self._levels = None
         self._dense = {}
+        (recordings,), _ = self._take([self._search.recordings], None)
         if with_reference:
-            (self._dense,) = self._dense_statistics(self._search.recordings, (SquareSum,))
+            recordings, (self._dense,) = self._dense_statistics(recordings, (SquareSum,))
+            self._search.keep_dense_end(recordings if self.is_last else ())
+        return self._give([recordings], None, lambda: None)
+
+    def set_excerpt(self, sequences: range) -> None:
+        """Keep some of the search sequences as a text of their own, for `changed`."""
+        excerpt = SearchText(self.replica, self._text.tokens[sequences.start : sequences.stop])
+        (recordings,), _ = self._take([excerpt.recordings], None)
+        recordings, _ = self._dense_statistics(recordings, ())
+        excerpt.keep_dense_end(recordings if self.is_last else ())
+        self._excerpts[sequences] = excerpt
+        return self._give([recordings], None, lambda: None)
 
     @property
     def _text(self) -> SearchText:
@@ -170,54 +276,73 @@ class Worker:
 
         With `divergence` also how far its next-token distributions are from the dense model's.
         """
-        recordings = self._text.recordings
-        comparison = Comparison(self.layout)
-        for index in range(self.layout.num_blocks):
+        (recordings,), comparison = self._take([self._text.recordings], Comparison())
+        for index in self.blocks:
             last = index == self.layout.num_blocks - 1 and not divergence
             with self.replica.without_output(index) if last else nullcontext():
                 weights = self._weights(index, plan)
                 recordings, (observed,) = self.replica.run_with(index, recordings, weights, (SquareSum,))
-            comparison.add(index, self._dense, observed)
-        return comparison.trial(self._text.divergence(recordings) if divergence else ())
+            comparison.add(self.layout, index, self._dense, observed)
+        return self._give(
+            [recordings],
+            comparison,
+            lambda: comparison.trial(self._text.divergence(recordings) if divergence else ()),
+        )
 
     def loss(self, plan: Plan) -> float:
         """Mean cross-entropy of the search text under `plan`, in nats per predicted token."""
-        return self._loss(self._pass(self._text.recordings, plan))
+        (recordings,), _ = self._take([self._text.recordings], None)
+        recordings = self._pass(recordings, plan)
+        return self._give([recordings], None, lambda: self._loss(recordings))
 
     def divergence(self, plan: Plan) -> tuple[float, ...]:
         """Mean KL divergence of each search sequence's next-token distributions, dense from sparse; nats a token."""
-        return self._text.divergence(self._pass(self._text.recordings, plan))
+        (recordings,), _ = self._take([self._text.recordings], None)
+        recordings = self._pass(recordings, plan)
+        return self._give([recordings], None, lambda: self._text.divergence(recordings))
 
     def changed(self, changes: Sequence[Counts], plan: Plan, sequences: range) -> list[float]:
-        """Mean divergence over some search sequences of `plan` with each of `changes` made to it, in their order.
+        """Mean divergence over an excerpt (see set_excerpt) of `plan` with each of `changes` made to it, in order.
 
         Text passes through the blocks before a change once for all changes.
         """
-        if sequences not in self._excerpts:
-            self._excerpts[sequences] = SearchText(self.replica, self._text.tokens[sequences.start : sequences.stop])
-        text = self._excerpts[sequences]
-        firsts = [min((linear.block for linear in change), default=self.layout.num_blocks) for change in changes]
-        found = [0.0] * len(changes)
-        recordings = text.recordings
-        for index in range(max(firsts) + 1):
-            for number, (change, first) in enumerate(zip(changes, firsts, strict=True)):
+        text, num_blocks = self._excerpts[sequences], self.layout.num_blocks
+        firsts = [min((linear.block for linear in change), default=num_blocks) for change in changes]
+        plans = [replace(plan, removed={**plan.removed, **change}) for change in changes]
+        begun = [number for number, first in enumerate(firsts) if first < self.blocks.start]
+        entering, found = self._take([text.recordings] * (1 + len(begun)), dict[int, float]())
+        streams = dict(zip(begun, entering[1:], strict=True))  # those that earlier shards have changed
+        recordings = entering[0]
+
+        def passed(number: int, recordings: list[Recording], *, first: int) -> None:
+            """One changed stream through the rest of this shard."""
+            streams[number] = self._pass(recordings, plans[number], first=first)
+            if self.is_last:
+                divergences = text.divergence(streams.pop(number))
+                found[number] = sum(divergences) / len(divergences)
+
+        for number in begun:
+            passed(number, streams[number], first=self.blocks.start)
+        for index in self.blocks:
+            for number, first in enumerate(firsts):
                 if first == index:
-                    altered = replace(plan, removed={**plan.removed, **change})
-                    divergences = text.divergence(self._pass(recordings, altered, first=index))
-                    found[number] = sum(divergences) / len(divergences)
+                    passed(number, recordings, first=index)
             if index < max(firsts):
                 recordings, _ = self.replica.run_with(index, recordings, self._weights(index, plan))
-        return found
+        if self.is_last:
+            for number in (number for number, first in enumerate(firsts) if first == num_blocks):
+                passed(number, recordings, first=num_blocks)
+        leaving = [streams[number] for number in sorted(streams)]
+        return self._give([recordings, *leaving], found, lambda: [found[number] for number in range(len(changes))])
 
     def differences(self, sequences: range, plan: Plan) -> dict[Linear, Float64[Tensor, " rows"]]:
         """Over some search sequences, each row's sum of squared differences of its output, dense and under `plan`.
 
         Both models run side by side, each on its own stream. Experts are left out: other tokens may reach them.
         """
-        _, dense = self.replica.start(self._text.tokens[sequences.start : sequences.stop])
-        sparse = dense
-        found: dict[Linear, Float64[Tensor, " rows"]] = {}
-        for index in range(self.layout.num_blocks):
+        _, recordings = self.replica.start(self._text.tokens[sequences.start : sequences.stop])
+        (dense, sparse), found = self._take([recordings, recordings], dict[Linear, Float64[Tensor, " rows"]]())
+        for index in self.blocks:
             specs = [spec for spec in self.layout.blocks[index] if spec.expert is None]
             with self.replica.outputs(specs) as ours:
                 dense, _ = self.replica.run(index, dense)
@@ -227,10 +352,12 @@ class Worker:
                 pairs = zip(ours[spec.linear], theirs[spec.linear], strict=True)
                 sums = [(one.float() - other.float()).square().flatten(0, -2).sum(dim=0) for one, other in pairs]
                 found[spec.linear] = torch.stack(sums).sum(dim=0).double().cpu()
-        return found
+        return self._give([dense, sparse], found, lambda: found)
 
     def measure(self, block: int, function: Callable[[Sequence[Weighed]], Result]) -> Result:
         """`function` of the dense linears of one block and their inputs' statistics."""
+        if block not in self.blocks:
+            return cast(Result, self._handed)
         specs = self.layout.blocks[block]
         return function(
             [
@@ -241,30 +368,29 @@ class Worker:
 
     def learn(self, blocks: range, function: Callable[[BlockText], Result]) -> list[Result]:
         """`function` of each block of the range, with the search text as it enters it in the dense model."""
-        results = []
-        recordings = self._text.recordings
-        for index in range(blocks.stop):
+        (recordings,), results = self._take([self._text.recordings], list[Result]())
+        for index in self._until(blocks.stop):
             outputs, _ = self.replica.run(index, recordings)
             if index in blocks:
                 results.append(function(BlockText(self.replica, index, recordings, outputs, self._ranks)))
             recordings = outputs
-        return results
+        return self._give([recordings], results, lambda: results)
 
     def trim(
         self, blocks: range, plan: Plan, tokens: Int64[Tensor, "sequences length"]
     ) -> dict[Linear, Float64[Tensor, " rows"]]:
         """TRIM's row rates of the linears of a range of blocks, on the dense stream (Differs: not the pruned one)."""
-        rates: dict[Linear, Float64[Tensor, " rows"]] = {}
-        for index, _, (observed,) in self._dense_walk(tokens, (Gram,), until=blocks.stop, wanted=blocks):
-            for spec in self.layout.blocks[index]:
-                gram = self._inputs(spec, observed)
+        (recordings,), rates = self._take([self.replica.start(tokens)[1]], dict[Linear, Float64[Tensor, " rows"]]())
+        for index, recordings, statistics in self._dense_walk(recordings, (Gram,), wanted=blocks):  # noqa: B007, B020
+            for spec in self.layout.blocks[index] if statistics else ():
+                gram = self._inputs(spec, statistics[0])
                 assert isinstance(gram, Gram)
                 with self.stopwatch.measure("rows"):
                     found = trim_rows(
                         self.replica.weight(spec), gram.total, self._ranks[spec.linear], plan.removed[spec.linear]
                     )
                 rates[spec.linear] = found.cpu()
-        return rates
+        return self._give([recordings], rates, lambda: rates)
 
     # -- solvers: candidates side by side, one factorization for all --------------------------------------------
 
@@ -272,72 +398,84 @@ class Worker:
         self, plans: Sequence[Plan], tokens: Int64[Tensor, "sequences length"], *, divergence: bool = False
     ) -> list[Trial]:
         """`trial` for a method that solves: statistics of `tokens` on the dense stream, shared by all plans."""
-        comparisons = [Comparison(self.layout) for _ in plans]
-        streams: list[list[Recording]] = []
-        for index, (found, observed) in enumerate(self._solved_walk(plans, tokens, (SquareSum,))):
-            streams = found
+        (dense, *streams), comparisons = self._take(self._beside(plans, tokens), [Comparison() for _ in plans])
+        for index, dense, streams, observed in self._solved_walk(dense, streams, plans, (SquareSum,)):  # noqa: B007, B020
             for comparison, (sparse,) in zip(comparisons, observed, strict=True):
-                comparison.add(index, self._dense, sparse)
-        return [
-            comparison.trial(self._text.divergence(stream) if divergence else ())
-            for comparison, stream in zip(comparisons, streams, strict=True)
-        ]
+                comparison.add(self.layout, index, self._dense, sparse)
+        return self._give(
+            [dense, *streams],
+            comparisons,
+            lambda: [
+                comparison.trial(self._text.divergence(stream) if divergence else ())
+                for comparison, stream in zip(comparisons, streams, strict=True)
+            ],
+        )
 
     def solved_losses(self, plans: Sequence[Plan], tokens: Int64[Tensor, "sequences length"]) -> list[float]:
         """`loss` for a method that solves."""
-        streams: list[list[Recording]] = []
-        for found, _ in self._solved_walk(plans, tokens, ()):
-            streams = found
-        return [self._loss(recordings) for recordings in streams]
+        (dense, *streams), _ = self._take(self._beside(plans, tokens), None)
+        for _, dense, streams, _ in self._solved_walk(dense, streams, plans, ()):  # noqa: B007, B020
+            pass
+        return self._give([dense, *streams], None, lambda: [self._loss(recordings) for recordings in streams])
+
+    def _beside(self, plans: Sequence[Plan], tokens: Int64[Tensor, "sequences length"]) -> list[list[Recording]]:
+        """The calibration text, and the search text once for every plan."""
+        return [self.replica.start(tokens)[1], *(self._text.recordings for _ in plans)]
 
     def _solved_walk(
-        self, plans: Sequence[Plan], tokens: Int64[Tensor, "sequences length"], kinds: tuple[type[Statistic], ...]
-    ) -> Iterator[tuple[list[list[Recording]], list[list[dict[Group, Statistic]]]]]:
-        """After each block, the search text under every plan and what was observed of it."""
+        self,
+        dense: list[Recording],
+        streams: list[list[Recording]],
+        plans: Sequence[Plan],
+        kinds: tuple[type[Statistic], ...],
+    ) -> Iterator[_SolvedStep]:
+        """After each block its index, the calibration text, the search text under every plan and what was observed."""
         assert self.recipe.statistic is not None
-        streams = [self._text.recordings for _ in plans]
-        for index, _, (grams,) in self._dense_walk(tokens, (self.recipe.statistic,)):
+        for index, dense, (grams,) in self._dense_walk(dense, (self.recipe.statistic,)):  # noqa: B020
             factors = self._factorized(index, grams)
             passed = []
             for plan, recordings in zip(plans, streams, strict=True):
                 weights = self._solve(index, factors, plan)
                 passed.append(self.replica.run_with(index, recordings, weights, kinds))
             streams = [recordings for recordings, _ in passed]
-            yield streams, [observed for _, observed in passed]
+            yield index, dense, streams, [observed for _, observed in passed]
 
     def solve_levels(
         self, blocks: range, levels: Sequence[int], tokens: Int64[Tensor, "sequences length"]
     ) -> LevelStore:
         """The linears of a range of blocks solved at each of `levels` on the dense stream; on the host."""
         assert self.recipe.statistic is not None
+        (recordings,), store = self._take([self.replica.start(tokens)[1]], LevelStore(self.recipe.levels))
         solved = {}
-        kinds = (self.recipe.statistic,)
-        for index, _, (grams,) in self._dense_walk(tokens, kinds, until=blocks.stop, wanted=blocks):
-            factors = self._factorized(index, grams)
+        walk = self._dense_walk(recordings, (self.recipe.statistic,), wanted=blocks)
+        for index, recordings, statistics in walk:  # noqa: B007
+            if not statistics:
+                continue
+            factors = self._factorized(index, statistics[0])
             with self.stopwatch.measure("solving"):
                 for spec in self.layout.blocks[index]:
                     weight, factor = self.replica.weight(spec), factors[spec.reads]
                     solved[spec.linear] = solve_at_levels(spec, weight, factor, self.recipe, levels)
-        return LevelStore(self.recipe.levels, solved).to(torch.device("cpu"))
+        store = store.merge(LevelStore(self.recipe.levels, solved).to(torch.device("cpu")))
+        return self._give([recordings], store, lambda: store)
 
     def keep_levels(self, store: LevelStore) -> None:
         """Candidates are put together from these solutions from now on."""
-        self._levels = store.to(self.device)
+        self._levels = store.of(self.blocks).to(self.device)
 
     # -- the pruned stream: the released code's order, each block after its pruned predecessors ---------------
 
     def local_trial(self, plan: Plan) -> Trial:
         """Alignment block by block against dense weights on the sparse stream, ranking anew (released code)."""
         kind = RunningGram if self.recipe.solves else RunningNorm
-        recordings = self._text.recordings
-        comparison = Comparison(self.layout, dead_is_infinite=True)
-        for index in range(self.layout.num_blocks):
+        (recordings,), comparison = self._take([self._text.recordings], Comparison(dead_is_infinite=True))
+        for index in self.blocks:
             with self.stopwatch.measure("dense pass"):
                 _, (reference,) = self.replica.run(index, recordings, (kind,))
             weights = self._pruned_block(index, plan, [reference])
             recordings, (observed,) = self.replica.run_with(index, recordings, weights, (kind,))
-            comparison.add(index, reference, observed)
-        return comparison.trial()
+            comparison.add(self.layout, index, reference, observed)
+        return self._give([recordings], comparison, comparison.trial)
 
     def finish(self, plan: Plan, tokens: Int64[Tensor, "sequences length"], walk: Walk) -> None:
         """Settle the masks, or weights, that the model has under `plan` in the end.
@@ -348,12 +486,12 @@ class Worker:
         self._final, self._solved = dict(self._ranks), {}
         if not walk.pruned and not recipe.walks:
             if recipe.refinement is not None:
-                for index in range(self.layout.num_blocks):
+                for index in self.blocks:
                     self._refine(index, plan, self._statistics, self._statistics)
-            return
-        _, recordings = self.replica.start(tokens, chunk=1 if walk.released else None)
+            return None
+        (recordings,), _ = self._take([self.replica.start(tokens, chunk=1 if walk.released else None)[1]], None)
         kinds = walk.kinds(recipe.final_statistics)
-        for index in range(self.layout.num_blocks):
+        for index in self.blocks:
             with self.stopwatch.measure("dense pass"):
                 outputs, observed = self.replica.run(index, recordings, kinds)
             for statistics in observed:
@@ -364,6 +502,7 @@ class Worker:
             if walk.pruned:
                 outputs, _ = self.replica.run_with(index, recordings, weights)
             recordings = outputs
+        return self._give([recordings], None, lambda: None)
 
     def _pruned_block(self, index: int, plan: Plan, observed: Sequence[Statistics]) -> Weights:
         """The weights of block `index` under `plan`, judged by what was just observed (method, refinement)."""
@@ -393,17 +532,24 @@ class Worker:
     # -- the result --------------------------------------------------------------------------------------------
 
     def logits(
-        self, tokens: Int64[Tensor, "sequences length"], plan: Plan | None
-    ) -> Iterator[Float[Tensor, "sequences length vocabulary"]]:
-        """Logits chunk by chunk of the model as `finish` left it under `plan`; None is the dense model."""
+        self,
+        tokens: Int64[Tensor, "sequences length"],
+        plan: Plan | None,
+        read: Callable[[Iterator[Float[Tensor, "sequences length vocabulary"]]], Result],
+    ) -> Result:
+        """What `read` makes of the logits, chunk by chunk, of the model as `finish` left it under `plan`.
+
+        None is the dense model.
+        """
         parts, recordings = self.replica.start(tokens)
-        for index in range(self.layout.num_blocks):
+        (recordings,), _ = self._take([recordings], None)
+        for index in self.blocks:
             if plan is None:
                 recordings, _ = self.replica.run(index, recordings)
             else:
                 recordings, _ = self.replica.run_with(index, recordings, self._finished(index, plan))
-        for part, recording in zip(parts, recordings, strict=True):
-            yield self.replica.stream.finish(part, recording)
+        finish = self.replica.stream.finish
+        return self._give([recordings], None, lambda: read(map(finish, parts, recordings)))
 
     def _finished(self, index: int, plan: Plan) -> Weights:
         if self._solved:
@@ -415,7 +561,7 @@ class Worker:
         """The whole model with the weights that `logits` gives it; one more copy of its linears while it lasts."""
         with ExitStack() as stack:
             if plan is not None:
-                for index in range(self.layout.num_blocks):
+                for index in self.blocks:
                     stack.enter_context(self.replica.swapped(self._finished(index, plan)))
             yield
 
@@ -425,57 +571,72 @@ class Worker:
             return self._solved[linear] == 0
         return cut((self._final or self._ranks)[linear], plan.removed[linear])
 
-    def write(self, plan: Plan, target: Path) -> int:
-        """Put the final model under `plan` into the checkpoint copied to `target`; returns the zeros saved."""
-        saved = 0
-        for specs in self.layout.blocks:
+    def sees(self, folder: Path) -> None:
+        """Raise ValueError when the output directory cannot be written from here."""
+        if not os.access(folder, os.W_OK):
+            raise ValueError(
+                f"--output: the worker on {platform.node()} cannot write to {folder.parent}; name a directory on "
+                "storage that all nodes share"
+            )
+
+    def write(self, part: Part, plan: Plan, target: Path) -> int:
+        """Write one file of the final model under `plan` into `target`; the zeros among its linears' weights."""
+        if part.blocks.start not in self.blocks:
+            return cast(int, self._handed)
+        assert part.blocks.stop <= self.blocks.stop, "a part lies within a shard"
+        written = copy_part(self.replica.checkpoint, part, target)
+        put = write_weights if self._solved else zero_masked
+        zeros = 0
+        for block in part.blocks:
             values = {}
-            for spec in specs:
+            for spec in self.layout.blocks[block]:
                 value = self._solved[spec.linear] if self._solved else self.mask(spec.linear, plan)
                 values[self.replica.name(spec)] = value.t() if is_transposed(self.replica.module(spec)) else value
-            stored = stored_tensors(self.replica.stream.model, values)
-            put = write_weights if self._solved else zero_masked
-            saved += sum(put(self.replica.checkpoint, target, stored).values())
-        return saved
+            zeros += sum(put(written, stored_tensors(self.replica.stream.model, values)).values())
+        return zeros
 
     # -- one block -----------------------------------------------------------------------------------------------
 
+    def _until(self, stop: int) -> range:
+        """The blocks of this shard before block `stop`."""
+        return range(self.blocks.start, max(self.blocks.start, min(self.blocks.stop, stop)))
+
     def _dense_walk(
         self,
-        tokens: Int64[Tensor, "sequences length"],
+        recordings: list[Recording],
         kinds: tuple[type[Statistic], ...],
         *,
-        until: int | None = None,
         wanted: range | None = None,
     ) -> Iterator[tuple[int, list[Recording], list[dict[Group, Statistic]]]]:
-        """Block after block of the dense model: its index, the text after it and the statistics of its inputs."""
-        stop = self.layout.num_blocks if until is None else until
-        wanted = range(stop) if wanted is None else wanted
-        _, recordings = self.replica.start(tokens)
-        for index in range(stop):
+        """Block after block of the dense model: its index, the text after it and the statistics of its inputs.
+
+        Of a range `wanted`: blocks up to its end, statistics of its own only.
+        """
+        for index in self.blocks if wanted is None else self._until(wanted.stop):
+            seen = kinds if wanted is None or index in wanted else ()
             with self.stopwatch.measure("dense pass"):
-                recordings, observed = self.replica.run(index, recordings, kinds if index in wanted else ())
-            if index in wanted:
-                for statistics in observed:
-                    _check_finite(statistics)
-                yield index, recordings, observed
+                recordings, observed = self.replica.run(index, recordings, seen)
+            for statistics in observed:
+                _check_finite(statistics)
+            yield index, recordings, observed
 
     def _dense_statistics(
         self, recordings: list[Recording], kinds: tuple[type[Statistic], ...]
-    ) -> list[dict[Group, Statistic]]:
+    ) -> tuple[list[Recording], list[dict[Group, Statistic]]]:
+        """The text after this shard, and what was seen in its blocks."""
         found: list[dict[Group, Statistic]] = [{} for _ in kinds]
         with self.stopwatch.measure("dense pass"):
-            for index in range(self.layout.num_blocks):
+            for index in self.blocks:
                 recordings, observed = self.replica.run(index, recordings, kinds)
                 for known, seen in zip(found, observed, strict=True):
                     known |= seen
         for known in found:
             _check_finite(known)
-        return found
+        return recordings, found
 
-    def _pass(self, recordings: list[Recording], plan: Plan, *, first: int = 0) -> list[Recording]:
-        """Search text that enters block `first`, after the last block of the model under `plan`."""
-        for index in range(first, self.layout.num_blocks):
+    def _pass(self, recordings: list[Recording], plan: Plan, *, first: int | None = None) -> list[Recording]:
+        """Search text that enters block `first`, after the last block of this shard under `plan`."""
+        for index in range(self.blocks.start if first is None else first, self.blocks.stop):
             recordings, _ = self.replica.run_with(index, recordings, self._weights(index, plan))
         return recordings
 
@@ -544,7 +705,7 @@ class Worker:
             return own
         return merged(statistics, self.layout.routed[spec.reads])
 
-    def _loss(self, recordings: Sequence[Recording]) -> float:
+    def _loss(self, recordings: list[Recording]) -> float:
         """Mean cross-entropy per predicted token of the search text, infinite on overflow."""
         total, count = 0.0, 0
         for tokens, recording in zip(self._text.parts, recordings, strict=True):

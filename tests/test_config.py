@@ -14,6 +14,8 @@ NEEDED = ["--model", "m", "--output", "out"]
 
 RUN_OPTIONS = {
     "few-shot",
+    "shards",
+    "task-timeout",
     "task-limit",
     "task-data",
     "model",

@@ -100,7 +100,7 @@ class Pruned:
         self.plan: Plan = allocation.plan
         walk = Walk(pruned=self.composition.pruned_stream, released=self.composition.released)
         pool.each(Worker.finish, self.plan, text, walk)
-        (self.logits,) = self.worker.logits(text, self.plan)
+        (self.logits,) = self.worker.logits(text, self.plan, iter)
 
     def removed(self) -> dict[str, int]:
         return {str(spec.linear): int(self.worker.mask(spec.linear, self.plan).sum()) for spec in self.worker.layout}

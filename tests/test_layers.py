@@ -45,11 +45,13 @@ neuronal_ray.timing neuronal_ray.progress
 neuronal_ray.comparison neuronal_ray.replica neuronal_ray.distributions
 neuronal_ray.search_text
 neuronal_ray.worker
-neuronal_ray.pool
+neuronal_ray.footprint neuronal_ray.pool
 neuronal_ray.allocations
 neuronal_ray.rows
 neuronal_ray.allocations.*
 neuronal_ray.distributed
+neuronal_ray.distributed.tensors neuronal_ray.distributed.devices
+neuronal_ray.distributed.actor
 neuronal_ray.distributed.ray_pool
 neuronal_ray.evaluation
 neuronal_ray.evaluation.scores neuronal_ray.evaluation.task_rows neuronal_ray.evaluation.benchmark_names

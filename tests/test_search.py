@@ -22,7 +22,7 @@ class Divided:
     """An in-process pool that says it has several workers: tasks are divided as for so many."""
 
     def __init__(self, pool: InProcessPool, replicas: int) -> None:
-        self.pool, self.replicas = pool, replicas
+        self.pool, self.replicas, self.shards = pool, replicas, 1
         self.items: list[int] = []
 
     def map(self, task: Callable[..., object], items: Sequence[object], *shared: object) -> Iterator[object]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import write_pruned
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -20,7 +21,7 @@ from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.core.stats import SquareSum
 from neuronal_ray.methods import sparsegpt
 from neuronal_ray.models.blocks import Recording, set_weight, weight_of
-from neuronal_ray.models.checkpoint import copy_checkpoint, open_checkpoint
+from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.replica import chunk_sequences
 from neuronal_ray.worker import Walk, Worker, WorkerSpec
@@ -276,9 +277,8 @@ def test_the_written_checkpoint_is_the_model_that_was_tried(
     wanted = round(TARGET * worker.layout.prunable)
     assert plan.total == wanted
     checkpoint = open_checkpoint(checkpoint_dir(family))
-    copy_checkpoint(checkpoint, tmp_path)
     with unchanged(worker):
-        zeros = worker.write(plan, tmp_path)
+        zeros = write_pruned(worker, plan, tmp_path)
     assert zeros == wanted, (zeros, wanted, worker.layout.prunable)
 
     saved, own = (load_file(path / "model.safetensors") for path in (tmp_path, checkpoint.path))
@@ -298,17 +298,17 @@ def test_the_written_checkpoint_is_the_model_that_was_tried(
         assert gone.sum(dim=1).tolist() == plan.removed[spec.linear].tolist(), spec.linear
     with torch.no_grad():
         reloaded = loaded(input_ids=text(), use_cache=False).logits
-    (tried,) = worker.logits(text(), plan)
+    (tried,) = worker.logits(text(), plan, iter)
     assert torch.equal(reloaded, tried), float((reloaded - tried).abs().max())
 
 
 def test_dense_logits_are_the_models_own(worker: Worker) -> None:
     with unchanged(worker):
-        (found,) = worker.logits(text(), None)
+        (found,) = worker.logits(text(), None, iter)
     with torch.no_grad():
         wanted = worker.replica.stream.model(input_ids=text(), use_cache=False).logits
     assert torch.equal(found, wanted)
-    (zeros,) = worker.logits(text(), plan_at(worker, 0.0))
+    (zeros,) = worker.logits(text(), plan_at(worker, 0.0), iter)
     assert torch.equal(zeros, wanted)
 
 
@@ -318,7 +318,7 @@ def test_logits_come_in_chunks_of_a_fixed_number_of_tokens(
     monkeypatch.setattr(neuronal_ray.replica, "CHUNK_TOKENS", 2 * LENGTH + 1)
     assert [chunk_sequences(length) for length in (1, LENGTH, LENGTH + 1, 10_000)] == [25, 2, 1, 1]
     worker = Worker(spec_of(checkpoint_dir("llama")))
-    parts = list(worker.logits(text(5), None))
+    parts = list(worker.logits(text(5), None, iter))
     assert [len(part) for part in parts] == [2, 2, 1]
     for tokens, part in zip(text(5).split(2), parts, strict=True):
         with torch.no_grad():
@@ -386,7 +386,6 @@ def test_half_precision_is_tried_and_written(
     assert 0 < found.misalignment < math.inf
     target = tmp_path / "pruned"
     target.mkdir()
-    copy_checkpoint(worker.replica.checkpoint, target)
     own_zeros = sum(
         int(
             (
@@ -395,11 +394,11 @@ def test_half_precision_is_tried_and_written(
         )
         for spec in worker.layout
     )
-    assert worker.write(plan, target) == plan.total + own_zeros
+    assert write_pruned(worker, plan, target) == plan.total + own_zeros
     loaded = AutoModelForCausalLM.from_pretrained(target, dtype=kind).eval()
     with torch.no_grad():
         reloaded = loaded(input_ids=text(), use_cache=False).logits
-    (tried,) = worker.logits(text(), plan)
+    (tried,) = worker.logits(text(), plan, iter)
     assert torch.equal(reloaded, tried)
 
 
@@ -425,11 +424,10 @@ def test_solved_weights_are_written(name: str, method: str, checkpoint_dir: Chec
     plan = plan_at(worker, TARGET)
     with nullcontext() if name == "mixtral" else unchanged(worker):  # experts keep a forward that calls each one
         worker.finish(plan, text(), Walk(pruned=True))
-        (tried,) = worker.logits(text(), plan)
+        (tried,) = worker.logits(text(), plan, iter)
     target = tmp_path / "pruned"
     target.mkdir()
-    copy_checkpoint(worker.replica.checkpoint, target)
-    assert worker.write(plan, target) == plan.total
+    assert write_pruned(worker, plan, target) == plan.total
     loaded = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
     with torch.no_grad():
         reloaded = loaded(input_ids=text(), use_cache=False).logits
@@ -506,12 +504,11 @@ def test_the_base_models_checkpoint_is_written_under_its_own_names(
     worker = ready(base)
     plan = plan_at(worker, TARGET)
     target.mkdir()
-    copy_checkpoint(worker.replica.checkpoint, target)
-    assert worker.write(plan, target) == plan.total
+    assert write_pruned(worker, plan, target) == plan.total
     with torch.no_grad():
         loaded = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
         reloaded = loaded(input_ids=text(), use_cache=False).logits
-    (tried,) = worker.logits(text(), plan)
+    (tried,) = worker.logits(text(), plan, iter)
     assert torch.equal(reloaded, tried)
 
 
@@ -531,7 +528,8 @@ def test_changes_are_those_of_the_changed_plan_on_those_sequences(checkpoint_dir
     worker, excerpt = Worker(spec), Worker(spec)
     for each, tokens in ((worker, text), (excerpt, text[1:3])):
         each.rank()
-        each.set_search_text(tokens, chunk=2, with_reference=False)
+        each.set_search_text(tokens, chunk=2, with_reference=True)
+    worker.set_excerpt(range(1, 3))
     layout = worker.layout
     plan = exact_plan(layout, uniform_rates(layout, lambda _: 0.5), target=0.5)
     other = exact_plan(layout, uniform_rates(layout, lambda _: 0.8), target=0.8)

@@ -7,6 +7,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from neuronal_ray.core.plan import Plan
+from neuronal_ray.models.checkpoint import copy_rest, split_parts
+from neuronal_ray.worker import Worker
+
 CONTEXT = 64
 VOCABULARY = 128
 LENGTH = 32
@@ -94,3 +98,12 @@ def prune_arguments(folder: Path, output: Path | str, **changes: str | None) -> 
     } | changes
     words = [("--" + name.replace("_", "-"), value) for name, value in options.items() if value is not None]
     return [word for pair in words for word in pair if word]
+
+
+def write_pruned(worker: Worker, plan: Plan, target: Path) -> int:
+    """The final model under `plan` as a directory, as the pipeline writes it; the zeros of its linears."""
+    checkpoint = worker.replica.checkpoint
+    parts = split_parts(checkpoint, worker.layout, [worker.blocks])
+    zeros = sum(worker.write(part, plan, target) for part in parts)
+    copy_rest(checkpoint, parts, target)
+    return zeros

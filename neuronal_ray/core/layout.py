@@ -133,6 +133,11 @@ class Layout:
             places.setdefault(place, []).append(group)
         return {group: places[place] for group, place in place_of.items()}
 
+    @cached_property
+    def feeds_experts(self) -> set[Group]:
+        """The inputs of experts' linears that come from outside the expert."""
+        return set(self.routed) - {spec.consumer for spec in self if spec.expert is not None}
+
     def first_readers(self, block: int) -> dict[Group, LinearSpec]:
         """The first linear of each of the block's groups."""
         return {spec.reads: spec for spec in reversed(self.blocks[block])}

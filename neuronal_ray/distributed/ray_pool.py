@@ -1,19 +1,25 @@
-"""The Ray pool: one actor per replica holds model, rankings and dense activations; tasks come to it by reference."""
+"""The Ray pool: replicas are chains of actors that hold the shards of the model; tasks pass along by reference."""
 
 import dataclasses
 import logging
-import os
-import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.util import metrics
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from neuronal_ray.distributed.actor import Call, ShardActor
+from neuronal_ray.distributed.devices import connect, find_devices
+from neuronal_ray.distributed.tensors import send_bytes_of_tensors
+from neuronal_ray.footprint import Devices, Fit
 from neuronal_ray.pool import TaskError, task_name
 from neuronal_ray.worker import Worker, WorkerSpec
 
@@ -22,41 +28,39 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_IN_FLIGHT_PER_ACTOR = 2
+_NO_RETRIES = {"max_restarts": 0, "max_task_retries": 0, "allow_out_of_order_execution": True}  # the pool retries
 _MOST_LOSSES = 3
-_OBJECT_STORE_BYTES = 2**30
 _START_TIMEOUT_S = 1800.0
-_REACH_TIMEOUT_S = 10.0
-
-
-_Call = tuple[Callable[..., object], tuple[ray.ObjectRef, ...]]
-
-
-class _ReplicaActor:
-    """A worker in a process of its own. Built by a call, not here: only a call's error reaches the driver whole."""
-
-    def __init__(self) -> None:
-        self._worker: Worker | None = None
-
-    def build(self, spec: WorkerSpec, calls: Sequence[_Call]) -> None:
-        """Build the worker and repeat the calls that brought the others to their state; raises what they raise."""
-        self._worker = Worker(spec)
-        for task, references in calls:
-            task(self._worker, *ray.get(list(references)))
-
-    def call(self, task: Callable[..., Result], *args: object) -> Result:
-        """`task(worker, *args)`."""
-        assert self._worker is not None
-        return task(self._worker, *args)
 
 
 @dataclass(eq=False)
-class _Member:
-    """One actor; `building` until it can be given work, `load` is the number of its tasks under way."""
+class _Chain:
+    """The actors of one replica, first blocks first; `building` until it can be given work.
 
-    actor: ray.actor.ActorHandle
+    `load` is the number of its tasks under way, `since` when it last began or ended one.
+    """
+
+    actors: list[ray.actor.ActorHandle]
+    group: PlacementGroup | None
     building: ray.ObjectRef | None
     load: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+    def call(self, task: Callable[..., object], *args: object) -> list[ray.ObjectRef]:
+        """What each shard will return; the driver never sees what one hands to the next."""
+        references: list[ray.ObjectRef] = []
+        for actor in self.actors:
+            handed = references[-1] if references else None
+            references.append(actor.call.remote(handed, task, *args))
+        return references
+
+    def end(self) -> None:
+        """Kill the actors and give their places back."""
+        for actor in self.actors:
+            with suppress(RayActorError):
+                ray.kill(actor)
+        if self.group is not None:
+            remove_placement_group(self.group)
 
 
 class _WorkerLost(Exception):
@@ -66,80 +70,103 @@ class _WorkerLost(Exception):
 class RayPool:
     """See Pool. Joins the Ray at `address` ("local": starts one, ended by `close`).
 
-    A worker that is lost, with its process or its node, is replaced: the new one repeats the calls of `each` since
-    `begin`, and what the lost one had been given is given out again. Tasks are pure: the results are the same. A task
-    that loses its worker three times is an error.
+    A chain that loses an actor, with its process or its node, or whose task takes longer than `task_timeout_s`, is
+    replaced: the new one repeats the calls of `each` since `begin`, and what the lost one had been given is given out
+    again. Tasks are pure: the results are the same. A task that loses its chain three times is an error.
     """
 
-    def __init__(self, spec: WorkerSpec, *, address: str, replicas: int | None) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        *,
+        address: str,
+        replicas: int | None = None,
+        choose: Callable[[Devices], Fit] | None = None,
+        task_timeout_s: float = 7200.0,
+    ) -> None:
+        """`choose` says into how many shards and replicas, once the cluster's devices are known; else those given."""
         self._started_ray = not ray.is_initialized()
-        self._members: list[_Member] = []
-        self._calls: list[_Call] = []
-        _connect(address)
+        self._chains: list[_Chain] = []
+        self._calls: list[Call] = []
+        self._task_timeout_s = task_timeout_s
+        connect(address)
+        send_bytes_of_tensors()
+        self._retries = metrics.Counter("neuronal_ray_retries", "Tasks repeated because their worker was lost.", ())
         try:
-            self._start_actors(spec, replicas)
+            if choose is not None:
+                chosen = choose(find_devices(spec.device))
+                logger.info("workers: %s", chosen)
+                spec, replicas = dataclasses.replace(spec, shards=chosen.shards), chosen.replicas
+            self._start_chains(spec, replicas)
         except BaseException:
             self.close()
             raise
 
     @property
     def replicas(self) -> int:
-        """Number of actors."""
-        return len(self._members)
+        """Number of chains."""
+        return len(self._chains)
+
+    @property
+    def shards(self) -> int:
+        """See Pool."""
+        return self._spec.shards
 
     def begin(self) -> None:
         """See Pool."""
-        self._calls = []
+        self._calls = [call for call in self._calls if call[0] is Worker.keep_layout]
 
     def map(self, task: Callable[..., Result], items: Sequence[Item], *shared: object) -> Iterator[Result]:
-        """See Pool. At most two tasks per actor are under way; results that come early wait for their turn."""
+        """See Pool. A chain has one task more under way than shards; results that come early wait for their turn."""
         references = [ray.put(value) for value in shared]
         waiting = list(range(len(items)))  # a heap: repeated items come first
         losses: Counter[int] = Counter()
-        flight: dict[ray.ObjectRef, tuple[int, _Member]] = {}
+        flight: dict[ray.ObjectRef, tuple[int, _Chain]] = {}
         done: dict[int, Result] = {}
         for turn in range(len(items)):
             while turn not in done:
-                while waiting and (member := self._idlest()) is not None:
+                while waiting and (chain := self._idlest()) is not None:
                     index = heappop(waiting)
-                    flight[member.actor.call.remote(task, items[index], *references)] = (index, member)
-                    member.load += 1
+                    flight[chain.call(task, items[index], *references)[-1]] = (index, chain)
+                    chain.since = time.monotonic() if not chain.load else chain.since
+                    chain.load += 1
                 ready = self._next(flight)
                 if ready is None:
                     continue
-                index, member = flight.pop(ready)
-                member.load -= 1
+                index, chain = flight.pop(ready)
+                chain.load -= 1
+                chain.since = time.monotonic()
                 name = f"{task_name(task)}, item {index + 1} of {len(items)}"
                 try:
                     done[index] = _result(ready, name)
                 except _WorkerLost as lost:
                     losses[index] += 1
-                    self._replace(member, f"{name}: {lost}", losses[index])
+                    self._replace(chain, f"{name}: {lost}", losses[index])
                     heappush(waiting, index)
             yield done.pop(turn)
 
     def each(self, task: Callable[..., Result], *shared: object) -> list[Result]:
         """See Pool."""
         references = tuple(ray.put(value) for value in shared)
-        members = [self._built(member) for member in list(self._members)]
-        calls = [member.actor.call.remote(task, *references) for member in members]
-        results = []
-        for number, (member, call) in enumerate(zip(members, calls, strict=True), start=1):
-            results.append(self._repeated(task, references, member, call, f"{task_name(task)}, worker {number}"))
+        chains = [self._built(chain) for chain in list(self._chains)]
+        calls = [chain.call(task, *references) for chain in chains]
+        results: list[Result] = []
+        for number, (chain, call) in enumerate(zip(chains, calls, strict=True), start=1):
+            results += self._repeated(task, references, chain, call, f"{task_name(task)}, worker {number}")
         self._calls = [call for call in self._calls if call[0] is not task] + [(task, references)]
         return results
 
     def first(self, task: Callable[..., Result], *args: object) -> Result:
         """See Pool."""
         references = tuple(ray.put(value) for value in args)
-        member = self._built(self._members[0])
-        return self._repeated(task, references, member, member.actor.call.remote(task, *references), task_name(task))
+        chain = self._built(self._chains[0])
+        return self._repeated(task, references, chain, chain.call(task, *references)[-1:], task_name(task))[-1]
 
     def close(self) -> None:
         """Kill the actors and, if this pool started a Ray, end it."""
-        for member in self._members:
-            ray.kill(member.actor)
-        self._members = []
+        for chain in self._chains:
+            chain.end()
+        self._chains = []
         if self._started_ray:
             ray.shutdown()
 
@@ -147,137 +174,130 @@ class RayPool:
         self,
         task: Callable[..., Result],
         references: tuple[ray.ObjectRef, ...],
-        member: _Member,
-        call: ray.ObjectRef,
+        chain: _Chain,
+        call: list[ray.ObjectRef],
         name: str,
-    ) -> Result:
-        """The result of `call`, made again on a new worker when its own is lost."""
-        losses = 0
+    ) -> list[Result]:
+        """The results of `call`, made again on a new chain when its own is lost."""
+        losses, wanted = 0, len(call)
         while True:
             try:
-                result: Result = _result(call, name)
+                return [_result(one, name, timeout=self._task_timeout_s) for one in call]
             except _WorkerLost as lost:
                 losses += 1
-                member = self._built(self._replace(member, f"{name}: {lost}", losses))
-                call = member.actor.call.remote(task, *references)
-            else:
-                return result
+                chain = self._built(self._replace(chain, f"{name}: {lost}", losses))
+                call = chain.call(task, *references)[-wanted:]
 
-    def _idlest(self) -> _Member | None:
-        """The worker to give a task to, None while all have enough."""
-        able = [member for member in self._members if member.building is None and member.load < _IN_FLIGHT_PER_ACTOR]
-        return min(able, key=lambda member: member.load, default=None)
+    def _idlest(self) -> _Chain | None:
+        """The chain to give a task to, None while all have enough."""
+        able = [chain for chain in self._chains if chain.building is None and chain.load <= self.shards]
+        return min(able, key=lambda chain: chain.load, default=None)
 
-    def _next(self, flight: Mapping[ray.ObjectRef, object]) -> ray.ObjectRef | None:
-        """A task that is done; None when it was a worker that has become ready."""
-        building = {member.building: member for member in self._members if member.building is not None}
-        timeout = None if flight else _START_TIMEOUT_S
+    def _next(self, flight: Mapping[ray.ObjectRef, tuple[int, _Chain]]) -> ray.ObjectRef | None:
+        """A task that is done; None when something else happened: a chain has become ready, or hangs."""
+        building = {chain.building: chain for chain in self._chains if chain.building is not None}
+        oldest = min((chain for _, chain in flight.values()), key=lambda chain: chain.since, default=None)
+        timeout = _START_TIMEOUT_S
+        if oldest is not None:
+            timeout = max(0.0, oldest.since + self._task_timeout_s - time.monotonic())
         ready, _ = ray.wait([*flight, *building], num_returns=1, timeout=timeout)
         if ready and ready[0] in flight:
             return ready[0]
+        if not ready and oldest is not None:
+            logger.warning("a task is not done after %.0f s; its worker is ended", self._task_timeout_s)
+            oldest.since = time.monotonic()
+            oldest.end()
+            return None
         self._built(building[ready[0]] if ready else next(iter(building.values())))
         return None
 
-    def _built(self, member: _Member) -> _Member:
-        """`member`, or the one that replaces it, once it can be given work."""
+    def _built(self, chain: _Chain) -> _Chain:
+        """`chain`, or the one that replaces it, once it can be given work."""
         losses = 0
-        while member.building is not None:
-            name = f"start of worker {self._members.index(member) + 1}"
+        while chain.building is not None:
+            name = f"start of replica {self._chains.index(chain) + 1}"
             try:
-                _result(member.building, name, timeout=_START_TIMEOUT_S)
+                _result(chain.building, name, timeout=_START_TIMEOUT_S, final=True)
             except _WorkerLost as lost:
                 losses += 1
-                member = self._replace(member, f"{name}: {lost}", losses)
+                chain = self._replace(chain, f"{name}: {lost}", losses)
             else:
-                member.building = None
-        return member
+                chain.building = None
+        return chain
 
-    def _replace(self, member: _Member, what: str, losses: int) -> _Member:
-        """A new worker in the place of a lost one, on its way to the others' state."""
+    def _replace(self, chain: _Chain, what: str, losses: int) -> _Chain:
+        """A new chain in the place of a lost one, on its way to the others' state."""
+        self._retries.inc()
         if losses >= _MOST_LOSSES:
             raise TaskError(f"{what}, {losses} times; was the node short of memory?")
-        if member not in self._members:  # another of its tasks said so
-            return self._members[0]
+        if chain not in self._chains:  # another of its tasks said so
+            return self._chains[0]
         logger.warning("%s; a new worker takes its place", what)
-        place = self._members.index(member)
-        with suppress(RayActorError):
-            ray.kill(member.actor)
-        self._members[place] = self._new_member()
-        return self._members[place]
+        place = self._chains.index(chain)
+        chain.end()
+        self._chains[place] = self._new_chain()
+        return self._chains[place]
 
-    def _new_member(self) -> _Member:
-        actor = self._actor_class.remote()
-        return _Member(actor, actor.build.remote(self._spec, list(self._calls)))
+    def _new_chain(self) -> _Chain:
+        group = None
+        if self.shards > 1:
+            bundles = [{"CPU": self._needs["num_cpus"], "GPU": self._needs["num_gpus"]} for _ in range(self.shards)]
+            bundles = [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
+            group = placement_group(bundles, strategy="PACK")  # one node if there is room, else few
+        actors = []
+        for shard in range(self.shards):
+            strategy: object = "SPREAD"
+            if group is not None:
+                strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=shard)
+            options = self._needs | {"scheduling_strategy": strategy}
+            actors.append(ray.remote(ShardActor).options(**options, **_NO_RETRIES).remote())
+        built = [actor.build.remote(dataclasses.replace(self._spec, shard=at)) for at, actor in enumerate(actors)]
+        handed = None
+        for actor, one in zip(actors, built, strict=True):
+            handed = actor.repeat.remote(handed, list(self._calls), one)
+        return _Chain(actors, group, handed)
 
-    def _start_actors(self, spec: WorkerSpec, replicas: int | None) -> None:
+    def _start_chains(self, spec: WorkerSpec, replicas: int | None) -> None:
         resources = ray.cluster_resources()
         num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         on_gpu = spec.device == "cuda" or (spec.device == "auto" and num_gpus > 0)
         nodes = sum(node["Alive"] for node in ray.nodes())
-        count = replicas or (num_gpus if on_gpu else nodes)
-        if on_gpu and count > num_gpus:
-            raise ValueError(f"--replicas: {count} workers need {count} GPUs, the Ray cluster has {num_gpus}")
-        if count > num_cpus:
-            raise ValueError(f"--replicas: {count} workers need {count} CPUs, the Ray cluster has {num_cpus}")
-        threads = spec.threads or max(1, num_cpus // count)
+        count = replicas or max(1, (num_gpus if on_gpu else nodes) // spec.shards)
+        workers = count * spec.shards
+        if on_gpu and not num_gpus:
+            raise ValueError(f"--replicas: {workers} workers need {workers} GPUs, the Ray cluster has none")
+        if workers > num_cpus:
+            raise ValueError(f"--replicas: {workers} workers need {workers} CPUs, the Ray cluster has {num_cpus}")
+        threads = spec.threads or max(1, num_cpus // workers)
         self._spec = dataclasses.replace(spec, device="cuda" if on_gpu else "cpu", threads=threads)
-        self._actor_class = ray.remote(_ReplicaActor).options(
-            num_gpus=1 if on_gpu else 0,
-            num_cpus=min(threads, num_cpus // count),
-            scheduling_strategy="SPREAD",
-            max_restarts=0,
-            max_task_retries=0,
-            allow_out_of_order_execution=True,
-        )
-        self._members = [self._new_member() for _ in range(count)]
-        for member in list(self._members):
-            self._built(member)
+        per_gpu = -(-workers // num_gpus) if on_gpu else 0  # more workers than GPUs share them
+        self._needs = {"num_gpus": 1 / per_gpu if per_gpu else 0, "num_cpus": min(threads, num_cpus // workers)}
+        self._chains = [self._new_chain() for _ in range(count)]
+        for chain in list(self._chains):
+            self._built(chain)
+        if spec.shards > 1:
+            self.each(Worker.keep_layout, self.first(Worker.trace))
 
 
-def _connect(address: str) -> None:
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of tasks under way when another's error was raised
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address == "local":
-        ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
-        return
-    _check_reachable(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
-    try:
-        ray.init(address=address, **quiet)
-    except ConnectionError as error:
-        raise ValueError(f"--address: no Ray to join at {address!r}; start one, or use --address local") from error
-
-
-def _check_reachable(address: str) -> None:
-    """Raise ValueError when nothing listens at HOST:PORT or ray://HOST:PORT: Ray itself would try for minutes."""
-    if address == "auto":
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        raise ValueError(
-            f"--address: {address!r} is no address, expected none, local, auto, HOST:PORT or ray://HOST:PORT"
-        )
-    try:
-        socket.create_connection((host, int(port)), timeout=_REACH_TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
-        raise ValueError(f"--address: nothing to join at {address!r} ({error}); is Ray running there?") from error
-
-
-def _result(reference: ray.ObjectRef, item: str, *, timeout: float | None = None) -> Any:
+def _result(reference: ray.ObjectRef, item: str, *, timeout: float | None = None, final: bool = False) -> Any:
     """The value, or the error of the task said once: ValueError as it was, anything else as TaskError.
 
-    _WorkerLost when there is nobody left to say it.
+    _WorkerLost when there is nobody left to say it, or when it was not said in time; `final`: that is TaskError.
     """
     try:
         return ray.get(reference, timeout=timeout)
-    except (RayActorError, ObjectLostError) as error:  # before RayTaskError: one that wraps it is both
+    except (
+        RayActorError,
+        ObjectLostError,
+        WorkerCrashedError,
+    ) as error:  # before RayTaskError: one that wraps it is both
         raise _WorkerLost(f"its worker died ({str(error).strip().splitlines()[0]})") from error
     except RayTaskError as error:
         if isinstance(error.cause, ValueError):
             raise error.cause from None
         raise TaskError(f"{item} failed:\n{error}") from error
     except GetTimeoutError as error:
+        if not final:
+            raise _WorkerLost(f"not done after {timeout:.0f} s") from error
         free = ray.available_resources()
         raise TaskError(f"{item}: not ready after {timeout:.0f} s; free in the cluster: {free}") from error

@@ -1,11 +1,12 @@
 """Perplexity by the protocol of the pruning papers: consecutive windows, mean of the windows' mean losses."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from neuronal_ray.core.plan import Plan
@@ -20,10 +21,16 @@ def window_losses(
     worker: Worker, windows: Int64[Tensor, "windows length"], plan: Plan | None
 ) -> Float64[Tensor, " windows"]:
     """Mean cross-entropy, in nats, over the length - 1 predictions of each window; logits taken to float32."""
+    return worker.logits(windows, plan, partial(_losses, windows))
+
+
+def _losses(
+    windows: Int64[Tensor, "windows length"], chunks: Iterator[Float[Tensor, "some length vocabulary"]]
+) -> Float64[Tensor, " windows"]:
     losses = []
-    remaining = windows.to(worker.device)
-    for logits in worker.logits(windows, plan):
-        part, remaining = remaining[: len(logits)], remaining[len(logits) :]
+    remaining = windows
+    for logits in chunks:
+        part, remaining = remaining[: len(logits)].to(logits.device), remaining[len(logits) :]
         for row, tokens in zip(logits, part, strict=True):
             losses.append(F.cross_entropy(row[:-1].float(), tokens[1:]))
     return torch.stack(losses).double().cpu()

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from neuronal_ray.models.experts import Expert, experts_of, split_experts
 from neuronal_ray.models.unsupported import UnsupportedModel
 
+Model = PreTrainedModel
 Call = tuple[tuple[object, ...], dict[str, object]]
 
 
@@ -120,9 +121,11 @@ class Stream:
     Composed, the three equal the model's own forward bit for bit.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, present: range | None = None) -> None:
+        """`present` are the blocks that have weights, all if absent; the others can be passed by, not run."""
         self.model = model
         self.blocks_name, self.blocks = find_blocks(model)
+        self._first = 0 if present is None else present.start
         split_experts(model, self.blocks)
         self._calls: dict[tuple[int, ...], tuple[Call, ...]] = {}
         self._returns_tuple = self._first_block_returns_tuple()
@@ -188,14 +191,15 @@ class Stream:
 
     @torch.no_grad()
     def _first_block_returns_tuple(self) -> bool:
-        """Run the model on two tokens up to its first block, for the type that its blocks return."""
+        """Run a block on two tokens' embeddings, for the type that blocks return."""
         outputs: list[object] = []
+        present = self.blocks[self._first]
 
         class Stop(Exception):
             """Ends the run after the first block."""
 
         def observe(index: int, block: nn.Module) -> Callable[..., object]:
-            own = functools.partial(type(block).forward, block)
+            own = functools.partial(type(present).forward, present)
 
             def forward(*args: object, **kwargs: object) -> object:
                 outputs.append(own(*args, **kwargs))

@@ -4,9 +4,9 @@ import functools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, StrictDataclassError
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,14 +27,17 @@ from transformers import (
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging as transformers_logging
 
-from neuronal_ray.core.layout import Linear
-from neuronal_ray.models.blocks import find_blocks, find_linears, weight_of
+from neuronal_ray.core.layout import Layout, Linear, LinearSpec
+from neuronal_ray.models.blocks import find_blocks, find_linears, is_transposed, weight_of
 from neuronal_ray.models.experts import Expert, split_experts, stack_name
 from neuronal_ray.models.unsupported import UnsupportedModel
 
 _BUILTIN = Path(__file__).parent.parent / "builtin" / "model"
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 _UNWANTED = ["original/*", "*.bin", "*.pth", "*.msgpack", "*.h5", "*.gguf", "*.onnx"]
+_INDEX = "model.safetensors.index.json"
+_PART_BYTES = 4 * 2**30
+_COPIED_BYTES = 2**24
 _ITEM: dict[int, type[np.unsignedinteger]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -48,6 +51,11 @@ class Stored:
     stop: int
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Size."""
+        return self.stop - self.start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +74,7 @@ class Checkpoint:
     @property
     def num_bytes(self) -> int:
         """Size of all tensors."""
-        return sum(stored.stop - stored.start for stored in self.tensors.values())
+        return sum(stored.num_bytes for stored in self.tensors.values())
 
     def stored_name(self, name: str) -> str:
         """The checkpoint's name for the model's parameter `name`: the same, or with another prefix."""
@@ -120,7 +128,7 @@ def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoin
 
 
 def _safetensors_files(path: Path) -> list[Path]:
-    index = path / "model.safetensors.index.json"
+    index = path / _INDEX
     if index.is_file():
         try:
             files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
@@ -162,19 +170,28 @@ def _stored(path: Path, data: int, entry: dict[str, list[int]]) -> Stored:
 
 
 def load_model(
-    checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    blocks: range | None = None,
 ) -> PreTrainedModel:
     """The model in `dtype` on `device`, ready for inference.
 
+    With `blocks` the others are there without parameters: nothing of theirs is read, they cannot run.
     Raises ValueError when weights are missing or have another shape than the configuration says.
     """
+    kind, trust = AutoModelForCausalLM, {"trust_remote_code": trust_remote_code}
+    if blocks is not None and len(blocks) < checkpoint.config.get_text_config().num_hidden_layers:
+        kind, trust = _partial_class(checkpoint, blocks, trust_remote_code=trust_remote_code), {}
     with _quiet_loading():
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = kind.from_pretrained(
             checkpoint.path,
             config=checkpoint.config,
             dtype=dtype,
             device_map={"": device},
-            trust_remote_code=trust_remote_code,
+            **trust,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
@@ -185,6 +202,34 @@ def load_model(
     if absent:
         raise ValueError(f"--model: {checkpoint.path} lacks weights of the model: {', '.join(absent[:3])}")
     return model.eval().requires_grad_(False)
+
+
+def _partial_class(checkpoint: Checkpoint, blocks: range, *, trust_remote_code: bool) -> type[PreTrainedModel]:
+    """The class of the model, made so that blocks outside `blocks` have no parameters.
+
+    transformers then finds nothing to load for them, whatever it renames, splits or joins for the others.
+    """
+    whole = type(empty_model(checkpoint, trust_remote_code=trust_remote_code))
+
+    class Partial(whole):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)
+            _, found = find_blocks(self)
+            for index, block in enumerate(found):
+                if index not in blocks:
+                    _empty(block)
+
+    Partial.__name__, Partial.__qualname__, Partial.__module__ = whole.__name__, whole.__qualname__, whole.__module__
+    return Partial
+
+
+def _empty(block: nn.Module) -> None:
+    """Put modules without parameters in place of those with some; attributes of the block itself stay."""
+    for name, child in list(block.named_children()):
+        if any(True for _ in child.parameters()):
+            setattr(block, name, nn.Module())
+    for name, _ in list(block.named_parameters(recurse=False)):
+        setattr(block, name, None)
 
 
 @contextmanager
@@ -245,12 +290,108 @@ def load_encoder(path: Path, *, trust_remote_code: bool = False) -> Callable[[st
     return encode
 
 
-def copy_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
-    """Copy everything a model directory needs into `target`: configuration, tokenizer and weights, unchanged."""
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One safetensors file of the result: its name, its tensors by stored name, and the blocks that it has."""
+
+    file: str
+    blocks: range
+    names: tuple[str, ...]
+
+
+def split_parts(
+    checkpoint: Checkpoint, layout: Layout, shards: Sequence[range], *, trust_remote_code: bool = False
+) -> list[Part]:
+    """The files of the result: each within one shard, of a few GiB; the first also has what is in no linear."""
+    model = empty_model(checkpoint, trust_remote_code=trust_remote_code)
+    names = [_stored_names(checkpoint, model, specs) for specs in layout.blocks]
+    runs: list[list[int]] = []
+    for shard in shards:
+        size = _PART_BYTES
+        for block in shard:
+            block_bytes = sum(checkpoint.tensors[name].num_bytes for name in names[block])
+            if size + block_bytes > _PART_BYTES:
+                runs.append([])
+                size = 0
+            runs[-1].append(block)
+            size += block_bytes
+    rest = set(checkpoint.tensors).difference(*names)
+    parts = []
+    for number, run in enumerate(runs, start=1):
+        wanted = {name for block in run for name in names[block]} | (rest if number == 1 else set())
+        parts.append(
+            Part(
+                file="model.safetensors" if len(runs) == 1 else f"model-{number:05}-of-{len(runs):05}.safetensors",
+                blocks=range(run[0], run[-1] + 1),
+                names=tuple(name for name in checkpoint.tensors if name in wanted),  # in their order on disk
+            )
+        )
+    return parts
+
+
+def _stored_names(checkpoint: Checkpoint, model: PreTrainedModel, specs: Sequence[LinearSpec]) -> set[str]:
+    """The names under which the linears of one block are stored; `model` is an empty one."""
+    blocks_name, blocks = find_blocks(model)
+    values = {}
+    for spec in specs:
+        module = find_linears(blocks[spec.linear.block])[spec.linear.path]
+        weight = weight_of(module)
+        values[f"{blocks_name}.{spec.linear.block}.{spec.linear.path}.weight"] = (
+            weight.t() if is_transposed(module) else weight
+        )
+    return {checkpoint.stored_name(name) for name in stored_tensors(model, values)}
+
+
+def copy_part(checkpoint: Checkpoint, part: Part, target: Path) -> Checkpoint:
+    """Write one file of a copy of the checkpoint into `target`; returns where its tensors lie there."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset, begins = 0, {}
+    for name in part.names:
+        stored = checkpoint.tensors[name]
+        header[name] = {
+            "dtype": stored.dtype,
+            "shape": list(stored.shape),
+            "data_offsets": [offset, offset + stored.num_bytes],
+        }
+        begins[name] = offset
+        offset += stored.num_bytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    data, path = 8 + len(encoded), target / part.file
+    with ExitStack() as stack:
+        sources = {file: stack.enter_context(file.open("rb")) for file in checkpoint.files}
+        written = stack.enter_context(path.open("wb"))
+        written.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in part.names:
+            stored = checkpoint.tensors[name]
+            source = sources[stored.path]
+            source.seek(stored.start)
+            left = stored.num_bytes
+            while left:
+                chunk = source.read(min(left, _COPIED_BYTES))
+                written.write(chunk)
+                left -= len(chunk)
+    tensors = {}
+    for name, begin in begins.items():
+        stored = checkpoint.tensors[name]
+        tensors[name] = replace(stored, path=path, start=data + begin, stop=data + begin + stored.num_bytes)
+    return replace(checkpoint, path=target, tensors=tensors)
+
+
+def copy_rest(checkpoint: Checkpoint, parts: Sequence[Part], target: Path) -> None:
+    """Everything but the weights, once those are written: configuration, tokenizer and, last, the index of files."""
     for file in sorted(checkpoint.path.iterdir()):
         wanted = any(file.match(pattern) for pattern in _WANTED)
-        if file.is_file() and wanted and not (file.suffix == ".safetensors" and file not in checkpoint.files):
+        if file.is_file() and wanted and file.suffix != ".safetensors" and file.name != _INDEX:
             shutil.copyfile(file, target / file.name)
+    if len(parts) > 1:
+        index = {
+            "metadata": {"total_size": checkpoint.num_bytes},
+            "weight_map": {name: part.file for part in parts for name in part.names},
+        }
+        temporary = target / f".{_INDEX}.partial"
+        temporary.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        temporary.replace(target / _INDEX)
 
 
 def stored_tensors(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -275,48 +416,48 @@ def stored_tensors(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dic
     return stored
 
 
-def zero_masked(checkpoint: Checkpoint, target: Path, masks: Mapping[str, Bool[Tensor, "..."]]) -> dict[str, int]:
-    """Zero the masked weights of a checkpoint copied to `target`, in place, one tensor in memory at a time.
+def zero_masked(written: Checkpoint, masks: Mapping[str, Bool[Tensor, "..."]]) -> dict[str, int]:
+    """Zero the masked weights of a copy, in place, one tensor in memory at a time.
 
     `masks`, by stored name and in the stored shape, are True where weights go. Works on the bits of any dtype: what
     stays is unchanged. Returns the number of zeros of each tensor as saved (weights that were zero before included).
     """
     zeros = {}
     for name, mask in masks.items():
-        with _bits(checkpoint, target, name, tuple(mask.shape)) as bits:
+        with _bits(written, name, tuple(mask.shape)) as bits:
             bits[mask.cpu().numpy()] = 0
             zeros[name] = _count_zeros(bits)
     return zeros
 
 
-def write_weights(checkpoint: Checkpoint, target: Path, weights: Mapping[str, Float[Tensor, "..."]]) -> dict[str, int]:
-    """Replace weights of a checkpoint copied to `target`, in place, rounded to the stored dtype, one at a time.
+def write_weights(written: Checkpoint, weights: Mapping[str, Float[Tensor, "..."]]) -> dict[str, int]:
+    """Replace weights of a copy, in place, rounded to the stored dtype, one at a time.
 
     `weights` are by stored name and in the stored shape. Returns the number of zeros of each tensor as saved.
     Raises ValueError when a finite weight is too large for the stored dtype.
     """
     zeros = {}
     for name, weight in weights.items():
-        dtype = checkpoint.tensors[checkpoint.stored_name(name)].dtype
+        dtype = written.tensors[written.stored_name(name)].dtype
         if dtype not in _DTYPES:
             raise UnsupportedModel(f"--model: {name} is stored as {dtype}, expected one of {', '.join(_DTYPES)}")
         rounded = weight.cpu().to(_DTYPES[dtype])
         if not bool(torch.isfinite(rounded).all()):
             raise ValueError(f"--model: new weights of {name} are not finite in the stored dtype {dtype}")
-        with _bits(checkpoint, target, name, tuple(weight.shape)) as bits:
+        with _bits(written, name, tuple(weight.shape)) as bits:
             bits[...] = rounded.contiguous().view(torch.uint8).numpy().view(bits.dtype)
             zeros[name] = _count_zeros(bits)
     return zeros
 
 
 @contextmanager
-def _bits(checkpoint: Checkpoint, target: Path, name: str, shape: tuple[int, ...]) -> Iterator[np.memmap]:
-    """The bits of one tensor in the copy, as unsigned integers of its shape; changes reach the file on exit."""
-    stored = checkpoint.tensors[checkpoint.stored_name(name)]
+def _bits(written: Checkpoint, name: str, shape: tuple[int, ...]) -> Iterator[np.memmap]:
+    """The bits of one tensor of a copy, as unsigned integers of its shape; changes reach the file on exit."""
+    stored = written.tensors[written.stored_name(name)]
     if shape != stored.shape:
         raise UnsupportedModel(f"--model: {name} is stored as {stored.shape}, the model has {shape}")
-    item = _ITEM[(stored.stop - stored.start) // math.prod(shape)]
-    bits = np.memmap(target / stored.path.name, item, "r+", offset=stored.start, shape=shape)
+    item = _ITEM[stored.num_bytes // math.prod(shape)]
+    bits = np.memmap(stored.path, item, "r+", offset=stored.start, shape=shape)
     yield bits
     bits.flush()
 

@@ -61,25 +61,54 @@ class _Trace:
         }
 
 
+@dataclass(frozen=True)
+class Kinds:
+    """The kinds of blocks met so far, each traced once, and of which kind each block is, from the first on."""
+
+    traced: tuple[tuple[LinearSpec, ...], ...] = ()
+    signatures: tuple[object, ...] = ()
+    of_block: tuple[int, ...] = ()
+
+
 def trace_layout(stream: Stream) -> Layout:
-    """The layout of all blocks; each distinct kind of block is run a few times on a handful of tokens."""
+    """The layout of all blocks."""
+    return assembled(trace_kinds(stream, range(len(stream.blocks)), Kinds()))
+
+
+def assembled(kinds: Kinds) -> Layout:
+    """The layout of the model, from the kinds of all its blocks."""
+    last = len(kinds.of_block) - 1
+    return Layout(
+        tuple(
+            _in_block(spec, index, last=index == last)
+            for index, kind in enumerate(kinds.of_block)
+            for spec in kinds.traced[kind]
+        )
+    )
+
+
+def trace_kinds(stream: Stream, blocks: range, known: Kinds) -> Kinds:
+    """`known`, of the blocks before, with that of `blocks`.
+
+    Each distinct kind of block is run a few times on a handful of tokens, where it is met first.
+    """
     model = stream.model
-    linears_of_block = [find_linears(block) for block in stream.blocks]
-    weights = [id(module.weight) for linears in linears_of_block for module in linears.values()]
+    linears_of_block = {index: find_linears(stream.blocks[index]) for index in blocks}
+    weights = [id(module.weight) for linears in linears_of_block.values() for module in linears.values()]
     if len(set(weights)) != len(weights):
         raise UnsupportedModel("--model: two blocks share the weights of a linear (tied)")
     texts = [_probe_text(stream, sequences) for sequences in _PROBE_SEQUENCES]
     recordings = [stream.start(text) for text in texts]
-    _check_causal(stream, recordings[0], texts[0])
+    _check_causal(stream, blocks.start, recordings[0], texts[0])
     num_heads = model.config.get_text_config().num_attention_heads
-    known: dict[tuple[object, ...], list[LinearSpec]] = {}
-    specs: list[LinearSpec] = []
-    for index, linears in enumerate(linears_of_block):
-        signature = tuple((path, weight_of(module).shape) for path, module in linears.items())
-        if signature not in known:
-            known[signature] = _Prober(stream, index, recordings, num_heads).specs()
-        specs += [_in_block(spec, index, last=index == len(linears_of_block) - 1) for spec in known[signature]]
-    return Layout(tuple(specs))
+    traced, signatures, of_block = list(known.traced), list(known.signatures), list(known.of_block)
+    for index, linears in linears_of_block.items():
+        signature = tuple((path, tuple(weight_of(module).shape)) for path, module in linears.items())
+        if signature not in signatures:
+            traced.append(tuple(_Prober(stream, index, recordings, num_heads).specs()))
+            signatures.append(signature)
+        of_block.append(signatures.index(signature))
+    return Kinds(tuple(traced), tuple(signatures), tuple(of_block))
 
 
 def _probe_text(stream: Stream, sequences: int) -> Int64[Tensor, "sequences length"]:
@@ -89,13 +118,13 @@ def _probe_text(stream: Stream, sequences: int) -> Int64[Tensor, "sequences leng
     return tokens.reshape(sequences, _PROBE_TOKENS) % vocabulary
 
 
-def _check_causal(stream: Stream, recording: Recording, tokens: Int64[Tensor, "sequences length"]) -> None:
+def _check_causal(stream: Stream, block: int, recording: Recording, tokens: Int64[Tensor, "sequences length"]) -> None:
     """Raise UnsupportedModel when a token sees later ones, as in an encoder: there would be no perplexity."""
     changed = tokens.clone()
     changed[:, -1] = tokens[:, 0]
-    before, after = (stream.block(0, text).hidden[:, :-1] for text in (recording, stream.start(changed)))
+    before, after = (stream.block(block, text).hidden[:, :-1] for text in (recording, stream.start(changed)))
     slack = 1e-8
-    if find_places(stream.blocks[0], find_linears(stream.blocks[0])):
+    if find_places(stream.blocks[block], find_linears(stream.blocks[block])):
         # the changed token goes to other experts, and products of another number of tokens round differently
         slack = 4 * torch.finfo(before.dtype).eps * float(before.nan_to_num().abs().max())
     if not torch.allclose(before, after, atol=slack, equal_nan=True):  # overflow is another error

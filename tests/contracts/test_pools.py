@@ -31,7 +31,7 @@ from neuronal_ray.search import Search
 from neuronal_ray.session import Session
 from neuronal_ray.worker import Worker, WorkerSpec
 
-NUM_CPUS = 4  # as many as the actors of this file at their most; they need not exist
+NUM_CPUS = 8  # as many as the actors of this file at their most; they need not exist
 PATIENCE_S = 30.0
 LAMBDAS = (0.05, 0.15, 0.25)
 
@@ -79,6 +79,12 @@ def refuse(worker: Worker, item: int) -> int:
 
 def fail(worker: Worker) -> None:
     raise RuntimeError("out of luck")
+
+
+def pass_on(worker: Worker, *_: object) -> str:
+    """The numbers of the shards that it came by."""
+    before: str = vars(worker)["_handed"] or ""
+    return f"{before}-{worker.spec.shard}"
 
 
 def note(worker: Worker, word: str) -> None:
@@ -155,19 +161,37 @@ class Kind:
 
     open: Callable[[WorkerSpec], Pool]
     replicas: int
+    shards: int
+
+    @property
+    def workers(self) -> int:
+        return self.replicas * self.shards
 
 
-def ray_kind(replicas: int) -> Kind:
-    return Kind(lambda spec: RayPool(spec, address="local", replicas=replicas), replicas)
+def in_process(shards: int) -> Kind:
+    return Kind(lambda spec: InProcessPool(replace(spec, shards=shards)), 1, shards)
 
 
-KINDS = {"in-process": Kind(InProcessPool, 1), "1 actor": ray_kind(1), "2 actors": ray_kind(2)}
-PARAMS = [pytest.param(name, marks=[] if name == "in-process" else [pytest.mark.ray]) for name in KINDS]
+def ray_kind(replicas: int, shards: int = 1) -> Kind:
+    def open_pool(spec: WorkerSpec) -> Pool:
+        return RayPool(replace(spec, shards=shards), address="local", replicas=replicas)
+
+    return Kind(open_pool, replicas, shards)
+
+
+KINDS = {
+    "in-process": in_process(1),
+    "in-process, 2 shards": in_process(2),
+    "1 actor": ray_kind(1),
+    "2 actors": ray_kind(2),
+    "2 x 2 actors": ray_kind(2, 2),
+}
+PARAMS = [pytest.param(name, marks=[] if "in-process" in name else [pytest.mark.ray]) for name in KINDS]
 
 
 @pytest.fixture(scope="module", params=PARAMS)
 def kind(request: pytest.FixtureRequest) -> Kind:
-    if request.param != "in-process":
+    if "in-process" not in request.param:
         request.getfixturevalue("local_ray")
     return KINDS[request.param]
 
@@ -183,7 +207,7 @@ def pool(kind: Kind, spec: WorkerSpec) -> Iterator[Pool]:
 
 
 def test_replicas(pool: Pool, kind: Kind) -> None:
-    assert pool.replicas == kind.replicas
+    assert (pool.replicas, pool.shards) == (kind.replicas, kind.shards)
 
 
 def test_results_come_in_the_order_of_the_items(pool: Pool) -> None:
@@ -200,12 +224,20 @@ def test_shared_arguments_reach_every_task(pool: Pool) -> None:
 
 
 def test_each_runs_on_every_worker(pool: Pool, kind: Kind) -> None:
-    assert len(set(pool.each(process))) == len(pool.each(process)) == kind.replicas
-    assert pool.each(echo, 1, "two") == [(1, "two")] * kind.replicas
+    processes = 1 if isinstance(pool, InProcessPool) else kind.workers
+    assert len(set(pool.each(process))) == processes
+    assert pool.each(echo, 1, "two") == [(1, "two")] * kind.workers
+
+
+def test_a_task_runs_on_one_shard_after_the_other(pool: Pool, kind: Kind) -> None:
+    wanted = "".join(f"-{shard}" for shard in range(kind.shards))
+    assert pool.first(pass_on) == wanted
+    assert list(pool.map(pass_on, [0] * 5)) == [wanted] * 5
+    assert pool.each(pass_on)[kind.shards - 1 :: kind.shards] == [wanted] * kind.replicas
 
 
 def test_first_runs_on_the_first_worker(pool: Pool) -> None:
-    assert pool.first(process) == pool.each(process)[0]
+    assert pool.first(process) == pool.each(process)[pool.shards - 1]
     assert pool.first(echo, None, [3]) == (None, [3])
 
 
@@ -384,13 +416,14 @@ def test_a_new_worker_is_brought_to_the_state_of_the_others(spec: WorkerSpec) ->
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 0.6, 1.0, 1.5])
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("delay", [0.0, 0.3, 1.0])
 def test_a_search_that_loses_workers_gives_the_same_bits(
-    delay: float, spec: WorkerSpec, expected: Outcome, tmp_path: Path
+    shards: int, delay: float, spec: WorkerSpec, expected: Outcome, tmp_path: Path
 ) -> None:
-    pool = RayPool(spec, address="local", replicas=2)
+    pool = RayPool(replace(spec, shards=shards), address="local", replicas=2)
     try:
-        victims = pool.each(process)
+        victims = [pool.each(process)[0], pool.each(process)[-1]]  # one of each replica
         kills = [
             threading.Timer(delay + 0.7 * number, os.kill, (victim, signal.SIGKILL))
             for number, victim in enumerate(victims)

@@ -306,8 +306,8 @@ def test_the_whole_model_under_a_plan_is_the_one_passed_block_by_block(
     tokens = torch.randint(3, VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(0))
     with worker.under(plan), torch.no_grad():
         whole = worker.replica.stream.model(tokens).logits
-    by_block = torch.cat(list(worker.logits(tokens, plan)))
-    dense = torch.cat(list(worker.logits(tokens, None)))
+    by_block = torch.cat(list(worker.logits(tokens, plan, iter)))
+    dense = torch.cat(list(worker.logits(tokens, None, iter)))
     torch.testing.assert_close(whole, by_block, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(whole, dense, atol=1e-3)
 

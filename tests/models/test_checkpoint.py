@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForC
 from neuronal_ray.models.blocks import Stream, UnsupportedModel, find_blocks, find_linears, weight_of
 from neuronal_ray.models.checkpoint import (
     Checkpoint,
-    copy_checkpoint,
+    Part,
+    copy_part,
+    copy_rest,
     empty_model,
     load_model,
     open_checkpoint,
@@ -293,6 +295,14 @@ def test_an_empty_model_has_the_shapes_and_no_weights(family: str, checkpoint_di
 # -- the copy
 
 
+def copy_checkpoint(checkpoint: Checkpoint, target: Path) -> Checkpoint:
+    """All of a checkpoint in one file."""
+    part = Part(file="model.safetensors", blocks=range(0), names=tuple(checkpoint.tensors))
+    written = copy_part(checkpoint, part, target)
+    copy_rest(checkpoint, [part], target)
+    return written
+
+
 def test_a_copy_takes_what_a_model_needs_and_no_foreign_weights(folder: Path, tmp_path: Path) -> None:
     wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "merges.txt"}
     wanted |= {"spiece.model", "chat_template.jinja", "modeling_own.py"}
@@ -310,13 +320,12 @@ def test_a_copy_takes_what_a_model_needs_and_no_foreign_weights(folder: Path, tm
 
 
 def one_tensor(folder: Path, target: Path, tensor: torch.Tensor) -> Checkpoint:
-    """A checkpoint that holds `tensor` as "w" between two others, and its copy in `target`."""
+    """The copy in `target` of a checkpoint that holds `tensor` as "w" between two others."""
     bystander = torch.full((3,), 7.0)
-    save_file({"a": bystander, "w": tensor.contiguous(), "z": bystander.clone()}, folder / "model.safetensors")
-    checkpoint = open_checkpoint(folder)
+    tensors = {"a": bystander, "w": tensor.contiguous(), "z": bystander.clone()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     target.mkdir()
-    copy_checkpoint(checkpoint, target)
-    return checkpoint
+    return copy_checkpoint(open_checkpoint(folder), target)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -332,7 +341,7 @@ def test_masked_weights_become_zero_and_all_other_bits_stay(folder: Path, tmp_pa
     assert checkpoint.tensors["w"].shape == (40, 30)
     assert checkpoint.tensors["w"].dtype in ITEMS
     assert ITEMS[checkpoint.tensors["w"].dtype] == dtype
-    zeros = zero_masked(checkpoint, tmp_path / "copy", {"w": mask})
+    zeros = zero_masked(checkpoint, {"w": mask})
     saved = load_file(tmp_path / "copy" / "model.safetensors")
     before, after = tensor.view(BITS[dtype]), saved["w"].view(BITS[dtype])
     assert torch.equal(after[~mask], before[~mask]), "a kept weight has changed"
@@ -348,7 +357,7 @@ def test_masked_weights_become_zero_and_all_other_bits_stay(folder: Path, tmp_pa
 def test_a_mask_of_another_shape_is_refused(folder: Path, tmp_path: Path) -> None:
     checkpoint = one_tensor(folder, tmp_path / "copy", torch.ones(4, 3))
     with pytest.raises(UnsupportedModel, match=r"^--model: w is stored as \(4, 3\), the model has \(3, 4\)$"):
-        zero_masked(checkpoint, tmp_path / "copy", {"w": torch.ones(3, 4, dtype=torch.bool)})
+        zero_masked(checkpoint, {"w": torch.ones(3, 4, dtype=torch.bool)})
     assert load_file(tmp_path / "copy" / "model.safetensors")["w"].tolist() == [[1.0] * 3] * 4
 
 
@@ -356,14 +365,14 @@ def test_weights_are_zeroed_in_their_shards(sharded: Path, tmp_path: Path) -> No
     checkpoint = open_checkpoint(sharded)
     target = tmp_path / "copy"
     target.mkdir()
-    copy_checkpoint(checkpoint, target)
+    written = copy_checkpoint(checkpoint, target)
     names = [f"model.layers.{block}.mlp.{path}_proj.weight" for block in range(3) for path in ("up", "down")]
 
     def mask_of(name: str) -> torch.Tensor:
         rows, columns = checkpoint.tensors[name].shape
         return (torch.arange(columns) % 2 == 0).expand(rows, columns)
 
-    zeros = zero_masked(checkpoint, target, {name: mask_of(name) for name in names})
+    zeros = zero_masked(written, {name: mask_of(name) for name in names})
     assert zeros == dict.fromkeys(names, 32 * 56 // 2)
     own, pruned = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (sharded, target))
     for name, weight in own.items():
@@ -378,7 +387,7 @@ def test_new_weights_are_rounded_to_the_stored_dtype(folder: Path, tmp_path: Pat
     weight[:3] = 0
     weight[3, :4] = -0.0
     checkpoint = one_tensor(folder, tmp_path / "copy", torch.ones(40, 30).to(dtype))
-    zeros = write_weights(checkpoint, tmp_path / "copy", {"w": weight.t()})
+    zeros = write_weights(checkpoint, {"w": weight.t()})
     saved = load_file(tmp_path / "copy" / "model.safetensors")
     assert saved["w"].dtype == dtype
     assert torch.equal(saved["w"].view(BITS[dtype]), weight.t().contiguous().to(dtype).view(BITS[dtype]))
@@ -390,13 +399,13 @@ def test_new_weights_are_rounded_to_the_stored_dtype(folder: Path, tmp_path: Pat
 def test_new_weights_that_cannot_be_stored_are_refused(folder: Path, tmp_path: Path) -> None:
     half = one_tensor(folder, tmp_path / "half", torch.ones(2, 2).half())
     with pytest.raises(ValueError, match=r"^--model: new weights of w are not finite in the stored dtype F16$"):
-        write_weights(half, tmp_path / "half", {"w": torch.full((2, 2), 1e6)})
+        write_weights(half, {"w": torch.full((2, 2), 1e6)})
     with pytest.raises(UnsupportedModel, match=r"w is stored as \(2, 2\), the model has \(4,\)"):
-        write_weights(half, tmp_path / "half", {"w": torch.ones(4)})
+        write_weights(half, {"w": torch.ones(4)})
     assert load_file(tmp_path / "half" / "model.safetensors")["w"].eq(1).all()
     whole = one_tensor(folder, tmp_path / "whole", torch.ones(2, 2, dtype=torch.int32))
     with pytest.raises(UnsupportedModel, match="w is stored as I32, expected one of F64, F32, F16, BF16"):
-        write_weights(whole, tmp_path / "whole", {"w": torch.ones(2, 2)})
+        write_weights(whole, {"w": torch.ones(2, 2)})
 
 
 # -- from the model's linears to the checkpoint's tensors
@@ -415,13 +424,13 @@ def check_pruned_copy(path: Path, target: Path) -> set[str]:
     """Mask all linears of a checkpoint in the copy and in memory: the same weights. Returns the names written."""
     checkpoint = open_checkpoint(path)
     target.mkdir()
-    copy_checkpoint(checkpoint, target)
+    written = copy_checkpoint(checkpoint, target)
     stream = Stream(load(checkpoint))
     zeros: dict[str, int] = {}
     removed = 0
     for block in range(len(stream.blocks)):
         masks = random_masks(stream, block)
-        zeros |= zero_masked(checkpoint, target, stored_tensors(stream.model, masks))
+        zeros |= zero_masked(written, stored_tensors(stream.model, masks))
         for name, mask in masks.items():
             module = stream.model.get_submodule(name.removesuffix(".weight"))
             module.weight.data[mask] = 0  # an expert's is a view of the model's parameter
@@ -432,7 +441,7 @@ def check_pruned_copy(path: Path, target: Path) -> set[str]:
     different = [name for name in wanted if not torch.equal(saved[name], wanted[name])]
     assert not different
     before, after = (
-        {name: tensor for file in checkpoint.files for name, tensor in load_file(folder / file.name).items()}
+        {name: tensor for file in open_checkpoint(folder).files for name, tensor in load_file(file).items()}
         for folder in (path, target)
     )
     written = {checkpoint.stored_name(name) for name in zeros}
@@ -473,10 +482,10 @@ def test_weights_of_experts_are_written_as_they_are_stored(make_model: MakeModel
     make_model("mixtral").to(torch.bfloat16).save_pretrained(tmp_path / "own")
     checkpoint = open_checkpoint(tmp_path / "own")
     (tmp_path / "new").mkdir()
-    copy_checkpoint(checkpoint, tmp_path / "new")
+    written = copy_checkpoint(checkpoint, tmp_path / "new")
     stream = Stream(load(checkpoint))
     weights = {name: torch.randn(mask.shape) * mask for name, mask in random_masks(stream, 1).items()}
-    zeros = write_weights(checkpoint, tmp_path / "new", stored_tensors(stream.model, weights))
+    zeros = write_weights(written, stored_tensors(stream.model, weights))
     assert sum(zeros.values()) == sum(int((weight == 0).sum()) for weight in weights.values())
     changed = Stream(load(open_checkpoint(tmp_path / "new")))
     for block in (0, 1, 2):

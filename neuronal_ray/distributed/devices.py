@@ -1,0 +1,73 @@
+"""What the cluster has: joining it, and the memory of its GPUs, or of its nodes where there are none."""
+
+import logging
+import os
+import socket
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from neuronal_ray.footprint import Devices
+
+_OBJECT_STORE_BYTES = 2**30
+_REACH_TIMEOUT_S = 10.0
+_PROBE_TIMEOUT_S = 300.0
+
+
+def connect(address: str) -> None:
+    """Join the Ray at `address`, or start one for `local`; ValueError when there is none to join."""
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of tasks under way when another's error was raised
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+        return
+    _check_reachable(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
+    try:
+        ray.init(address=address, **quiet)
+    except ConnectionError as error:
+        raise ValueError(f"--address: no Ray to join at {address!r}; start one, or use --address local") from error
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ValueError when nothing listens at HOST:PORT or ray://HOST:PORT: Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(
+            f"--address: {address!r} is no address, expected none, local, auto, HOST:PORT or ray://HOST:PORT"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=_REACH_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"--address: nothing to join at {address!r} ({error}); is Ray running there?") from error
+
+
+def find_devices(device: str) -> Devices:
+    """The cluster's GPUs (each GPU node is asked for their memory), or its nodes; `device` as in --device."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    gpu_nodes = [node for node in nodes if node["Resources"].get("GPU", 0) >= 1]
+    if device == "cpu" or not gpu_nodes:
+        if device == "cuda":
+            raise ValueError("--device: the Ray cluster has no GPU")
+        computing = [node for node in nodes if node["Resources"].get("CPU", 0) >= 1]
+        return Devices(kind="node", memory=tuple(int(node["Resources"]["memory"]) for node in computing))
+    asked = [
+        ray.remote(_gpu_memory)
+        .options(num_gpus=1, num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote()
+        for node in gpu_nodes
+    ]
+    found = ray.get(asked, timeout=_PROBE_TIMEOUT_S)
+    memory = [size for node, size in zip(gpu_nodes, found, strict=True) for _ in range(int(node["Resources"]["GPU"]))]
+    return Devices(kind="GPU", memory=tuple(memory))
+
+
+def _gpu_memory() -> int:
+    import torch
+
+    _, total = torch.cuda.mem_get_info()
+    return int(total)
