@@ -273,6 +273,9 @@ class PruneConfig(BenchmarkConfig):
         ),
     ] = field(default_factory=dict)
     overwrite: Annotated[bool, Option("switch", "replace the output directory if it exists")] = False
+    resume: Annotated[
+        bool, Option("switch", "go on where an earlier run into the same output directory was stopped")
+    ] = False
     dry_run: Annotated[bool, Option("switch", "check everything, print the plan of the run, and stop")] = False
 
     def check(self) -> None:

@@ -1,6 +1,7 @@
 """The files beside the weights: pruning.json, allocation.parquet, search.parquet, all in one staged directory."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,8 @@ import torch
 from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.plan import Plan, PlanError
 from neuronal_ray.search import Candidate
+
+logger = logging.getLogger(__name__)
 
 _ALLOCATION = pa.schema(
     [
@@ -76,6 +79,29 @@ def staged(path: Path) -> Iterator[Path]:
             for folder in missing:
                 with suppress(OSError):  # somebody else's files
                     folder.rmdir()
+
+
+@contextmanager
+def journaled(path: Path, *, resume: bool) -> Iterator[Path]:
+    """The folder of finished candidates beside the output directory `path`; it goes when the body succeeds.
+
+    Without `resume` it starts empty, with it also what a killed run had staged goes.
+    """
+    path = path.absolute()
+    folder = path.with_name(f".{path.name}.journal")
+    if resume:
+        for left in path.parent.glob(f".{path.name}.partial-*"):
+            shutil.rmtree(left, ignore_errors=True)
+    elif folder.exists():
+        logger.warning("an earlier run of %s was not finished; --resume would go on where it was", path)
+        shutil.rmtree(folder)
+    try:
+        yield folder
+    except BaseException:
+        if not any(file.is_file() for file in folder.rglob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_allocation(path: Path, layout: Layout, plan: Plan) -> None:

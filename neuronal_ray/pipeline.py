@@ -168,10 +168,15 @@ def read_windows(
     return windows
 
 
-def run(config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress: Progress) -> dict[str, object]:
-    """Prune, evaluate and write everything but the report into `staging`; returns the content of pruning.json."""
+def run(
+    config: PruneConfig, inputs: Inputs, pool: Pool, staging: Path, progress: Progress, *, journal: Path | None = None
+) -> dict[str, object]:
+    """Prune, evaluate and write everything but the report into `staging`; returns the content of pruning.json.
+
+    Finished candidates are kept in, and taken from, the folder `journal`.
+    """
     pool.each(Worker.sees, staging)
-    session = Session(pool)
+    session = Session(pool, journal=journal)
     composition, calibration = inputs.composition, inputs.calibration
     found = plan_run(config, composition, session, calibration, progress)
     layout, allocation, search = session.layout(), found.allocation, found.search

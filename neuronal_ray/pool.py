@@ -66,6 +66,7 @@ class InProcessPool:
     def __init__(self, spec: WorkerSpec) -> None:
         self._workers = [Worker(_on_device(replace(spec, shard=shard))) for shard in range(spec.shards)]
         if spec.shards > 1:
+            self._workers[-1].set_upstream(partial(_before_last, self._workers[:-1]))
             self.each(Worker.keep_layout, self.first(Worker.trace))
 
     @property
@@ -105,6 +106,14 @@ class InProcessPool:
             handed = results[-1] if results else None
             results.append(_said_once(task, item, lambda: worker.relay(handed, task, *args)))  # noqa: B023
         return results
+
+
+def _before_last(workers: Sequence[Worker], task: Callable[..., Result], *args: object) -> Result | None:
+    """What the shards before the last hand to it."""
+    handed: Result | None = None
+    for worker in workers:
+        handed = worker.relay(handed, task, *args)
+    return handed
 
 
 def _on_device(spec: WorkerSpec) -> WorkerSpec:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from neuronal_ray.config import PruneConfig
-from neuronal_ray.entry import exit_code
+from neuronal_ray.entry import Unfinished, exit_code
 from neuronal_ray.options import parse_config
 
 _DESCRIPTION = """Prune the linear weights of a language model to an unstructured sparsity, without re-training.
@@ -27,8 +27,9 @@ def _main(argv: Sequence[str]) -> None:
     # What follows imports torch and transformers: after the options are known to be good.
     from neuronal_ray.dry_run import describe_run
     from neuronal_ray.launch import check_device, open_pool
-    from neuronal_ray.output import check_output, staged
+    from neuronal_ray.output import check_output, journaled, staged
     from neuronal_ray.pipeline import Reader, held_tokens, run
+    from neuronal_ray.pool import TaskError
     from neuronal_ray.progress import Progress
     from neuronal_ray.report import write_report
 
@@ -39,21 +40,30 @@ def _main(argv: Sequence[str]) -> None:
     if config.output is None or config.dry_run:
         print(describe_run(config, inputs))
         return
-    with staged(config.output) as staging, ExitStack() as stack:
-        progress = Progress(staging / "events.jsonl")
-        with progress.stage("loading", 1) as advance:
-            pool = stack.enter_context(
-                open_pool(
-                    config,
-                    inputs.checkpoint,
-                    recipe=inputs.composition.recipe,
-                    held=held_tokens(config, inputs),
+    try:
+        with (
+            journaled(config.output, resume=config.resume) as journal,
+            staged(config.output) as staging,
+            ExitStack() as stack,
+        ):
+            progress = Progress(staging / "events.jsonl")
+            with progress.stage("loading", 1) as advance:
+                pool = stack.enter_context(
+                    open_pool(
+                        config,
+                        inputs.checkpoint,
+                        recipe=inputs.composition.recipe,
+                        held=held_tokens(config, inputs),
+                    )
                 )
-            )
-            shards = f" x {pool.shards} shards" if pool.shards > 1 else ""
-            advance(f"{pool.replicas} replica{'s' * (pool.replicas > 1)}{shards}")
-        summary = run(config, inputs, pool, staging, progress)
-        write_report(staging)
+                shards = f" x {pool.shards} shards" if pool.shards > 1 else ""
+                advance(f"{pool.replicas} replica{'s' * (pool.replicas > 1)}{shards}")
+            summary = run(config, inputs, pool, staging, progress, journal=journal)
+            write_report(staging)
+    except (TaskError, OSError) as error:
+        raise Unfinished(
+            f"{error}\nwhat is finished was kept: the same command with --resume goes on from there"
+        ) from error
     print(_table(summary, config.output))
 
 

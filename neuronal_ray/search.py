@@ -1,5 +1,6 @@
 """Asking the model over the pool: one task per candidate, each distinct plan once; one per block or run of blocks."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Layout, Linear, Weighed
 from neuronal_ray.core.levels import levels_around
 from neuronal_ray.core.plan import Counts, Plan
+from neuronal_ray.journal import Journal, Number
 from neuronal_ray.levels import LevelStore
 from neuronal_ray.pool import Pool
 from neuronal_ray.progress import Progress
@@ -49,8 +51,31 @@ class Answers:
     losses: dict[bytes, float] = field(default_factory=dict)
     divergences: dict[bytes, tuple[float, ...]] = field(default_factory=dict)
     seconds: dict[tuple[str, bytes], float] = field(default_factory=dict)
+    changes: dict[bytes, tuple[float, ...]] = field(default_factory=dict)
     prepared: bool = False
     excerpts: set[range] = field(default_factory=set)
+    journal: Journal | None = None
+
+    @classmethod
+    def kept(cls, journal: Journal) -> "Answers":
+        """Those of an earlier run, and a journal for more."""
+        answers = cls(journal=journal)
+        answers.trials |= dict(journal.trials())
+        for number in journal.numbers():
+            answers.add(number)
+        return answers
+
+    def add(self, number: Number) -> None:
+        """One answer, by what was asked."""
+        if number.kind == "loss":
+            (self.losses[number.key],) = number.values
+        elif number.kind == "kl":
+            self.divergences[number.key] = number.values
+        else:
+            self.changes[number.key] = number.values
+
+    def __len__(self) -> int:
+        return len(self.trials) + len(self.losses) + len(self.divergences) + len(self.changes)
 
 
 def _timed(worker: Worker, plan: Plan, trial: Callable[[Worker, Plan], Result]) -> tuple[Result, float]:
@@ -64,6 +89,26 @@ def _timed_together(
     trials: Callable[[Worker, Sequence[Plan], Tokens], list[Result]],
 ) -> tuple[list[Result], float]:
     return worker.timed(trials, plans, tokens)
+
+
+def _noted(journal: Journal, criterion: str, digest: bytes, result: object) -> None:
+    """Keep one candidate's answer."""
+    if isinstance(result, Trial):
+        journal.keep(digest, result)
+    elif isinstance(result, float):
+        journal.note(Number("loss", digest, (result,)))
+    else:
+        assert isinstance(result, tuple), criterion
+        journal.note(Number("kl", digest, result))
+
+
+def _digest_of(plan: Plan, change: Counts, part: range) -> bytes:
+    """Of a plan with a change, asked on a part of the search text."""
+    sha = hashlib.sha256(plan.digest + repr(part).encode())
+    for linear in sorted(change):
+        sha.update(repr(linear).encode())
+        sha.update(change[linear].numpy().tobytes())
+    return sha.digest()
 
 
 def _itself(score: float) -> float:
@@ -140,17 +185,22 @@ class Search:
             self._answers.excerpts.add(part)
         blocks, share = self._layout.num_blocks, len(part) / len(self._text)
         firsts = [min((linear.block for linear in change), default=blocks) for change in changes]
+        keys = [_digest_of(plan, change, part) for change in changes]
+        known, journal = self._answers.changes, self._answers.journal
         order = sorted(range(len(changes)), key=lambda number: firsts[number])
-        size = -(-len(order) // self._pool.replicas)
+        order = [number for number in order if keys[number] not in known]
+        size = -(-len(order) // self._pool.replicas) or 1
         batches = [order[start : start + size] for start in range(0, len(order), size)]
         self.evaluations += share * (sum(blocks - first for first in firsts) + max(firsts)) / blocks
         self.rounds += 1
-        answers = self._collected("probes", len(batches), self._pool.map(_changed, batches, changes, plan, part))
-        found = [0.0] * len(changes)
-        for batch, values in zip(batches, answers, strict=True):
-            for number, value in zip(batch, values, strict=True):
-                found[number] = value
-        return found
+        with self._progress.stage("probes", len(batches)) as advance:
+            for batch, values in zip(batches, self._pool.map(_changed, batches, changes, plan, part), strict=True):
+                for number, value in zip(batch, values, strict=True):
+                    known[keys[number]] = (value,)
+                    if journal is not None:
+                        journal.note(Number("change", keys[number], (value,)))
+                advance("")
+        return [known[key][0] for key in keys]
 
     def differences(self, plan: Plan) -> dict[Linear, Float64[Tensor, " rows"]]:
         """The norm over the search text of each row's difference of outputs, dense and under `plan`."""
@@ -221,6 +271,8 @@ class Search:
             results = run([plan for _, plan in new.values()])
             for (digest, (lam, _)), (result, spent) in zip(new.items(), results, strict=True):
                 known[digest], seconds[digest] = result, spent
+                if self._answers.journal is not None:
+                    _noted(self._answers.journal, criterion, digest, result)
                 self._answers.seconds[criterion, digest] = spent
                 advance(
                     f"{'lambda' if step in _BY_LAMBDA else 'candidate'} {lam:g}: {criterion} {score_of(result):.4g}"

@@ -4,22 +4,28 @@ A single run and a sweep of many ask the same questions; a sweep asks them in an
 """
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from jaxtyping import Int64
 from torch import Tensor
 
+from neuronal_ray import __version__
 from neuronal_ray.composition import Composition
 from neuronal_ray.core.layout import Group, Layout
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import RunningNorm, Statistic
+from neuronal_ray.journal import Journal
 from neuronal_ray.pool import Pool
 from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.replica import chunk_sequences
 from neuronal_ray.search import Answers, Search
 from neuronal_ray.worker import Walk, Worker
+
+logger = logging.getLogger(__name__)
 
 Tokens = Int64[Tensor, "samples length"]
 Gathered = dict[Group, Statistic]
@@ -67,6 +73,8 @@ class Session:
     pool: Pool
     wanted: dict[str, tuple[type[Statistic], ...]] = field(default_factory=dict)
     """By digest of a calibration text, the kinds that later runs will ask for: gathered in the same dense pass."""
+    journal: Path | None = None
+    """Where finished candidates are kept, and found again by a later run."""
     _statistics: dict[_Seen, Gathered] = field(default_factory=dict)
     _ranked: _Ranked | None = None
     _asked: _Asked | None = None
@@ -116,7 +124,7 @@ class Session:
             composition.target if composition.levels else 0.0,
         )
         if self._asked != asked:
-            self._asked, self._answers = asked, Answers()
+            self._asked, self._answers = asked, self._known(asked, mode)
         return Search(
             self.pool,
             layout=self.layout(),
@@ -130,6 +138,16 @@ class Session:
             target=composition.target,
             answers=self._answers,
         )
+
+    def _known(self, asked: _Asked, mode: str) -> Answers:
+        """What an earlier run of the same question on the same devices was answered."""
+        if self.journal is None:
+            return Answers()
+        device, model = self.pool.first(Worker.device_name), self.pool.first(Worker.fingerprint)
+        answers = Answers.kept(Journal(self.journal, f"{__version__} {asked} {mode} {device} {model}"))
+        if len(answers):
+            logger.warning("%d finished candidates are taken from %s", len(answers), self.journal)
+        return answers
 
     def settle(self, composition: Composition, plan: Plan, calibration: Tokens, progress: Progress) -> None:
         """Bring the workers to the final masks, or weights, under `plan`: cuts of the one ranking need no work."""

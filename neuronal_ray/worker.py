@@ -6,6 +6,7 @@ chain of shards a task runs on one after the other; what a shard returns is hand
 result.
 """
 
+import hashlib
 import math
 import os
 import platform
@@ -112,6 +113,7 @@ class Worker:
         self.device, self.stopwatch = self.replica.device, self.replica.stopwatch
         self.blocks = self.replica.blocks
         self._handed: object = None
+        self._upstream: Callable[..., object] | None = None
         self._statistics: Statistics | None = None
         self._ranks: dict[Linear, Ranks] = {}
         self._final: dict[Linear, Ranks] = {}
@@ -130,11 +132,15 @@ class Worker:
 
     def relay(self, handed: object, task: Callable[..., Result], *args: object) -> Result:
         """`task(self, *args)` given what the shard before returned; None at the first shard of a chain."""
-        self._handed = handed
+        before, self._handed = self._handed, handed
         try:
             return task(self, *args)
         finally:
-            self._handed = None
+            self._handed = before
+
+    def set_upstream(self, upstream: Callable[..., object]) -> None:
+        """How the last shard asks those before it: `upstream(task, *args)` is what they would hand to it."""
+        self._upstream = upstream
 
     def _take(self, streams: list[list[Recording]], found: State) -> tuple[list[list[Recording]], State]:
         """Streams of text as they enter this shard, and what was found so far: at the first shard what is given.
@@ -205,6 +211,15 @@ class Worker:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"cpu, {torch.get_num_threads()} threads"
+
+    def fingerprint(self) -> str:
+        """Equal for equal checkpoints and dtypes, as far as can be told without reading the weights."""
+        checkpoint = self.replica.checkpoint
+        sha = hashlib.sha256((checkpoint.path / "config.json").read_bytes())
+        for name, stored in sorted(checkpoint.tensors.items()):
+            place = (name, stored.start, stored.stop, stored.dtype, stored.path.name, stored.path.stat().st_mtime_ns)
+            sha.update(repr(place).encode())
+        return f"{sha.hexdigest()} {self.replica.stream.model.dtype}"
 
     # -- the dense stream: one pass, one ranking ------------------------------------------------------------
 
@@ -551,6 +566,15 @@ class Worker:
         finish = self.replica.stream.finish
         return self._give([recordings], None, lambda: read(map(finish, parts, recordings)))
 
+    def answered(
+        self, tokens: Int64[Tensor, "sequences length"], plan: Plan | None
+    ) -> Float[Tensor, "sequences length vocabulary"]:
+        """The logits of a text that comes up within a task of the last shard, such as a batch of a benchmark."""
+        assert self._upstream is not None, "the last of several shards"
+        handed = self._upstream(Worker.logits, tokens.cpu(), plan, _joined)
+        logits: Tensor = self.relay(handed, Worker.logits, tokens, plan, _joined)
+        return logits
+
     def _finished(self, index: int, plan: Plan) -> Weights:
         if self._solved:
             return {spec.linear: self._solved[spec.linear] for spec in self.layout.blocks[index]}
@@ -713,6 +737,10 @@ class Worker:
                 total += float(F.cross_entropy(row[:-1].float(), wanted[1:], reduction="sum"))
                 count += len(wanted) - 1
         return total / count if math.isfinite(total) else math.inf
+
+
+def _joined(chunks: Iterator[Tensor]) -> Tensor:
+    return torch.cat(list(chunks))
 
 
 def _check_finite(statistics: Mapping[Group, Statistic]) -> None:

@@ -53,6 +53,7 @@ PRUNE_OPTIONS = RUN_OPTIONS | {
     "baselines",
     "set",
     "overwrite",
+    "resume",
     "dry-run",
 }
 EVALUATE_OPTIONS = RUN_OPTIONS | {"evaluate", "output"}

@@ -57,6 +57,7 @@ neuronal_ray.evaluation
 neuronal_ray.evaluation.scores neuronal_ray.evaluation.task_rows neuronal_ray.evaluation.benchmark_names
 neuronal_ray.evaluation.perplexity neuronal_ray.evaluation.zeroshot
 neuronal_ray.evaluation.measure
+neuronal_ray.journal
 neuronal_ray.search neuronal_ray.composition
 neuronal_ray.output neuronal_ray.launch
 neuronal_ray.session

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import ray
@@ -13,6 +14,14 @@ from neuronal_ray.worker import Worker, WorkerSpec
 
 Result = TypeVar("Result")
 Call = tuple[Callable[..., object], tuple[ray.ObjectRef, ...]]
+
+
+def _asked(actors: Sequence[ray.actor.ActorHandle], task: Callable[..., object], *args: object) -> object:
+    """What the shards before hand on, to be asked for within a task of a later one."""
+    handed = None
+    for actor in actors:
+        handed = actor.call.remote(handed, task, *args)
+    return ray.get(handed)
 
 
 class ShardActor:
@@ -27,9 +36,11 @@ class ShardActor:
         self._memory = Gauge("neuronal_ray_peak_memory_bytes", "The most that the worker has held.", ("device",))
         self._counted = 0
 
-    def build(self, spec: WorkerSpec) -> None:
-        """Read the shard from the node's copy of the checkpoint; raises what that raises."""
+    def build(self, spec: WorkerSpec, before: Sequence[ray.actor.ActorHandle]) -> None:
+        """Read the shard from the node's copy of the checkpoint; raises what that raises. `before` are its chain's."""
         self._worker = Worker(spec)
+        if before:
+            self._worker.set_upstream(partial(_asked, before))
 
     def repeat(self, handed: Sequence[object] | None, calls: Sequence[Call], built: None) -> list[object]:
         """Make the calls that brought the others to their state, after `build`.

@@ -251,7 +251,10 @@ class RayPool:
                 strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=shard)
             options = self._needs | {"scheduling_strategy": strategy}
             actors.append(ray.remote(ShardActor).options(**options, **_NO_RETRIES).remote())
-        built = [actor.build.remote(dataclasses.replace(self._spec, shard=at)) for at, actor in enumerate(actors)]
+        built = [
+            actor.build.remote(dataclasses.replace(self._spec, shard=shard), actors[:shard])
+            for shard, actor in enumerate(actors)
+        ]
         handed = None
         for actor, one in zip(actors, built, strict=True):
             handed = actor.repeat.remote(handed, list(self._calls), one)
@@ -295,6 +298,8 @@ def _result(reference: ray.ObjectRef, item: str, *, timeout: float | None = None
     except RayTaskError as error:
         if isinstance(error.cause, ValueError):
             raise error.cause from None
+        if isinstance(error.cause, OSError):  # a full disk, say: where in the code is no help
+            raise TaskError(f"{item}: {error.cause}") from error
         raise TaskError(f"{item} failed:\n{error}") from error
     except GetTimeoutError as error:
         if not final:

@@ -4,9 +4,9 @@ import io
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
-from functools import cache
-from typing import Any
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from functools import cache, partial
+from typing import Any, cast
 
 import datasets
 import torch
@@ -49,11 +49,14 @@ def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: Benchm
     The sparse weights stand in for the dense ones while it lasts: one more copy of the pruned linears in memory.
     Raises ValueError when the task's rows cannot be had.
     """
+    if not worker.is_last:
+        return cast(Score, None)  # the last shard asks for what it needs
     task: str | dict[str, Any] = name if settings.data is None else _local_task(name, settings)
     model = worker.replica.stream.model
     length = _context(model.config.get_text_config())
-    with _quietly(), worker.under(plan):
-        adapter = HFLM(
+    alone = worker.spec.shards == 1
+    with _quietly(), worker.under(plan) if alone else nullcontext():
+        adapter: HFLM = (HFLM if alone else partial(_Relayed, worker, plan))(
             pretrained=model,
             tokenizer=load_tokenizer(worker.replica.checkpoint.path, trust_remote_code=worker.spec.trust_remote_code),
             backend="causal",
@@ -71,6 +74,20 @@ def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: Benchm
                 task_manager=_manager(),
             )
     return _score(found, name)
+
+
+class _Relayed(HFLM):  # type: ignore[misc]
+    """lm-eval's model over a chain of shards, asked by the last of them."""
+
+    def __init__(self, worker: Worker, plan: Plan | None, **settings: Any) -> None:
+        self._worker, self._plan = worker, plan
+        super().__init__(**settings)
+
+    def _model_call(self, inps: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        return self._worker.answered(inps, self._plan)
+
+    def _model_generate(self, *_: object, **__: object) -> torch.Tensor:
+        raise ValueError("--evaluate: a task that generates text needs the whole model on one device (--shards 1)")
 
 
 def _score(found: Mapping[str, Any], name: str) -> Score:

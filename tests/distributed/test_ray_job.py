@@ -142,7 +142,12 @@ def test_a_job_s_result_is_the_in_process_one(cluster: Cluster, folder: Path, ex
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "SUCCEEDED" in status(cluster, "good").upper()
     logs = cluster.ray("job", "logs", "--address", cluster.address, "good", timeout_s=START_S).stdout
-    for stage in ("loading 1/1 2 replicas", "block search 2/2 lambda", "row search 1/1", "checkpoint 1/1 model.safetensors"):
+    for stage in (
+        "loading 1/1 2 replicas",
+        "block search 2/2 lambda",
+        "row search 1/1",
+        "checkpoint 1/1 model.safetensors",
+    ):
         assert re.search(rf"^\[ *\d+\.\d s\] {re.escape(stage)}", logs, flags=re.MULTILINE), (stage, logs)
     for name in BYTE_EQUAL:
         assert (folder / "out" / name).read_bytes() == (expected / name).read_bytes(), name

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ import neuronal_ray.prune
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.plan import exact_plan, uniform_rates
 from neuronal_ray.evaluation.benchmark_names import ZERO_SHOT, split_names
+from neuronal_ray.evaluation.measure import Evaluations, measure
 from neuronal_ray.evaluation.scores import BenchmarkSettings, Score, mean_score
 from neuronal_ray.evaluation.task_rows import find_files, read_rows
 from neuronal_ray.evaluation.zeroshot import run_benchmark
+from neuronal_ray.pool import InProcessPool
+from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.worker import Worker, WorkerSpec
 
@@ -274,6 +278,20 @@ def _local_configuration(task: str, path: Path, split: str) -> str:
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_a_chain_of_shards_gives_the_accuracies_of_the_whole_model(model: Path, data: Path) -> None:
+    evaluations = Evaluations(benchmarks=("arc_easy", "boolq"), settings=BenchmarkSettings(data=data))
+    spec = worker_of(model).spec
+    found = []
+    for shards in (1, 2, 3):
+        pool = InProcessPool(replace(spec, shards=shards))
+        pool.each(Worker.rank)
+        plan = exact_plan(
+            pool.first(Worker.describe), uniform_rates(pool.first(Worker.describe), lambda _: 0.6), target=0.6
+        )
+        found.append([measure(pool, evaluations, one, Progress(quiet=True), label="") for one in (None, plan)])
+    assert found[0] == found[1] == found[2]
+
+
 def test_evaluate_prints_the_score_and_its_error(model: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "--model",
