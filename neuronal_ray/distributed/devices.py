@@ -54,6 +54,8 @@ def find_devices(device: str) -> Devices:
         if device == "cuda":
             raise ValueError("--device: the Ray cluster has no GPU")
         computing = [node for node in nodes if node["Resources"].get("CPU", 0) >= 1]
+        if not computing:
+            raise ValueError("--address: the Ray cluster has no node with a CPU to compute on; add workers first")
         return Devices(kind="node", memory=tuple(int(node["Resources"]["memory"]) for node in computing))
     asked = [
         ray.remote(_gpu_memory)

@@ -1,0 +1,80 @@
+"""Submit a command to a running Ray, follow it, and exit with its own exit code.
+
+python jobs/submit.py [--address URL] [--pass NAME].. -- prune|sweep|evaluate ARGUMENT..
+"""
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+
+COMMANDS = ("prune", "sweep", "evaluate")
+STOPPED = 130
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options, and after them the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--address", default="http://127.0.0.1:8265", help="of the head's dashboard (default: %(default)s)"
+    )
+    parser.add_argument("--working-dir", help="folder to upload; absent: the package in the nodes' image is used")
+    parser.add_argument("--id", help="of the job; absent: Ray makes one")
+    parser.add_argument(
+        "--pass", dest="names", action="append", default=[], metavar="NAME", help="environment variable to pass on"
+    )
+    parser.add_argument("command", nargs="+", help=f"one of {', '.join(COMMANDS)}, and its arguments, after --")
+    options = parser.parse_args(argv)
+    if options.command[0] not in COMMANDS:
+        parser.error(f"{options.command[0]!r} is no command, expected one of {', '.join(COMMANDS)}")
+    if missing := [name for name in options.names if name not in os.environ]:
+        parser.error(f"--pass: {', '.join(missing)} not set in this environment")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of the program, 130 when the job was stopped."""
+    options = parse(sys.argv[1:] if argv is None else argv)
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        os.environ.pop(name, None)  # they would win over --address
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    client = JobSubmissionClient(options.address)
+    runtime: dict[str, object] = {"env_vars": {name: os.environ[name] for name in options.names}}
+    if options.working_dir is not None:
+        runtime["working_dir"] = options.working_dir
+    program, *arguments = options.command
+    job = client.submit_job(
+        entrypoint=shlex.join(["python", "-m", f"neuronal_ray.{program}", *arguments]),
+        submission_id=options.id,
+        runtime_env=runtime,
+    )
+    print(f"job {job} submitted", file=sys.stderr)
+    seen = 0
+    try:
+        while True:
+            over = client.get_job_status(job).is_terminal()
+            logs = client.get_job_logs(job)
+            print(logs[seen:], end="", flush=True)
+            seen = len(logs)
+            if over:
+                break
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    except KeyboardInterrupt:
+        client.stop_job(job)
+        print(f"job {job} stopped", file=sys.stderr)
+        return STOPPED
+    info = client.get_job_info(job)
+    if info.status == JobStatus.STOPPED:
+        return STOPPED
+    if info.driver_exit_code is None:
+        print(info.message, file=sys.stderr)
+        return 1
+    return int(info.driver_exit_code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
