@@ -1,10 +1,11 @@
-"""How many lost workers does a run survive? Prunes again and again, kills workers at random, compares the weights.
+"""How many faults does a run survive? Prunes again and again, disturbs it at random, compares the weights.
 
 python jobs/soak.py --rounds 50 --output runs/soak.json
 
-Each round is `neuronal-ray prune` on a Ray of its own with two workers, of which one or two processes are killed
-(SIGKILL) at random moments after the workers have started. A round is survived when the command ends with 0 and the
-weights that it wrote equal, bit for bit, those of an undisturbed run.
+Each round is `neuronal-ray prune` on a Ray of its own with two workers (two replicas, or one of two shards), and one
+kind of fault at random moments after the workers have started: workers are killed (SIGKILL), a worker hangs (SIGSTOP),
+or the driver is killed and the command repeated with --resume. A round is survived when the command ends with 0 and
+the weights that it wrote equal, bit for bit, those of an undisturbed run.
 """
 
 import argparse
@@ -20,21 +21,29 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 _MARK = "NEURONAL_RAY_SOAK"
-_ACTOR = b"ray::_ReplicaActor"
+_ACTOR = b"ray::ShardActor"
+_FAULTS = ("killed", "killed", "hung", "driver")
+_TASK_TIMEOUT_S = 20
 _RECIPES = {
     "neuronal, wanda": ["--mode", "paper"],
+    "neuronal, wanda, 2 shards": ["--mode", "paper", "--shards", "2", "--replicas", "1"],
     "adaptive, wanda": ["--mode", "best", "--search-budget", "40"],
     "neuronal, sparsegpt": ["--mode", "paper", "--method", "sparsegpt"],
+    "adaptive, wanda, 2 shards": ["--mode", "best", "--search-budget", "40", "--shards", "2", "--replicas", "1"],
     "uniform, dsnot": ["--mode", "paper", "--allocation", "uniform", "--refinement", "dsnot"],
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One disturbed run; `kills_s` are seconds after the start at which a worker was killed."""
+    """One disturbed run; `kills_s` are seconds after the start at which the fault was made."""
 
     recipe: str
+    fault: str
     kills_s: tuple[float, ...]
     seconds: float
     code: int
@@ -55,20 +64,26 @@ def main() -> int:
         undisturbed: dict[str, tuple[str, float]] = {}
         for name, words in _RECIPES.items():
             begin = time.monotonic()
-            code, _ = _prune(words, Path(folder) / name, [])[:2]
+            code = _prune(words, Path(folder) / name, "none", [])[0]
             if code != 0:
                 raise RuntimeError(f"the undisturbed run of {name} ended with {code}")
             undisturbed[name] = (_digest(Path(folder) / name), time.monotonic() - begin)
         for number in range(arguments.rounds):
             name = list(_RECIPES)[number % len(_RECIPES)]
             digest, usual = undisturbed[name]
-            moments = sorted(source.uniform(0, 0.8 * usual) for _ in range(source.choice((1, 2))))
+            fault = source.choice(_FAULTS)
+            times = source.choice((1, 2)) if fault == "killed" else 1
+            moments = sorted(source.uniform(0, 0.8 * usual) for _ in range(times))
             output = Path(folder) / f"{number}"
             begin = time.monotonic()
-            code, said, killed = _prune(_RECIPES[name], output, moments)
+            code, said, killed = _prune(_RECIPES[name], output, fault, moments)
+            if fault == "driver" and killed:
+                code, more, _ = _prune([*_RECIPES[name], "--resume"], output, "none", [])
+                said += more
             rounds.append(
                 Round(
                     recipe=name,
+                    fault=fault,
                     kills_s=tuple(killed),
                     seconds=time.monotonic() - begin,
                     code=code,
@@ -88,13 +103,14 @@ def _line(rounds: list[Round]) -> str:
     last = rounds[-1]
     kills = sum(len(one.kills_s) for one in rounds)
     return (
-        f"{len(rounds)} rounds, {sum(one.equal for one in rounds)} survived, {kills} workers killed; "
-        f"last: {last.recipe}, killed at {', '.join(f'{s:.1f}' for s in last.kills_s) or '-'} s of {last.seconds:.1f} s"
+        f"{len(rounds)} rounds, {sum(one.equal for one in rounds)} survived, {kills} faults; "
+        f"last: {last.recipe}, {last.fault} at {', '.join(f'{s:.1f}' for s in last.kills_s) or '-'} s "
+        f"of {last.seconds:.1f} s"
     )
 
 
-def _prune(words: list[str], output: Path, moments: list[float]) -> tuple[int, str, list[float]]:
-    """The exit code of one run, what it said, and when a worker was killed: at `moments` after workers were seen."""
+def _prune(words: list[str], output: Path, fault: str, moments: list[float]) -> tuple[int, str, list[float]]:
+    """The exit code of one run, what it said, and when the fault was made: at `moments` after workers were seen."""
     mark = f"{os.getpid()}-{time.monotonic_ns()}"
     command = [sys.executable, "-m", "neuronal_ray.prune", "--model", "builtin", "--calibration", "builtin"]
     command += [
@@ -107,7 +123,9 @@ def _prune(words: list[str], output: Path, moments: list[float]) -> tuple[int, s
         "--address",
         "local",
     ]
-    command += ["--replicas", "2", "--threads", "1", "--output", str(output), *words]
+    command += ["--threads", "1", "--task-timeout", str(_TASK_TIMEOUT_S), "--output", str(output), *words]
+    if "--replicas" not in words:
+        command += ["--replicas", "2"]
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, _MARK: mark})
         killed: list[float] = []
@@ -117,9 +135,10 @@ def _prune(words: list[str], output: Path, moments: list[float]) -> tuple[int, s
         for moment in moments:
             while process.poll() is None and time.monotonic() - begin < moment:
                 time.sleep(0.02)
-            victims = _actors(mark)
+            victims = [process.pid] if fault == "driver" else _actors(mark)
             if process.poll() is None and victims:
-                os.kill(random.Random(moment).choice(victims), signal.SIGKILL)
+                sent = signal.SIGSTOP if fault == "hung" else signal.SIGKILL
+                os.kill(random.Random(moment).choice(victims), sent)
                 killed.append(time.monotonic() - begin)
         code = process.wait()
         said.seek(0)
@@ -142,7 +161,13 @@ def _actors(mark: str) -> list[int]:
 
 
 def _digest(output: Path) -> str:
-    return hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
+    """Of all weights by name; shards write files of their own."""
+    sha = hashlib.sha256()
+    tensors = {name: tensor for file in output.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    for name, tensor in sorted(tensors.items()):
+        sha.update(name.encode())
+        sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
 
 
 if __name__ == "__main__":

@@ -121,8 +121,10 @@ def _on_device(spec: WorkerSpec) -> WorkerSpec:
 
 
 def task_name(task: Callable[..., object]) -> str:
-    """What errors call a task."""
-    return task.func.__qualname__ if isinstance(task, partial) else task.__qualname__
+    """What errors and metrics call a task; one that wraps another is called after that."""
+    if isinstance(task, partial):
+        return task_name(task.args[0] if task.args and callable(task.args[0]) else task.func)
+    return task.__qualname__
 
 
 def _said_once(task: Callable[..., Result], item: str, call: Callable[[], Result]) -> Result:

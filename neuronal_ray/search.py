@@ -78,15 +78,15 @@ class Answers:
         return len(self.trials) + len(self.losses) + len(self.divergences) + len(self.changes)
 
 
-def _timed(worker: Worker, plan: Plan, trial: Callable[[Worker, Plan], Result]) -> tuple[Result, float]:
+def _timed(trial: Callable[[Worker, Plan], Result], worker: Worker, plan: Plan) -> tuple[Result, float]:
     return worker.timed(trial, plan)
 
 
 def _timed_together(
+    trials: Callable[[Worker, Sequence[Plan], Tokens], list[Result]],
     worker: Worker,
     plans: Sequence[Plan],
     tokens: Tokens,
-    trials: Callable[[Worker, Sequence[Plan], Tokens], list[Result]],
 ) -> tuple[list[Result], float]:
     return worker.timed(trials, plans, tokens)
 
@@ -292,7 +292,7 @@ class Search:
 
     def _each(self, plans: list[Plan], *, trial: Callable[[Worker, Plan], Result]) -> Iterator[tuple[Result, float]]:
         """One task per plan."""
-        return self._pool.map(_timed, plans, trial)
+        return self._pool.map(partial(_timed, trial), plans)
 
     def _together(
         self, plans: list[Plan], *, trials: Callable[[Worker, Sequence[Plan], Tokens], list[Result]]
@@ -300,7 +300,7 @@ class Search:
         """One task per worker: its plans share the statistics and factorizations of each block."""
         share = -(-len(plans) // self._pool.replicas) or 1
         parts = [plans[start : start + share] for start in range(0, len(plans), share)]
-        for found, seconds in self._pool.map(_timed_together, parts, self._calibration, trials):
+        for found, seconds in self._pool.map(partial(_timed_together, trials), parts, self._calibration):
             yield from ((one, seconds / len(found)) for one in found)  # they ran side by side
 
     def _collected(self, name: str, total: int, results: Iterator[Result]) -> list[Result]:

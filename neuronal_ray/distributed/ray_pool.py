@@ -197,7 +197,7 @@ class RayPool:
         """A task that is done; None when something else happened: a chain has become ready, or hangs."""
         building = {chain.building: chain for chain in self._chains if chain.building is not None}
         oldest = min((chain for _, chain in flight.values()), key=lambda chain: chain.since, default=None)
-        timeout = _START_TIMEOUT_S
+        timeout = min(_START_TIMEOUT_S, self._task_timeout_s)
         if oldest is not None:
             timeout = max(0.0, oldest.since + self._task_timeout_s - time.monotonic())
         ready, _ = ray.wait([*flight, *building], num_returns=1, timeout=timeout)
@@ -217,7 +217,7 @@ class RayPool:
         while chain.building is not None:
             name = f"start of replica {self._chains.index(chain) + 1}"
             try:
-                _result(chain.building, name, timeout=_START_TIMEOUT_S, final=True)
+                _result(chain.building, name, timeout=min(_START_TIMEOUT_S, self._task_timeout_s))
             except _WorkerLost as lost:
                 losses += 1
                 chain = self._replace(chain, f"{name}: {lost}", losses)
@@ -282,10 +282,10 @@ class RayPool:
             self.each(Worker.keep_layout, self.first(Worker.trace))
 
 
-def _result(reference: ray.ObjectRef, item: str, *, timeout: float | None = None, final: bool = False) -> Any:
+def _result(reference: ray.ObjectRef, item: str, *, timeout: float | None = None) -> Any:
     """The value, or the error of the task said once: ValueError as it was, anything else as TaskError.
 
-    _WorkerLost when there is nobody left to say it, or when it was not said in time; `final`: that is TaskError.
+    _WorkerLost when there is nobody left to say it, or when it was not said in time.
     """
     try:
         return ray.get(reference, timeout=timeout)
@@ -302,7 +302,5 @@ def _result(reference: ray.ObjectRef, item: str, *, timeout: float | None = None
             raise TaskError(f"{item}: {error.cause}") from error
         raise TaskError(f"{item} failed:\n{error}") from error
     except GetTimeoutError as error:
-        if not final:
-            raise _WorkerLost(f"not done after {timeout:.0f} s") from error
-        free = ray.available_resources()
-        raise TaskError(f"{item}: not ready after {timeout:.0f} s; free in the cluster: {free}") from error
+        free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+        raise _WorkerLost(f"not done after {timeout:.0f} s, free in the cluster: {free}") from error

@@ -165,7 +165,8 @@ def test_the_launcher_takes_its_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("max_worker", 3), ("max_workers", "many"), ("head_node_type", "nobody"), ("provider", {})]
+    ("key", "value"),
+    [("max_worker", 3), ("max_workers", "many"), ("head_node_type", "nobody"), ("idle_timeout_minutes", "ten")],
 )
 def test_mistakes_in_the_launchers_file_are_caught(key: str, value: object) -> None:
     (document,) = documents("cluster/ray-up.yaml")

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -34,6 +35,7 @@ class Cluster:
     """A Ray head of our own on this machine."""
 
     address: str
+    metrics: str
     environment: dict[str, str]
 
     def ray(self, *arguments: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
@@ -86,7 +88,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     head, dashboard, agent, agent_grpc, client, runtime, metrics = free_ports(7)
-    cluster = Cluster(address=f"http://127.0.0.1:{dashboard}", environment=environment)
+    cluster = Cluster(
+        address=f"http://127.0.0.1:{dashboard}", metrics=f"http://127.0.0.1:{metrics}", environment=environment
+    )
     sockets = tempfile.mkdtemp(prefix="nr")  # sockets need short paths
     try:
         started = cluster.ray(
@@ -160,3 +164,72 @@ def test_a_job_with_bad_input_fails_with_its_one_line(cluster: Cluster, folder: 
     assert "FAILED" in status(cluster, "bad").upper()
     assert "--sequence-length: 65 is beyond the model's context of 64" in submitted.stdout
     assert not (folder / "out").exists()
+
+
+def test_a_submission_without_the_token_is_refused(cluster: Cluster, folder: Path) -> None:
+    nameless = {key: value for key, value in cluster.environment.items() if not key.startswith("RAY_AUTH")}
+    stranger = replace(cluster, environment=nameless | {"RAY_AUTH_MODE": "disabled"})
+    wrong = folder / "wrong"
+    wrong.write_text("f" * 64)
+    impostor = replace(cluster, environment=cluster.environment | {"RAY_AUTH_TOKEN_PATH": str(wrong)})
+    for number, other in enumerate((stranger, impostor)):
+        submitted = submit(other, f"refused{number}", prune_arguments(folder, folder / "out"))
+        assert submitted.returncode != 0
+        assert re.search("token|auth", submitted.stdout + submitted.stderr, flags=re.IGNORECASE)
+        assert "refused" not in cluster.ray("job", "list", "--address", cluster.address, timeout_s=START_S).stdout
+    assert not (folder / "out").exists()
+
+
+def test_a_stopped_job_leaves_its_journal_alone_and_goes_on_from_it(cluster: Cluster, folder: Path) -> None:
+    output = folder / "stopped"
+    many = ",".join(f"{number / 4000:.5f}" for number in range(1, 900))
+    arguments = prune_arguments(folder, output, block_lambdas=many, replicas="1", shards="2")
+    index = arguments.index("--address")
+    entry_point = ["python", "-m", "neuronal_ray.prune", *arguments[:index], *arguments[index + 2 :]]
+    options = (
+        "--address",
+        cluster.address,
+        "--submission-id",
+        "stopped",
+        "--no-wait",
+        "--working-dir",
+        str(REPOSITORY),
+    )
+    assert cluster.ray("job", "submit", *options, "--", *entry_point, timeout_s=JOB_S).returncode == 0
+    seen = ""
+    give_up = time.monotonic() + JOB_S
+    while time.monotonic() < give_up and not (
+        len(list(folder.glob(".stopped.journal/*/*.safetensors"))) > 3 and "neuronal_ray_tasks" in seen
+    ):
+        time.sleep(0.5)
+        with suppress(OSError):
+            seen = urllib.request.urlopen(f"{cluster.metrics}/metrics").read().decode()
+    tasks = re.findall(r"^ray_neuronal_ray_tasks\w*{.*\"Worker.trial\".*} (\S+)$", seen, re.MULTILINE)
+    assert tasks, [line for line in seen.splitlines() if "neuronal" in line]
+    assert max(map(float, tasks)) >= 1
+    for name in ("tokens", "task_seconds", "peak_memory_bytes"):
+        assert f"neuronal_ray_{name}" in seen
+    assert len(workers_of(cluster)) == 2
+    assert cluster.ray("job", "stop", "--address", cluster.address, "stopped", timeout_s=JOB_S).returncode == 0
+    assert "STOPPED" in status(cluster, "stopped").upper()
+    give_up = time.monotonic() + STOP_S
+    while workers_of(cluster) and time.monotonic() < give_up:
+        time.sleep(0.2)
+    assert not workers_of(cluster)
+    left = {path.name for path in folder.iterdir() if "stopped" in path.name}
+    assert left == {".stopped.journal"}
+    kept = len(list(folder.glob(".stopped.journal/*/*.safetensors")))
+    assert kept > 3
+
+
+def workers_of(cluster: Cluster) -> list[int]:
+    """Process ids of this Ray's workers that hold a shard."""
+    home = cluster.environment["HOME"]
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if (process.info["cmdline"] or [""])[0].startswith("ray::ShardActor") and process.environ().get(
+                "HOME"
+            ) == home:
+                found.append(process.pid)
+    return found
