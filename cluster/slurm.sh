@@ -15,34 +15,39 @@ base=$((20000 + (SLURM_JOB_ID % 240) * 50)) # below the ports that systems hand 
 sockets="/tmp/ray-${SLURM_JOB_ID}" # sockets need short paths
 private="${NEURONAL_RAY_PRIVATE:-${SLURM_SUBMIT_DIR:-$PWD}}/.ray-${SLURM_JOB_ID}"
 
+started=()
+finish() {
+    # srun ends its step when it is told to end, and Slurm what the step left: Ray of this job and no other
+    for step in "${started[@]}"; do kill "$step" 2>/dev/null || true; done
+    wait || true
+    rm -rf "$private"
+    timeout 30 srun --nodes="${SLURM_JOB_NUM_NODES:-1}" --ntasks-per-node=1 --overlap rm -rf "$sockets" || true
+}
+trap finish EXIT
+trap 'exit 143' TERM INT
+
 (umask 077 && mkdir -p "$private" && python3 -c 'import secrets; print(secrets.token_hex(32))' >"$private/token")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$private/token" RAY_USAGE_STATS_ENABLED=0
 unset RAY_ADDRESS RAY_API_SERVER_ADDRESS
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" hostname --ip-address | awk '{print $1}')
+# `hostname --ip-address` would give the loopback address where /etc/hosts has the node's own name
+head_ip=$(srun --nodes=1 --ntasks=1 --overlap --nodelist="${nodes[0]}" hostname --all-ip-addresses | awk '{print $1}')
+head_ip="${NEURONAL_RAY_HEAD_IP:-$head_ip}" # for nodes with several networks
 cpus="${SLURM_CPUS_ON_NODE:-$(nproc)}"
 gpus="${SLURM_GPUS_ON_NODE:-0}"
 ports=(
     "--object-manager-port=$((base + 1))" "--node-manager-port=$((base + 2))"
     "--dashboard-agent-listen-port=$((base + 3))" "--dashboard-agent-grpc-port=$((base + 4))"
     "--runtime-env-agent-port=$((base + 5))" "--metrics-export-port=$((base + 6))"
+    --min-worker-port=0 --max-worker-port=0 # any free ones: Ray's own range is the same for every Ray on a node
 )
-
-started=()
-finish() {
-    # srun passes the signal on; Ray's processes of this job end with their step
-    for step in "${started[@]}"; do kill "$step" 2>/dev/null || true; done
-    wait || true
-    rm -rf "$private"
-}
-trap finish EXIT
-trap 'exit 143' TERM INT
 
 start() { # node, then what `ray start` is told
     local node=$1
     shift
-    srun --nodes=1 --ntasks=1 --overlap --nodelist="$node" \
+    # a step gets one core unless told otherwise: Slurm no longer hands it the allocation's --cpus-per-task
+    srun --nodes=1 --ntasks=1 --cpus-per-task="$cpus" --overlap --nodelist="$node" \
         ray start --block --num-cpus="$cpus" --num-gpus="$gpus" "${ports[@]}" "$@" >"$private/ray-$node.log" 2>&1 &
     started+=("$!")
 }
@@ -57,8 +62,8 @@ for attempt in $(seq 60); do
         2>/dev/null || echo 0)
     if ((alive >= ${#nodes[@]})); then break; fi
     if ((attempt == 60)); then
-        echo "$0: ${alive} of ${#nodes[@]} nodes joined; see $private/ray-*.log" >&2
-        tail -n 5 "$private"/ray-*.log >&2
+        echo "$0: ${alive} of ${#nodes[@]} nodes joined; the ends of their logs:" >&2
+        tail -n 20 "$private"/ray-*.log >&2
         exit 1
     fi
     sleep 5

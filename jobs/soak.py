@@ -73,7 +73,7 @@ def main() -> int:
             digest, usual = undisturbed[name]
             fault = source.choice(_FAULTS)
             times = source.choice((1, 2)) if fault == "killed" else 1
-            moments = sorted(source.uniform(0, 0.8 * usual) for _ in range(times))
+            moments = sorted(source.uniform(0, 0.5 * usual) for _ in range(times))
             output = Path(folder) / f"{number}"
             begin = time.monotonic()
             code, said, killed = _prune(_RECIPES[name], output, fault, moments)

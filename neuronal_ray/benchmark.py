@@ -71,9 +71,9 @@ def _main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="neuronal-ray benchmark", description=_DESCRIPTION)
     parser.add_argument(
         "--part",
-        choices=("search", "methods", "sweep"),
-        help="the search; allocations, refinements and solvers; or what a "
-        "sweep saves (minutes). If absent the first two",
+        choices=("search", "methods", "sweep", "cluster", "scaling"),
+        help="the search; allocations, refinements and solvers; what a sweep saves; what Ray costs and replicas gain; "
+        "or what is to be expected on larger machines. If absent the first two",
     )
     parser.add_argument("--only", choices=("builtin", "wide"), help="one of the two models of the search")
     parser.add_argument("--literal-candidates", type=int, default=3, metavar="N", help="measured per step (default: 3)")
@@ -96,6 +96,18 @@ def _main(argv: Sequence[str]) -> None:
             sweep = measure_sweep(Path(folder), threads=arguments.threads)
             print("\n".join(sweep.lines()), flush=True)
             results.append(asdict(sweep))
+        if arguments.part == "cluster":
+            from neuronal_ray.benchmark_cluster import measure_cluster
+
+            cluster = measure_cluster(Path(wide), name="wide", length=512)
+            print("\n".join(cluster.lines()), flush=True)
+            results.append(asdict(cluster))
+        if arguments.part == "scaling":
+            from neuronal_ray.benchmark_scaling import predictions
+
+            scaling = predictions()
+            print("\n".join(scaling.lines()), flush=True)
+            results.append(asdict(scaling))
         names = [arguments.only] if arguments.only else ["builtin", "wide"]
         for name in names if arguments.part in (None, "search") else []:
             measured = _measure(

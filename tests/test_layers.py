@@ -51,6 +51,7 @@ neuronal_ray.rows
 neuronal_ray.allocations.*
 neuronal_ray.distributed
 neuronal_ray.distributed.tensors neuronal_ray.distributed.devices
+neuronal_ray.distributed.costs
 neuronal_ray.distributed.actor
 neuronal_ray.distributed.ray_pool
 neuronal_ray.evaluation
@@ -73,7 +74,7 @@ neuronal_ray.entry
 neuronal_ray.report neuronal_ray.benchmark_literal
 neuronal_ray.benchmark_methods
 neuronal_ray.prune neuronal_ray.evaluate neuronal_ray.sweep
-neuronal_ray.benchmark_sweep
+neuronal_ray.benchmark_sweep neuronal_ray.benchmark_cluster neuronal_ray.benchmark_scaling
 neuronal_ray.benchmark
 neuronal_ray.__main__
 """

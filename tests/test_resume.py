@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -105,6 +106,33 @@ def test_a_driver_killed_outright_is_resumed(folder: Path, tmp_path: Path) -> No
     for name in BYTE_EQUAL:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
+
+
+def test_a_full_disk_is_one_line_and_nothing_half_written(folder: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: the write fails in the middle in the same way."""
+    options = MODES["paper"]
+    assert neuronal_ray.prune.main(prune_arguments(folder, tmp_path / "whole", **options)) == 0
+    arguments = prune_arguments(folder, tmp_path / "out", **options)
+    command = [sys.executable, "-m", "neuronal_ray.prune", *arguments]
+    size = (folder / "model" / "model.safetensors").stat().st_size
+    limit = (size // 2, size // 2)
+    full = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert full.returncode == 1, full.stderr
+    assert "Traceback" not in full.stderr
+    assert "Worker.write, item 1 of 1 failed: OSError: [Errno 27]" in full.stderr
+    assert "--resume goes on" in full.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", ".out.journal"}
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr
+    for name in BYTE_EQUAL:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_without_resume_an_earlier_journal_is_dropped_aloud(

@@ -46,6 +46,11 @@ def _check_reachable(address: str) -> None:
         raise ValueError(f"--address: nothing to join at {address!r} ({error}); is Ray running there?") from error
 
 
+def disconnect() -> None:
+    """Leave Ray, and end it if it was started here."""
+    ray.shutdown()
+
+
 def find_devices(device: str) -> Devices:
     """The cluster's GPUs (each GPU node is asked for their memory), or its nodes; `device` as in --device."""
     nodes = [node for node in ray.nodes() if node["Alive"]]

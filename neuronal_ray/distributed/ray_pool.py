@@ -11,7 +11,14 @@ from heapq import heappop, heappush
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.util import metrics
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -28,9 +35,10 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_LOSSES = (RayActorError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
 _NO_RETRIES = {"max_restarts": 0, "max_task_retries": 0, "allow_out_of_order_execution": True}  # the pool retries
 _MOST_LOSSES = 3
-_START_TIMEOUT_S = 1800.0
+_START_TIMEOUT_S, _LEAST_START_TIMEOUT_S = 1800.0, 120.0
 
 
 @dataclass(eq=False)
@@ -89,6 +97,7 @@ class RayPool:
         self._chains: list[_Chain] = []
         self._calls: list[Call] = []
         self._task_timeout_s = task_timeout_s
+        self._start_timeout_s = min(max(task_timeout_s, _LEAST_START_TIMEOUT_S), _START_TIMEOUT_S)
         connect(address)
         send_bytes_of_tensors()
         self._retries = metrics.Counter("neuronal_ray_retries", "Tasks repeated because their worker was lost.", ())
@@ -197,7 +206,7 @@ class RayPool:
         """A task that is done; None when something else happened: a chain has become ready, or hangs."""
         building = {chain.building: chain for chain in self._chains if chain.building is not None}
         oldest = min((chain for _, chain in flight.values()), key=lambda chain: chain.since, default=None)
-        timeout = min(_START_TIMEOUT_S, self._task_timeout_s)
+        timeout = self._start_timeout_s
         if oldest is not None:
             timeout = max(0.0, oldest.since + self._task_timeout_s - time.monotonic())
         ready, _ = ray.wait([*flight, *building], num_returns=1, timeout=timeout)
@@ -217,7 +226,7 @@ class RayPool:
         while chain.building is not None:
             name = f"start of replica {self._chains.index(chain) + 1}"
             try:
-                _result(chain.building, name, timeout=min(_START_TIMEOUT_S, self._task_timeout_s))
+                _result(chain.building, name, timeout=self._start_timeout_s)
             except _WorkerLost as lost:
                 losses += 1
                 chain = self._replace(chain, f"{name}: {lost}", losses)
@@ -289,11 +298,7 @@ def _result(reference: ray.ObjectRef, item: str, *, timeout: float | None = None
     """
     try:
         return ray.get(reference, timeout=timeout)
-    except (
-        RayActorError,
-        ObjectLostError,
-        WorkerCrashedError,
-    ) as error:  # before RayTaskError: one that wraps it is both
+    except _LOSSES as error:  # before RayTaskError: one that wraps it is both
         raise _WorkerLost(f"its worker died ({str(error).strip().splitlines()[0]})") from error
     except RayTaskError as error:
         if isinstance(error.cause, ValueError):

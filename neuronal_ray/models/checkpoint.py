@@ -264,6 +264,12 @@ def linear_columns(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
     }
 
 
+def empty_llama(**config: int) -> PreTrainedModel:
+    """A LLaMA without weights, for the shapes of models that are not at hand."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(LlamaConfig(**config))
+
+
 def write_random_llama(path: Path, **config: int) -> None:
     """A LLaMA with random weights, in float32, for benchmarks."""
     torch.manual_seed(0)

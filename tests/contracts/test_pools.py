@@ -440,6 +440,21 @@ def test_a_search_that_loses_workers_gives_the_same_bits(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_worker_that_hangs_is_replaced(shards: int, spec: WorkerSpec, caplog: pytest.LogCaptureFixture) -> None:
+    pool = RayPool(replace(spec, shards=shards), address="local", replicas=2, task_timeout_s=8.0)
+    try:
+        stopped = pool.each(process)[-1]
+        os.kill(stopped, signal.SIGSTOP)
+        assert list(pool.map(square, range(12))) == [item * item for item in range(12)]
+        assert stopped not in pool.each(process)
+        assert "not done after 8 s" in caplog.text
+    finally:
+        pool.close()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
 def test_bad_weights_are_a_value_error_of_the_pool_and_leave_no_actor(spec: WorkerSpec, tmp_path: Path) -> None:
     before = living_actors()
     shutil.copytree(spec.model_path, tmp_path / "model")

@@ -1,0 +1,133 @@
+"""What Ray costs and what replicas gain: the same search in this process, on one replica, on two, and on two shards."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from neuronal_ray.allocations import Problem, neuronal
+from neuronal_ray.config import LAMBDAS
+from neuronal_ray.core.plan import uniform_rates
+from neuronal_ray.distributed.devices import connect, disconnect
+from neuronal_ray.distributed.ray_pool import RayPool
+from neuronal_ray.pool import InProcessPool, Pool
+from neuronal_ray.progress import Progress
+from neuronal_ray.recipe import Recipe
+from neuronal_ray.search import Search
+from neuronal_ray.worker import Worker, WorkerSpec
+
+_ROUNDS = 3
+_LEAST_GAIN, _MOST_OVERHEAD = 1.8, 0.05
+_TARGET = 0.7
+_LAMBDAS = LAMBDAS[::2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterMeasured:
+    """Seconds of one search, best of a few taken in turn, and bytes that the driver grew by."""
+
+    model: str
+    candidates: int
+    in_process_s: float
+    one_replica_s: float
+    two_replicas_s: float
+    two_shards_s: float
+    driver_growth: int
+    hidden_bytes: int
+
+    def lines(self) -> list[str]:
+        """The rows of the printed table."""
+        overhead = self.one_replica_s / self.in_process_s - 1
+        return [
+            f"{self.model}: {self.candidates} candidates, one torch thread per worker, best of {_ROUNDS} in turn",
+            f"  in this process     {self.in_process_s:8.2f} s",
+            f"  Ray, 1 replica      {self.one_replica_s:8.2f} s   over in-process {overhead:+.1%} "
+            f"(at most {_MOST_OVERHEAD:.0%})",
+            f"  Ray, 2 replicas     {self.two_replicas_s:8.2f} s   1 / 2 replicas = "
+            f"{self.one_replica_s / self.two_replicas_s:.2f} (at least {_LEAST_GAIN:g})",
+            f"  Ray, 2 shards       {self.two_shards_s:8.2f} s   1 replica / 2 shards = "
+            f"{self.one_replica_s / self.two_shards_s:.2f}; {self.hidden_bytes / 2**20:.1f} MiB of hidden states "
+            "handed on by each candidate",
+            f"  driver              {self.driver_growth / 2**20:8.1f} MiB more at the end than after the first search",
+        ]
+
+
+def measure_cluster(model: Path, *, name: str, length: int, samples: int = 4) -> ClusterMeasured:
+    """Time the search of `paper` mode in every setting, one after the other, in rounds; starts a local Ray."""
+    spec = WorkerSpec(
+        model_path=model,
+        device="cpu",
+        dtype="float32",
+        recipe=Recipe(method="wanda"),
+        threads=1,
+        trust_remote_code=False,
+    )
+    vocabulary, hidden = 2048, 0
+    text = torch.randint(vocabulary, (samples, length), generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    pools: dict[str, Callable[[], Pool]] = {
+        "in process": lambda: InProcessPool(spec),
+        "1 replica": lambda: RayPool(spec, address="local", replicas=1),
+        "2 replicas": lambda: RayPool(spec, address="local", replicas=2),
+        "2 shards": lambda: RayPool(replace(spec, shards=2), address="local", replicas=1),
+    }
+    best: dict[str, float] = {}
+    found: set[tuple[tuple[float, ...], ...]] = set()
+    opened: dict[str, Pool] = {}
+    after_first = growth = 0
+    connect("local")  # a Ray that outlives the pools: they join it
+    try:
+        for _ in range(_ROUNDS):
+            for setting, open_pool in pools.items():
+                pool = open_pool()
+                opened[setting] = pool
+                layout = pool.first(Worker.describe)
+                hidden = text.numel() * layout.specs[0].columns * 4
+                pool.each(Worker.keep_statistics, pool.first(Worker.observe, text))
+                pool.each(Worker.rank)
+                search = Search(
+                    pool,
+                    layout=layout,
+                    calibration=text,
+                    samples=samples,
+                    mode="paper",
+                    solves=False,
+                    progress=Progress(quiet=True),
+                )
+                problem = Problem(layout=layout, target=_TARGET, mode="paper", probe=search)
+                uniform = problem.plan(uniform_rates(layout, lambda _: _TARGET), rows_adapted=False)
+                search.losses("warm-up", [0.0], [uniform])
+                after_first = after_first or _resident()
+                begin = time.perf_counter()
+                allocation = neuronal.allocate(problem, block_lambdas=_LAMBDAS, row_lambdas=_LAMBDAS)
+                seconds = time.perf_counter() - begin
+                best[setting] = min(best.get(setting, seconds), seconds)
+                found.add(tuple(step.scores for step in allocation.steps))
+                growth = _resident() - after_first
+                candidates = search.evaluations
+                opened.pop(setting).close()
+        assert len(found) == 1, "the settings disagree"
+    finally:
+        for pool in opened.values():
+            pool.close()
+        disconnect()
+        torch.set_num_threads(before)
+    return ClusterMeasured(
+        model=name,
+        candidates=int(candidates),
+        in_process_s=best["in process"],
+        one_replica_s=best["1 replica"],
+        two_replicas_s=best["2 replicas"],
+        two_shards_s=best["2 shards"],
+        driver_growth=growth,
+        hidden_bytes=hidden,
+    )
+
+
+def _resident() -> int:
+    """Bytes of this process that lie in memory and are its own."""
+    pages = Path("/proc/self/statm").read_text().split()
+    return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE")

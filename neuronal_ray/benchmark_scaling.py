@@ -1,0 +1,203 @@
+"""How long would a search take on larger machines, and what would it wait for? From costs measured here and a model.
+
+Measured in the run: what a call through Ray costs, how fast one actor's tensor reaches another, and how much longer a
+candidate takes than its arithmetic (all on this machine's CPU). Assumed, and printed: a device's speed. The search is
+that of `paper` mode: two steps, each waits for all of its candidates.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from neuronal_ray.config import LAMBDAS
+from neuronal_ray.distributed.costs import measure_ray_costs
+from neuronal_ray.distributed.devices import connect, disconnect
+from neuronal_ray.distributed.ray_pool import RayPool
+from neuronal_ray.footprint import GIB, Devices, Footprint, Work, fit, needed_devices
+from neuronal_ray.models.checkpoint import empty_llama, write_random_llama
+from neuronal_ray.recipe import Recipe
+from neuronal_ray.worker import Worker, WorkerSpec
+
+MODELS = {
+    "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "13B": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+    "70B": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+    },
+}
+"""The shapes of Llama 2."""
+
+DEVICE_GIB = (24, 40, 80, 141)
+DEVICES = (1, 2, 4, 8, 16, 32, 64)
+SEARCH_TOKENS = 8 * 2048
+RATE, BANDWIDTH, MEMORY_GIB = 200e12, 2e12, 80
+"""Assumed of one device: bfloat16 operations and bytes per second that a candidate reaches, and its memory."""
+
+_STEPS = (len(LAMBDAS), len(LAMBDAS))
+_WORK = Work(item=2, held=SEARCH_TOKENS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Measured: seconds of a call, bytes per second from actor to actor, a candidate's time over its arithmetic's."""
+
+    call_s: float
+    handed_rate: float
+    over_arithmetic: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One layout: seconds of both steps and what most of them go to."""
+
+    model: str
+    devices: int
+    shards: int
+    replicas: int
+    seconds: float
+    bottleneck: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """What was measured, in how many shards models lie on devices, and the predictions."""
+
+    costs: Costs
+    shards: dict[str, dict[int, int | None]]
+    points: list[Point]
+
+    def lines(self) -> list[str]:
+        """The printed tables, in Markdown."""
+        costs = self.costs
+        lines = [
+            f"measured here: {costs.call_s * 1e3:.2f} ms a call through Ray, {costs.handed_rate / 2**20:.0f} MiB/s "
+            f"from actor to actor, a candidate takes {costs.over_arithmetic:.2f} times its arithmetic",
+            f"assumed: {RATE / 1e12:.0f} TFLOP/s and {BANDWIDTH / 1e12:g} TB/s of a device of {MEMORY_GIB} GiB",
+            "",
+            "| model | " + " | ".join(f"{size} GiB" for size in DEVICE_GIB) + " |",
+            "|---|" + "---|" * len(DEVICE_GIB),
+        ]
+        for name, found in self.shards.items():
+            cells = ["-" if count is None else f"{count}" for count in found.values()]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines += ["", "| model | devices | replicas x shards | search | bottleneck |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {one.model} | {one.devices} | {one.replicas} x {one.shards} | {one.seconds:.1f} s | {one.bottleneck} |"
+            for one in self.points
+        ]
+        return lines
+
+
+def predictions() -> Scaling:
+    """Measure and predict; starts a local Ray."""
+    footprints = {name: Footprint.of(empty_llama(**shape), _WORK) for name, shape in MODELS.items()}
+    costs = _measured()
+    return Scaling(
+        costs=costs,
+        shards={
+            name: {size: needed_devices(footprint, size * GIB) for size in DEVICE_GIB}
+            for name, footprint in footprints.items()
+        },
+        points=[
+            predicted(name, footprint, count, shards, costs)
+            for name, footprint in footprints.items()
+            for count in DEVICES
+            for shards in _layouts(footprint, count)
+        ],
+    )
+
+
+def _layouts(footprint: Footprint, count: int) -> Sequence[int]:
+    """The number of shards that the planner chooses, and twice and four times as many, on `count` devices."""
+    devices = Devices(kind="GPU", memory=(MEMORY_GIB * GIB,) * count)
+    try:
+        least = fit(footprint, devices).shards
+    except ValueError:
+        return ()
+    return [least * times for times in (1, 2, 4) if least * times <= min(count, len(footprint.weights))]
+
+
+def predicted(name: str, footprint: Footprint, devices: int, shards: int, costs: Costs) -> Point:
+    """A step of n candidates on R chains of S shards takes n / R, rounded up, and S - 1 more turns of one shard."""
+    weights = sum(footprint.weights) / 2  # bfloat16
+    hidden = SEARCH_TOKENS * MODELS[name]["hidden_size"] * 2
+    replicas = max(1, devices // shards)
+    parts = {
+        "arithmetic": 2 * weights * SEARCH_TOKENS / RATE * costs.over_arithmetic / shards,
+        "memory": (3 * sum(footprint.weights) + sum(footprint.ranks)) / BANDWIDTH / shards,  # cut, written, read
+        "hidden states": hidden / costs.handed_rate if shards > 1 else 0.0,
+        "calls": costs.call_s,
+    }
+    turn = sum(parts.values())
+    turns = sum(math.ceil(candidates / replicas) + shards - 1 for candidates in _STEPS)
+    busy = sum(candidates / replicas for candidates in _STEPS)
+    spent = {part: seconds * busy for part, seconds in parts.items()}
+    spent["idle devices"] = turn * (turns - busy)
+    return Point(
+        model=name,
+        devices=devices,
+        shards=shards,
+        replicas=replicas,
+        seconds=turn * turns,
+        bottleneck=max(spent, key=lambda part: spent[part]),
+    )
+
+
+def _measured() -> Costs:
+    connect("local")
+    try:
+        found = measure_ray_costs()
+        return Costs(call_s=found.call_s, handed_rate=found.handed_rate, over_arithmetic=_over_arithmetic())
+    finally:
+        disconnect()
+
+
+def _over_arithmetic() -> float:
+    """A candidate's seconds, on a worker behind Ray, over those of its products at the speed of a large product."""
+    with TemporaryDirectory() as folder:
+        shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 16}
+        write_random_llama(Path(folder), vocab_size=256, max_position_embeddings=512, **shape)
+        spec = WorkerSpec(
+            model_path=Path(folder),
+            device="cpu",
+            dtype="float32",
+            recipe=Recipe(method="magnitude"),
+            threads=1,
+            trust_remote_code=False,
+        )
+        pool = RayPool(spec, address="local", replicas=1)
+        try:
+            return pool.first(_ratio)
+        finally:
+            pool.close()
+
+
+def _ratio(worker: Worker) -> float:
+    from neuronal_ray.core.plan import exact_plan, uniform_rates
+
+    text = torch.randint(256, (4, 512), generator=torch.Generator().manual_seed(0))
+    worker.rank()
+    worker.set_search_text(text, chunk=4, with_reference=True)
+    plan = exact_plan(worker.layout, uniform_rates(worker.layout, lambda _: 0.7), target=0.7)
+    worker.trial(plan)
+    begin = time.perf_counter()
+    for _ in range(3):
+        worker.trial(plan)
+    candidate_s = (time.perf_counter() - begin) / 3
+    size = 1024
+    matrix = torch.ones(size, size)
+    best = math.inf
+    for _ in range(5):
+        begin = time.perf_counter()
+        float((matrix @ matrix)[0, 0])
+        best = min(best, time.perf_counter() - begin)
+    return candidate_s / (2 * worker.layout.prunable * text.numel() / (2 * size**3 / best))
