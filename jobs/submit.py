@@ -1,6 +1,14 @@
 """Submit a command to a running Ray, follow it, and exit with its own exit code.
 
 python jobs/submit.py [--address URL] [--pass NAME].. -- prune|sweep|evaluate ARGUMENT..
+
+  submit.py -- prune --model huggyllama/llama-7b --sparsity 0.7 --output /outputs/llama-7b-70 --resume
+  submit.py --pass HF_TOKEN -- evaluate --model /outputs/llama-7b-70 --evaluate wikitext2,zero-shot
+  submit.py --working-dir . --exclude runs -- sweep jobs/language.toml --output /outputs/language --resume
+
+The cluster's token is read where Ray itself reads it: RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH=FILE.
+Exit codes: the program's own (0 done, 2 bad input, 1 anything else); 130 when the job was stopped, here with Ctrl-C or
+by others; 1 when the program never started.
 """
 
 import argparse
@@ -22,14 +30,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--address", default="http://127.0.0.1:8265", help="of the head's dashboard (default: %(default)s)"
     )
     parser.add_argument("--working-dir", help="folder to upload; absent: the package in the nodes' image is used")
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="PATTERN", help="not uploaded, besides what .rayignore names"
+    )
     parser.add_argument("--id", help="of the job; absent: Ray makes one")
     parser.add_argument(
-        "--pass", dest="names", action="append", default=[], metavar="NAME", help="environment variable to pass on"
+        "--pass",
+        dest="names",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="environment variable to pass on; not printed, but whoever has the cluster's token can read it",
     )
     parser.add_argument("command", nargs="+", help=f"one of {', '.join(COMMANDS)}, and its arguments, after --")
     options = parser.parse_args(argv)
     if options.command[0] not in COMMANDS:
         parser.error(f"{options.command[0]!r} is no command, expected one of {', '.join(COMMANDS)}")
+    if options.exclude and options.working_dir is None:
+        parser.error("--exclude: needs --working-dir, without which nothing is uploaded")
     if missing := [name for name in options.names if name not in os.environ]:
         parser.error(f"--pass: {', '.join(missing)} not set in this environment")
     return options
@@ -45,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     client = JobSubmissionClient(options.address)
     runtime: dict[str, object] = {"env_vars": {name: os.environ[name] for name in options.names}}
     if options.working_dir is not None:
-        runtime["working_dir"] = options.working_dir
+        runtime |= {"working_dir": options.working_dir, "excludes": options.exclude}
     program, *arguments = options.command
     job = client.submit_job(
         entrypoint=shlex.join(["python", "-m", f"neuronal_ray.{program}", *arguments]),

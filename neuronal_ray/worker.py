@@ -32,7 +32,7 @@ from neuronal_ray.core.stats import Gram, RunningGram, RunningNorm, SquareSum, S
 from neuronal_ray.core.trim import trim_rows
 from neuronal_ray.levels import LevelStore, solve_at_levels
 from neuronal_ray.models.blocks import Recording, is_transposed
-from neuronal_ray.models.checkpoint import Part, copy_part, stored_tensors, write_weights, zero_masked
+from neuronal_ray.models.parts import Part, copy_part, stored_tensors, write_weights, zero_masked
 from neuronal_ray.models.wiring import Kinds
 from neuronal_ray.recipe import Ranks, Recipe
 from neuronal_ray.replica import BlockText, Replica, Statistics, Weights

@@ -36,6 +36,7 @@ neuronal_ray.models.experts
 neuronal_ray.models.blocks
 neuronal_ray.models.rows neuronal_ray.models.routing
 neuronal_ray.models.checkpoint neuronal_ray.models.wiring
+neuronal_ray.models.parts
 neuronal_ray.models.train_builtin
 neuronal_ray.data
 neuronal_ray.data.text

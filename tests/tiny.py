@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from neuronal_ray.core.plan import Plan
-from neuronal_ray.models.checkpoint import copy_rest, split_parts
+from neuronal_ray.models.parts import copy_rest, split_parts
 from neuronal_ray.worker import Worker
 
 CONTEXT = 64

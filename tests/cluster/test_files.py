@@ -96,11 +96,15 @@ def forget_token(spec: Document) -> None:
     del spec["authOptions"]
 
 
+def forget_who_runs(spec: Document) -> None:
+    del pods(spec)[0]["securityContext"]["runAsNonRoot"]
+
+
 def number_as_parameter(spec: Document) -> None:
     spec["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0
 
 
-@pytest.mark.parametrize("change", [misspell, mistype, run_as_root, forget_token, number_as_parameter])
+@pytest.mark.parametrize("change", [misspell, mistype, run_as_root, forget_who_runs, forget_token, number_as_parameter])
 def test_mistakes_in_manifests_are_caught(change: Callable[[Document], None]) -> None:
     (document,) = documents("cluster/raycluster.yaml")
     change(document["spec"])
@@ -136,9 +140,27 @@ def test_the_network_policy_is_of_the_clusters_pods() -> None:
     (policy,) = documents("cluster/networkpolicy.yaml")
     labels = policy["spec"]["podSelector"]["matchLabels"]
     assert set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
-    for cluster in ray_clusters():
-        for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
-            assert labels.items() <= group["template"]["metadata"]["labels"].items()
+    templates = [
+        group["template"]
+        for cluster in ray_clusters()
+        for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    ]
+    jobs = [document for path in MANIFESTS for document in documents(path) if document["kind"] == "RayJob"]
+    templates += [job["spec"]["submitterPodTemplate"] for job in jobs]
+    assert len(templates) == 8
+    for template in templates:
+        assert labels.items() <= template["metadata"]["labels"].items()
+
+
+def test_jobs_end_with_their_clusters() -> None:
+    for path in ("jobs/rayjob-prune.yaml", "jobs/rayjob-sweep.yaml"):
+        (document,) = documents(path)
+        spec = document["spec"]
+        assert spec["shutdownAfterJobFinishes"] is True
+        assert spec["ttlSecondsAfterFinished"] > 0
+        assert spec["activeDeadlineSeconds"] > 0
+        assert spec["backoffLimit"] == 0 or "--resume" in spec["entrypoint"], "a retry would start from nothing"
+        assert spec["submitterPodTemplate"]["spec"]["restartPolicy"] == "Never"
 
 
 @pytest.mark.parametrize("path", ["jobs/rayjob-prune.yaml", "jobs/rayjob-sweep.yaml", *SCRIPTS[1:]])
@@ -162,6 +184,10 @@ def test_the_commands_in_jobs_are_ones_that_the_program_takes(path: str) -> None
 def test_the_launcher_takes_its_file() -> None:
     (document,) = documents("cluster/ray-up.yaml")
     assert launcher_error(document) is None
+    workers = document["available_node_types"]["gpu"]
+    assert workers["min_workers"] >= 1, "a run looks for workers once, at its start"
+    mounted = {option.split(":")[-1] for option in document["docker"]["run_options"] if option.startswith("--volume")}
+    assert mounted == {"/models", "/outputs"}
 
 
 @pytest.mark.parametrize(
@@ -221,14 +247,27 @@ def test_scripts_are_sound(path: str) -> None:
     assert checked.returncode == 0, checked.stdout
 
 
+def openings(text: str) -> list[str]:
+    """What leaves a Ray that this file starts open to others."""
+    found = []
+    if not re.search(r"RAY_AUTH_MODE(=|: )token\b", text):
+        found.append("no token mode")
+    if "RAY_AUTH_TOKEN_PATH" not in text or re.search(r"RAY_AUTH_TOKEN\s*[=:]", text):
+        found.append("the token is not a file")
+    heads, loopback = (len(re.findall(words, text)) for words in (r"--head\b", r"--dashboard-host=127\.0\.0\.1\b"))
+    if heads == 0 or heads != loopback or "0.0.0.0" in text:
+        found.append("the dashboard listens to others")
+    return found
+
+
 @pytest.mark.parametrize("path", STARTS_RAY)
 def test_whatever_starts_a_head_asks_for_the_token_and_listens_on_loopback(path: str) -> None:
     text = (REPOSITORY / path).read_text()
-    assert "RAY_AUTH_MODE" in text
-    assert "RAY_AUTH_TOKEN_PATH" in text
-    assert "RAY_AUTH_TOKEN=" not in text
-    assert "--dashboard-host=127.0.0.1" in text
-    assert "0.0.0.0" not in text
+    assert openings(text) == []
+    assert openings(re.sub(r"(RAY_AUTH_MODE(=|: ))token", r"\1disabled", text)) == ["no token mode"]
+    assert openings(text.replace("TOKEN_PATH", "TOKEN")) == ["the token is not a file"]
+    for host in ("", "--dashboard-host=0.0.0.0"):
+        assert openings(text.replace("--dashboard-host=127.0.0.1", host)) == ["the dashboard listens to others"]
 
 
 def test_the_slurm_script_runs_its_command_on_a_pretended_allocation(tmp_path: Path) -> None:
@@ -237,8 +276,8 @@ def test_the_slurm_script_runs_its_command_on_a_pretended_allocation(tmp_path: P
     tools.mkdir()
     pretended = {
         "scontrol": "echo node1; echo node2",
-        "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
-        "hostname": "echo 10.0.0.1",
+        "srun": f'echo "$*" >> {tmp_path}/steps; while [[ $1 == --* ]]; do shift; done; exec "$@"',
+        "hostname": "echo 10.0.0.1 172.17.0.1",
         "ray": f'echo "$*" >> {tmp_path}/started; test -s "$RAY_AUTH_TOKEN_PATH"; exec sleep 60',
         "python3": f"if [[ $2 == *secrets* ]]; then echo 00ff; else wc -l < {tmp_path}/started; fi",
     }
@@ -266,6 +305,9 @@ def test_the_slurm_script_runs_its_command_on_a_pretended_allocation(tmp_path: P
     assert run.stdout == "10.0.0.1:27550 token 600\n"
     head, worker = sorted((tmp_path / "started").read_text().splitlines(), key=lambda line: "--head" not in line)
     assert "--head" in head
+    steps = (tmp_path / "steps").read_text().splitlines()
+    assert all("--cpus-per-task=32" in step for step in steps if "ray start" in step), "a step would have one core"
+    assert steps[-1].endswith("rm -rf /tmp/ray-4711")
     assert "--dashboard-host=127.0.0.1" in head
     assert "--address=10.0.0.1:27550" in worker
     assert not (tmp_path / ".ray-4711").exists(), "the token is left behind"

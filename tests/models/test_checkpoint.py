@@ -11,20 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from neuronal_ray.models.blocks import Stream, UnsupportedModel, find_blocks, find_linears, weight_of
-from neuronal_ray.models.checkpoint import (
-    Checkpoint,
-    Part,
-    copy_part,
-    copy_rest,
-    empty_model,
-    load_model,
-    open_checkpoint,
-    resolve_model,
-    stored_tensors,
-    write_weights,
-    zero_masked,
-)
+from neuronal_ray.models.checkpoint import Checkpoint, empty_model, load_model, open_checkpoint, resolve_model
 from neuronal_ray.models.experts import Expert
+from neuronal_ray.models.parts import Part, copy_part, copy_rest, stored_tensors, write_weights, zero_masked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
