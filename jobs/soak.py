@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 _MARK = "NEURONAL_RAY_SOAK"
 _ACTOR = b"ray::ShardActor"
 _FAULTS = ("killed", "killed", "hung", "driver")
-_TASK_TIMEOUT_S = 20
+_TASK_TIMEOUT_S = 8
 _RECIPES = {
     "neuronal, wanda": ["--mode", "paper"],
     "neuronal, wanda, 2 shards": ["--mode", "paper", "--shards", "2", "--replicas", "1"],
