@@ -12,6 +12,7 @@ GIB = 2**30
 _USABLE = 0.92  # of a device's memory: the rest is the driver's context and what allocation wastes
 _SORTED = 28  # bytes per weight of the linear that is being ranked: float32 score, int64 order, ranks and copies
 _STREAMS = 4  # copies of a text's hidden states: before the first block, after the dense last, before and after one
+_TOGETHER = 15  # candidates of a step
 _CHUNKS = 6  # activations of one chunk inside a block, in widths of its widest linear
 
 
@@ -36,6 +37,8 @@ class Footprint:
     ranks: tuple[int, ...]
     outside: int
     passing: int
+    stream: int = 0
+    """One more candidate's hidden states, where candidates pass a block together."""
 
     @classmethod
     def of(cls, model: Model, work: Work) -> "Footprint":
@@ -62,6 +65,7 @@ class Footprint:
             ),
             outside=everything - sum(weights),
             passing=passing,
+            stream=work.held * hidden * work.item,
         )
 
     def worker(self, shards: int) -> int:
@@ -69,6 +73,10 @@ class Footprint:
         blocks = [shard_blocks(len(self.weights), shard, shards) for shard in range(shards)]
         own = max(sum(self.weights[index] + self.ranks[index] for index in some) for some in blocks)
         return own + self.outside + self.passing
+
+    def streaming(self) -> int:
+        """The most that a worker holds on its device when blocks visit it: one, the next, and all candidates' text."""
+        return 2 * max(self.weights) + max(self.ranks) + self.outside + self.passing + _TOGETHER * self.stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +99,13 @@ class Fit:
     replicas: int
     worker_bytes: int
     device_bytes: int
+    streams: bool = False
 
     def __str__(self) -> str:
+        blocks = ", blocks visit from the host's memory" if self.streams else ""
         return (
             f"{self.replicas} replica{'s' * (self.replicas > 1)} x {self.shards} shard{'s' * (self.shards > 1)}, "
-            f"{self.worker_bytes / GIB:.2f} of {self.device_bytes / GIB:.2f} GiB per worker"
+            f"{self.worker_bytes / GIB:.2f} of {self.device_bytes / GIB:.2f} GiB per worker{blocks}"
         )
 
 
@@ -103,7 +113,8 @@ def fit(footprint: Footprint, devices: Devices, *, shards: int | None = None, re
     """As few shards as the memory allows, as many replicas as the devices then allow, or what is asked for.
 
     Replicas come first: candidates over replicas need no traffic. The smallest device sets the measure; more workers
-    than devices share them. Raises ValueError when the model fits in no way.
+    than devices share them. A model that all GPUs together cannot hold is one replica over all of them whose blocks
+    stay on the host and visit. Raises ValueError when even a few blocks do not fit.
     """
     count, usable = len(devices.memory), int(_USABLE * min(devices.memory))
     num_blocks = len(footprint.weights)
@@ -118,6 +129,11 @@ def fit(footprint: Footprint, devices: Devices, *, shards: int | None = None, re
         if shards is None and number * (replicas or 1) >= count:
             break
     parts = number if shards is None else shards
+    needed = footprint.streaming()
+    sharing = math.ceil((replicas or 1) * parts / count)
+    if devices.kind == "GPU" and needed * sharing <= usable:
+        device_bytes = usable // sharing
+        return Fit(shards=parts, replicas=replicas or 1, worker_bytes=needed, device_bytes=device_bytes, streams=True)
     needed = footprint.worker(parts)
     raise ValueError(
         f"--shards: in {parts} shard{'s' * (parts > 1)} a worker needs {needed / GIB:.1f} GiB, there are {devices} "

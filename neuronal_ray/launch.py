@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -87,6 +88,11 @@ def open_pool(
     )
     pool: Pool
     if address == "none":
+        if device == "cuda":
+            here = local_devices(device)
+            here = replace(here, memory=here.memory[: spec.shards])
+            one = replace(config, shards=spec.shards, replicas=1)
+            spec = replace(spec, streams=choose_fit(one, checkpoint, recipe, here, held=held).streams)
         pool = InProcessPool(spec)
     else:
         from neuronal_ray.distributed.ray_pool import RayPool

@@ -46,8 +46,12 @@ class Replica:
         synchronize: bool = False,
         shard: int = 0,
         shards: int = 1,
+        streams: bool = False,
     ) -> None:
-        """All blocks, or those of one of `shards` (from 0); what lies outside the blocks is in every shard."""
+        """All blocks, or those of one of `shards` (from 0); what lies outside the blocks is in every shard.
+
+        `streams`: weights stay on the host, a block's visit the device when it is wanted.
+        """
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = False
@@ -57,12 +61,12 @@ class Replica:
         self.blocks = shard_blocks(self.num_blocks, shard, shards)
         model = load_model(
             self.checkpoint,
-            device=self.device,
+            device=torch.device("cpu") if streams else self.device,
             dtype=self._dtype(dtype),
             trust_remote_code=trust_remote_code,
             blocks=self.blocks,
         )
-        self.stream = Stream(model, self.blocks)
+        self.stream = Stream(model, self.blocks, self.device if streams else None)
         self.linears = {index: find_linears(self.stream.blocks[index]) for index in self.blocks}
         self._check_weights()
         self._layout: Layout | None = None
@@ -99,6 +103,12 @@ class Replica:
         """The text in chunks on the device, and each chunk's embeddings."""
         parts = list(tokens.to(self.device).split(chunk or chunk_sequences(tokens.shape[1])))
         return parts, [self.stream.start(part) for part in parts]
+
+    def visited(self, blocks: range) -> Iterator[int]:
+        """The blocks one after the other, each on the device for its turn."""
+        for index in blocks:
+            with self.stream.resident(index, then=index + 1 if index + 1 in blocks else None):
+                yield index
 
     def weight(self, spec: LinearSpec) -> Float[Tensor, "rows columns"]:
         """The linear's dense weight, a view."""

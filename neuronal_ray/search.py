@@ -78,17 +78,8 @@ class Answers:
         return len(self.trials) + len(self.losses) + len(self.divergences) + len(self.changes)
 
 
-def _timed(trial: Callable[[Worker, Plan], Result], worker: Worker, plan: Plan) -> tuple[Result, float]:
-    return worker.timed(trial, plan)
-
-
-def _timed_together(
-    trials: Callable[[Worker, Sequence[Plan], Tokens], list[Result]],
-    worker: Worker,
-    plans: Sequence[Plan],
-    tokens: Tokens,
-) -> tuple[list[Result], float]:
-    return worker.timed(trials, plans, tokens)
+def _timed(task: Callable[..., Result], worker: Worker, *args: object) -> tuple[Result, float]:
+    return worker.timed(task, *args)
 
 
 def _noted(journal: Journal, criterion: str, digest: bytes, result: object) -> None:
@@ -161,10 +152,12 @@ class Search:
     def tries(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[Trial]:
         """One Trial per plan, in order."""
         divergence = self._criterion == "kl"
-        trial = Worker.local_trial if self._authors else partial(Worker.trial, divergence=divergence)
-        run = partial(self._each, trial=trial)
-        if self._solves and not self._authors:
+        if self._authors:
+            run = partial(self._each, trial=Worker.local_trial)
+        elif self._solves:
             run = partial(self._together, trials=partial(Worker.solved_trials, divergence=divergence))
+        else:
+            run = partial(self._grouped, trials=partial(Worker.trials, divergence=divergence))
         score_of = partial(Trial.score, criterion=self._criterion)
         found = self._asked(step, self._criterion, lambdas, plans, self._answers.trials, run, score_of)
         self._answers.divergences |= {
@@ -294,13 +287,22 @@ class Search:
         """One task per plan."""
         return self._pool.map(partial(_timed, trial), plans)
 
+    def _grouped(
+        self, plans: list[Plan], *, trials: Callable[[Worker, Sequence[Plan]], list[Result]]
+    ) -> Iterator[tuple[Result, float]]:
+        """One task per plan, or per worker where what a block costs is shared."""
+        share = -(-len(plans) // self._pool.replicas) if self._pool.first(Worker.goes_together) else 1
+        parts = [plans[start : start + share] for start in range(0, len(plans), share or 1)]
+        for found, seconds in self._pool.map(partial(_timed, trials), parts):
+            yield from ((one, seconds / len(found)) for one in found)
+
     def _together(
         self, plans: list[Plan], *, trials: Callable[[Worker, Sequence[Plan], Tokens], list[Result]]
     ) -> Iterator[tuple[Result, float]]:
         """One task per worker: its plans share the statistics and factorizations of each block."""
         share = -(-len(plans) // self._pool.replicas) or 1
         parts = [plans[start : start + share] for start in range(0, len(plans), share)]
-        for found, seconds in self._pool.map(partial(_timed_together, trials), parts, self._calibration):
+        for found, seconds in self._pool.map(partial(_timed, trials), parts, self._calibration):
             yield from ((one, seconds / len(found)) for one in found)  # they ran side by side
 
     def _collected(self, name: str, total: int, results: Iterator[Result]) -> list[Result]:

@@ -61,6 +61,7 @@ class WorkerSpec:
     profile: bool = False
     shard: int = 0
     shards: int = 1
+    streams: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,9 @@ class Worker:
             synchronize=spec.profile,
             shard=spec.shard,
             shards=spec.shards,
+            streams=spec.streams,
         )
+        self._host = torch.device("cpu") if spec.streams else self.replica.device  # where rankings are kept
         self.device, self.stopwatch = self.replica.device, self.replica.stopwatch
         self.blocks = self.replica.blocks
         self._handed: object = None
@@ -248,7 +251,7 @@ class Worker:
 
     def rank(self) -> None:
         """Rank the rows of every linear once, by the method's score on the dense stream's statistics."""
-        for index in self.blocks:
+        for index in self.replica.visited(self.blocks):
             self._ranks |= self._rank_block(index, self._statistics)
 
     def rank_on_walk(self, tokens: Int64[Tensor, "sequences length"]) -> None:
@@ -291,18 +294,31 @@ class Worker:
 
         With `divergence` also how far its next-token distributions are from the dense model's.
         """
-        (recordings,), comparison = self._take([self._text.recordings], Comparison())
-        for index in self.blocks:
+        (found,) = self.trials([plan], divergence=divergence)
+        return found
+
+    def trials(self, plans: Sequence[Plan], *, divergence: bool = False) -> list[Trial]:
+        """`trial` of several plans, which pass each block together: a block that visits the device comes once."""
+        streams, comparisons = self._take([self._text.recordings] * len(plans), [Comparison() for _ in plans])
+        for index in self.replica.visited(self.blocks):
             last = index == self.layout.num_blocks - 1 and not divergence
             with self.replica.without_output(index) if last else nullcontext():
-                weights = self._weights(index, plan)
-                recordings, (observed,) = self.replica.run_with(index, recordings, weights, (SquareSum,))
-            comparison.add(self.layout, index, self._dense, observed)
+                for number, (plan, comparison) in enumerate(zip(plans, comparisons, strict=True)):
+                    weights = self._weights(index, plan)
+                    streams[number], (observed,) = self.replica.run_with(index, streams[number], weights, (SquareSum,))
+                    comparison.add(self.layout, index, self._dense, observed)
         return self._give(
-            [recordings],
-            comparison,
-            lambda: comparison.trial(self._text.divergence(recordings) if divergence else ()),
+            streams,
+            comparisons,
+            lambda: [
+                comparison.trial(self._text.divergence(recordings) if divergence else ())
+                for comparison, recordings in zip(comparisons, streams, strict=True)
+            ],
         )
+
+    def goes_together(self) -> bool:
+        """Whether candidates should come in groups: what each block costs is shared by those that pass it together."""
+        return self.spec.streams
 
     def loss(self, plan: Plan) -> float:
         """Mean cross-entropy of the search text under `plan`, in nats per predicted token."""
@@ -338,7 +354,7 @@ class Worker:
 
         for number in begun:
             passed(number, streams[number], first=self.blocks.start)
-        for index in self.blocks:
+        for index in self.replica.visited(self.blocks):
             for number, first in enumerate(firsts):
                 if first == index:
                     passed(number, recordings, first=index)
@@ -357,7 +373,7 @@ class Worker:
         """
         _, recordings = self.replica.start(self._text.tokens[sequences.start : sequences.stop])
         (dense, sparse), found = self._take([recordings, recordings], dict[Linear, Float64[Tensor, " rows"]]())
-        for index in self.blocks:
+        for index in self.replica.visited(self.blocks):
             specs = [spec for spec in self.layout.blocks[index] if spec.expert is None]
             with self.replica.outputs(specs) as ours:
                 dense, _ = self.replica.run(index, dense)
@@ -373,21 +389,22 @@ class Worker:
         """`function` of the dense linears of one block and their inputs' statistics."""
         if block not in self.blocks:
             return cast(Result, self._handed)
-        specs = self.layout.blocks[block]
-        return function(
-            [
-                Weighed(spec=spec, weight=self.replica.weight(spec), inputs=self._inputs(spec, self._statistics))
-                for spec in specs
-            ]
-        )
+        with self.replica.stream.resident(block):
+            return function(
+                [
+                    Weighed(spec=spec, weight=self.replica.weight(spec), inputs=self._inputs(spec, self._statistics))
+                    for spec in self.layout.blocks[block]
+                ]
+            )
 
     def learn(self, blocks: range, function: Callable[[BlockText], Result]) -> list[Result]:
         """`function` of each block of the range, with the search text as it enters it in the dense model."""
         (recordings,), results = self._take([self._text.recordings], list[Result]())
-        for index in self._until(blocks.stop):
+        for index in self.replica.visited(self._until(blocks.stop)):
             outputs, _ = self.replica.run(index, recordings)
             if index in blocks:
-                results.append(function(BlockText(self.replica, index, recordings, outputs, self._ranks)))
+                ranks = {spec.linear: self._near(self._ranks[spec.linear]) for spec in self.layout.blocks[index]}
+                results.append(function(BlockText(self.replica, index, recordings, outputs, ranks)))
             recordings = outputs
         return self._give([recordings], results, lambda: results)
 
@@ -402,7 +419,10 @@ class Worker:
                 assert isinstance(gram, Gram)
                 with self.stopwatch.measure("rows"):
                     found = trim_rows(
-                        self.replica.weight(spec), gram.total, self._ranks[spec.linear], plan.removed[spec.linear]
+                        self.replica.weight(spec),
+                        gram.total,
+                        self._near(self._ranks[spec.linear]),
+                        plan.removed[spec.linear],
                     )
                 rates[spec.linear] = found.cpu()
         return self._give([recordings], rates, lambda: rates)
@@ -476,7 +496,7 @@ class Worker:
 
     def keep_levels(self, store: LevelStore) -> None:
         """Candidates are put together from these solutions from now on."""
-        self._levels = store.of(self.blocks).to(self.device)
+        self._levels = store.of(self.blocks).to(self._host)
 
     # -- the pruned stream: the released code's order, each block after its pruned predecessors ---------------
 
@@ -484,7 +504,7 @@ class Worker:
         """Alignment block by block against dense weights on the sparse stream, ranking anew (released code)."""
         kind = RunningGram if self.recipe.solves else RunningNorm
         (recordings,), comparison = self._take([self._text.recordings], Comparison(dead_is_infinite=True))
-        for index in self.blocks:
+        for index in self.replica.visited(self.blocks):
             with self.stopwatch.measure("dense pass"):
                 _, (reference,) = self.replica.run(index, recordings, (kind,))
             weights = self._pruned_block(index, plan, [reference])
@@ -501,19 +521,19 @@ class Worker:
         self._final, self._solved = dict(self._ranks), {}
         if not walk.pruned and not recipe.walks:
             if recipe.refinement is not None:
-                for index in self.blocks:
+                for index in self.replica.visited(self.blocks):
                     self._refine(index, plan, self._statistics, self._statistics)
             return None
         (recordings,), _ = self._take([self.replica.start(tokens, chunk=1 if walk.released else None)[1]], None)
         kinds = walk.kinds(recipe.final_statistics)
-        for index in self.blocks:
+        for index in self.replica.visited(self.blocks):
             with self.stopwatch.measure("dense pass"):
                 outputs, observed = self.replica.run(index, recordings, kinds)
             for statistics in observed:
                 _check_finite(statistics)
             weights = self._pruned_block(index, plan, observed)
             if recipe.solves:
-                self._solved |= weights
+                self._solved |= {linear: weight.to(self._host) for linear, weight in weights.items()}
             if walk.pruned:
                 outputs, _ = self.replica.run_with(index, recordings, weights)
             recordings = outputs
@@ -535,14 +555,15 @@ class Worker:
             for spec in self.layout.blocks[index]:
                 seen = self._inputs(spec, moments)
                 assert seen is not None
-                self._final[spec.linear] = self.recipe.refined(
+                refined = self.recipe.refined(
                     spec,
                     self.replica.weight(spec),
-                    self._final[spec.linear],
+                    self._near(self._final[spec.linear]),
                     plan.removed[spec.linear],
                     self._inputs(spec, statistics),
                     seen,
                 )
+                self._final[spec.linear] = refined.to(self._host)
 
     # -- the result --------------------------------------------------------------------------------------------
 
@@ -558,7 +579,7 @@ class Worker:
         """
         parts, recordings = self.replica.start(tokens)
         (recordings,), _ = self._take([recordings], None)
-        for index in self.blocks:
+        for index in self.replica.visited(self.blocks):
             if plan is None:
                 recordings, _ = self.replica.run(index, recordings)
             else:
@@ -570,14 +591,13 @@ class Worker:
         self, tokens: Int64[Tensor, "sequences length"], plan: Plan | None
     ) -> Float[Tensor, "sequences length vocabulary"]:
         """The logits of a text that comes up within a task of the last shard, such as a batch of a benchmark."""
-        assert self._upstream is not None, "the last of several shards"
-        handed = self._upstream(Worker.logits, tokens.cpu(), plan, _joined)
+        handed = None if self._upstream is None else self._upstream(Worker.logits, tokens.cpu(), plan, _joined)
         logits: Tensor = self.relay(handed, Worker.logits, tokens, plan, _joined)
         return logits
 
     def _finished(self, index: int, plan: Plan) -> Weights:
         if self._solved:
-            return {spec.linear: self._solved[spec.linear] for spec in self.layout.blocks[index]}
+            return {spec.linear: self._near(self._solved[spec.linear]) for spec in self.layout.blocks[index]}
         return self._cut(index, plan, self._final or self._ranks)
 
     @contextmanager
@@ -585,7 +605,7 @@ class Worker:
         """The whole model with the weights that `logits` gives it; one more copy of its linears while it lasts."""
         with ExitStack() as stack:
             if plan is not None:
-                for index in self.blocks:
+                for index in self.replica.visited(self.blocks):
                     stack.enter_context(self.replica.swapped(self._finished(index, plan)))
             yield
 
@@ -619,6 +639,10 @@ class Worker:
             zeros += sum(put(written, stored_tensors(self.replica.stream.model, values)).values())
         return zeros
 
+    def _near(self, tensor: Tensor) -> Tensor:
+        """On the device."""
+        return tensor.to(self.device)
+
     # -- one block -----------------------------------------------------------------------------------------------
 
     def _until(self, stop: int) -> range:
@@ -636,7 +660,7 @@ class Worker:
 
         Of a range `wanted`: blocks up to its end, statistics of its own only.
         """
-        for index in self.blocks if wanted is None else self._until(wanted.stop):
+        for index in self.replica.visited(self.blocks if wanted is None else self._until(wanted.stop)):
             seen = kinds if wanted is None or index in wanted else ()
             with self.stopwatch.measure("dense pass"):
                 recordings, observed = self.replica.run(index, recordings, seen)
@@ -650,7 +674,7 @@ class Worker:
         """The text after this shard, and what was seen in its blocks."""
         found: list[dict[Group, Statistic]] = [{} for _ in kinds]
         with self.stopwatch.measure("dense pass"):
-            for index in self.blocks:
+            for index in self.replica.visited(self.blocks):
                 recordings, observed = self.replica.run(index, recordings, kinds)
                 for known, seen in zip(found, observed, strict=True):
                     known |= seen
@@ -660,7 +684,7 @@ class Worker:
 
     def _pass(self, recordings: list[Recording], plan: Plan, *, first: int | None = None) -> list[Recording]:
         """Search text that enters block `first`, after the last block of this shard under `plan`."""
-        for index in range(self.blocks.start if first is None else first, self.blocks.stop):
+        for index in self.replica.visited(range(self.blocks.start if first is None else first, self.blocks.stop)):
             recordings, _ = self.replica.run_with(index, recordings, self._weights(index, plan))
         return recordings
 
@@ -669,13 +693,16 @@ class Worker:
         if self._levels is None:
             return self._cut(index, plan, self._ranks)
         with self.stopwatch.measure("masks"):
-            return self._levels.weights(self.layout.blocks[index], plan, self.replica.weight)
+            found = self._levels.weights(self.layout.blocks[index], plan, self.replica.weight)
+            return {linear: self._near(weight) for linear, weight in found.items()}
 
     def _cut(self, index: int, plan: Plan, ranks: Mapping[Linear, Ranks]) -> Weights:
         """The weights of block `index` cut by `plan`."""
         with self.stopwatch.measure("masks"):
             return {
-                spec.linear: apply_cut(self.replica.weight(spec), ranks[spec.linear], plan.removed[spec.linear])
+                spec.linear: apply_cut(
+                    self.replica.weight(spec), self._near(ranks[spec.linear]), plan.removed[spec.linear]
+                )
                 for spec in self.layout.blocks[index]
             }
 
@@ -686,9 +713,10 @@ class Worker:
         with self.stopwatch.measure("ranking"):
             for spec in self.layout.blocks[index]:
                 with self._naming(spec.linear):
-                    ranks[spec.linear] = self.recipe.ranked(
+                    found = self.recipe.ranked(
                         self.replica.weight(spec), self._inputs(spec, statistics), lower_ties_first=lower_ties_first
                     )
+                    ranks[spec.linear] = found.to(self._host)
         return ranks
 
     @contextmanager

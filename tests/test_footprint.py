@@ -37,11 +37,21 @@ def test_what_is_asked_for_is_kept_or_refused() -> None:
     with pytest.raises(ValueError, match="--shards: 5 shards of a model of 4 blocks"):
         fit(TINY, devices(8, 1000), shards=5)
     with pytest.raises(ValueError, match=r"--shards: in 1 shard a worker needs .* add devices"):
-        fit(TINY, devices(8, 90), shards=1)
+        fit(TINY, devices(8, 40), shards=1)
     with pytest.raises(ValueError, match=r"--shards: in 2 shards a worker needs"):
         fit(TINY, devices(2, 40))
     with pytest.raises(ValueError, match=r"--shards: in 1 shard a worker needs"):
-        fit(TINY, devices(2, 100), replicas=4)
+        fit(TINY, devices(2, 80), replicas=4)
+
+
+def test_blocks_visit_where_all_gpus_together_cannot_hold_the_model() -> None:
+    assert TINY.streaming() == 2 * 10 + 10 + 4 + 6
+    found = fit(TINY, devices(2, 45))
+    assert (found.shards, found.replicas, found.worker_bytes, found.streams) == (2, 1, 40, True)
+    assert fit(TINY, devices(1, 60), shards=1).streams
+    assert not fit(TINY, devices(2, 60)).streams
+    with pytest.raises(ValueError, match="--shards: in 1 shard a worker needs"):
+        fit(TINY, Devices(kind="node", memory=(60,)))
 
 
 @given(st.integers(1, 16), st.integers(20, 200))
@@ -50,6 +60,10 @@ def test_what_is_chosen_fits_and_fewer_shards_would_not(count: int, memory: int)
         found = fit(TINY, devices(count, memory))
     except ValueError:
         assert all(TINY.worker(shards) > 0.92 * memory for shards in range(1, min(count, 4) + 1))
+        return
+    if found.streams:
+        assert all(TINY.worker(shards) > 0.92 * memory - 1 for shards in range(1, min(count, 4) + 1))
+        assert TINY.streaming() <= 0.92 * memory
         return
     assert TINY.worker(found.shards) == found.worker_bytes <= found.device_bytes <= memory
     assert found.replicas * found.shards <= count

@@ -33,6 +33,7 @@ neuronal_ray.levels
 neuronal_ray.models
 neuronal_ray.models.unsupported
 neuronal_ray.models.experts
+neuronal_ray.models.residence
 neuronal_ray.models.blocks
 neuronal_ray.models.rows neuronal_ray.models.routing
 neuronal_ray.models.checkpoint neuronal_ray.models.wiring

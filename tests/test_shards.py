@@ -1,4 +1,4 @@
-"""Do several shards of a model, one after the other, give what one worker gives: plans, scores, files, bit for bit?"""
+"""Do several shards, or blocks that visit the device, give what one worker gives: plans, scores, files, bit for bit?"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CheckpointDir = Callable[[str], Path]
 
 
-def spec_of(path: Path, *, shards: int) -> WorkerSpec:
+def spec_of(path: Path, *, shards: int, streams: bool = False) -> WorkerSpec:
     return WorkerSpec(
         model_path=path,
         device="cpu",
@@ -35,6 +35,7 @@ def spec_of(path: Path, *, shards: int) -> WorkerSpec:
         threads=None,
         trust_remote_code=False,
         shards=shards,
+        streams=streams,
     )
 
 
@@ -70,11 +71,11 @@ class Outcome:
     tensors: dict[str, torch.Tensor]
 
 
-def prune(path: Path, arguments: str, shards: int, target: Path) -> Outcome:
+def prune(path: Path, arguments: str, shards: int, target: Path, *, streams: bool = False) -> Outcome:
     config = config_of(arguments)
     composition, checkpoint = compose(config), open_checkpoint(path)
     text = torch.randint(3, 64, (6, 16), generator=torch.Generator().manual_seed(0))
-    pool = InProcessPool(spec_of(path, shards=shards))
+    pool = InProcessPool(spec_of(path, shards=shards, streams=streams))
     session = Session(pool)
     allocation = plan_run(config, composition, session, text, Progress()).allocation
     session.settle(composition, allocation.plan, text, Progress())
@@ -109,8 +110,8 @@ def prune(path: Path, arguments: str, shards: int, target: Path) -> Outcome:
 def test_shards_give_the_bits_of_one_worker(arguments: str, checkpoint_dir: CheckpointDir, tmp_path: Path) -> None:
     path = checkpoint_dir("llama")
     whole = prune(path, arguments, 1, tmp_path / "1")
-    for shards in (2, 3):
-        parts = prune(path, arguments, shards, tmp_path / str(shards))
+    for shards, streams in ((1, True), (2, False), (2, True), (3, False)):
+        parts = prune(path, arguments, shards, tmp_path / f"{shards} {streams}", streams=streams)
         assert (parts.digest, parts.scores, parts.perplexities, parts.zeros) == (
             whole.digest,
             whole.scores,
@@ -126,7 +127,7 @@ def test_shards_of_every_family_find_the_layout_and_scores_of_the_whole(
     family: str, checkpoint_dir: CheckpointDir
 ) -> None:
     path = checkpoint_dir(family)
-    whole, chain = InProcessPool(spec_of(path, shards=1)), InProcessPool(spec_of(path, shards=2))
+    whole, chain = InProcessPool(spec_of(path, shards=1)), InProcessPool(spec_of(path, shards=2, streams=True))
     layout = whole.first(Worker.describe)
     assert described(chain.first(Worker.describe)) == described(layout)
     text = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(1))
@@ -141,7 +142,8 @@ def test_shards_of_mixtures_of_experts_are_those_of_the_whole(
     moe_family: str, checkpoint_dir: CheckpointDir, tmp_path: Path
 ) -> None:
     arguments = "--mode paper --block-lambdas 0.05,0.2 --row-lambdas 0"
-    whole, parts = (prune(checkpoint_dir(moe_family), arguments, shards, tmp_path / str(shards)) for shards in (1, 2))
+    path = checkpoint_dir(moe_family)
+    whole, parts = (prune(path, arguments, shards, tmp_path / str(shards), streams=shards == 2) for shards in (1, 2))
     assert (parts.digest, parts.scores, parts.zeros) == (whole.digest, whole.scores, whole.zeros)
     for name, tensor in whole.tensors.items():
         assert torch.equal(parts.tensors[name], tensor), name
@@ -159,6 +161,29 @@ def test_a_shard_holds_its_blocks_only(checkpoint_dir: CheckpointDir) -> None:
     whole = Worker(spec_of(path, shards=1)).replica.stream.model
     block = sum(parameter.numel() for parameter in whole.base_model.layers[0].parameters())
     assert sizes == [sum(parameter.numel() for parameter in whole.parameters()) - 2 * block] * 3
+
+
+def test_a_visiting_block_leaves_the_host_s_weights_alone(checkpoint_dir: CheckpointDir) -> None:
+    worker = Worker(spec_of(checkpoint_dir("llama"), shards=1, streams=True))
+    stream = worker.replica.stream
+    weight = next(stream.blocks[1].parameters())
+    host = weight.data_ptr()
+    seen = []
+    for index in worker.replica.visited(range(3)):
+        seen.append(index)
+        assert (weight.data_ptr() == host) == (index != 1)
+        with stream.resident(0):
+            assert (weight.data_ptr() == host) == (index != 1)
+    assert seen == [0, 1, 2]
+    assert weight.data_ptr() == host
+
+    def fail() -> None:
+        for _ in worker.replica.visited(range(1, 3)):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert weight.data_ptr() == host
 
 
 def test_shards_are_contiguous_and_of_one_size_to_a_block() -> None:

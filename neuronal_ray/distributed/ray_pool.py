@@ -105,7 +105,8 @@ class RayPool:
             if choose is not None:
                 chosen = choose(find_devices(spec.device))
                 logger.info("workers: %s", chosen)
-                spec, replicas = dataclasses.replace(spec, shards=chosen.shards), chosen.replicas
+                spec = dataclasses.replace(spec, shards=chosen.shards, streams=chosen.streams)
+                replicas = chosen.replicas
             self._start_chains(spec, replicas)
         except BaseException:
             self.close()

@@ -54,7 +54,7 @@ def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: Benchm
     task: str | dict[str, Any] = name if settings.data is None else _local_task(name, settings)
     model = worker.replica.stream.model
     length = _context(model.config.get_text_config())
-    alone = worker.spec.shards == 1
+    alone = worker.spec.shards == 1 and not worker.spec.streams
     with _quietly(), worker.under(plan) if alone else nullcontext():
         adapter: HFLM = (HFLM if alone else partial(_Relayed, worker, plan))(
             pretrained=model,
@@ -77,7 +77,7 @@ def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: Benchm
 
 
 class _Relayed(HFLM):  # type: ignore[misc]
-    """lm-eval's model over a chain of shards, asked by the last of them."""
+    """lm-eval's model over a chain of shards, asked by the last of them, or one whose blocks visit the device."""
 
     def __init__(self, worker: Worker, plan: Plan | None, **settings: Any) -> None:
         self._worker, self._plan = worker, plan
@@ -87,7 +87,7 @@ class _Relayed(HFLM):  # type: ignore[misc]
         return self._worker.answered(inps, self._plan)
 
     def _model_generate(self, *_: object, **__: object) -> torch.Tensor:
-        raise ValueError("--evaluate: a task that generates text needs the whole model on one device (--shards 1)")
+        raise ValueError("--evaluate: a task that generates text needs the whole model in the memory of one device")
 
 
 def _score(found: Mapping[str, Any], name: str) -> Score:

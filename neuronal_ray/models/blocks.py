@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from neuronal_ray.models.experts import Expert, experts_of, split_experts
+from neuronal_ray.models.residence import Residence
 from neuronal_ray.models.unsupported import UnsupportedModel
 
 Model = PreTrainedModel
@@ -121,14 +122,29 @@ class Stream:
     Composed, the three equal the model's own forward bit for bit.
     """
 
-    def __init__(self, model: PreTrainedModel, present: range | None = None) -> None:
-        """`present` are the blocks that have weights, all if absent; the others can be passed by, not run."""
+    def __init__(
+        self, model: PreTrainedModel, present: range | None = None, visiting: torch.device | None = None
+    ) -> None:
+        """`present` are the blocks that have weights, all if absent; the others can be passed by, not run.
+
+        `visiting`: they stay on the host and come to this device one at a time; the rest of the model moves there.
+        """
         self.model = model
         self.blocks_name, self.blocks = find_blocks(model)
         self._first = 0 if present is None else present.start
         split_experts(model, self.blocks)
+        self._residence: Residence | None = None
+        if visiting is not None:
+            for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+                if not name.startswith(f"{self.blocks_name}."):
+                    tensor.data = tensor.data.to(visiting)
+            self._residence = Residence(self.blocks, present or range(len(self.blocks)), visiting)
         self._calls: dict[tuple[int, ...], tuple[Call, ...]] = {}
         self._returns_tuple = self._first_block_returns_tuple()
+
+    def resident(self, index: int, *, then: int | None = None) -> AbstractContextManager[None]:
+        """Block `index` is on the device while this lasts, and will be followed by block `then`."""
+        return nullcontext() if self._residence is None else self._residence.at(index, then=then)
 
     @property
     def vocabulary(self) -> int:
@@ -162,7 +178,8 @@ class Stream:
     def block(self, index: int, recording: Recording) -> Recording:
         """The hidden states after block `index`."""
         args, kwargs = recording.calls[index]
-        output = self.blocks[index](recording.hidden, *args, **kwargs)
+        with self.resident(index):
+            output = self.blocks[index](recording.hidden, *args, **kwargs)
         hidden = output[0] if isinstance(output, tuple) else output
         return Recording(hidden, recording.calls)
 
@@ -209,7 +226,7 @@ class Stream:
 
         tokens = torch.zeros(1, 2, dtype=torch.long, device=self.model.device)
         try:
-            with forwards(iter(self.blocks), observe):
+            with self.resident(self._first), forwards(iter(self.blocks), observe):
                 self._run_base(tokens)
         except Stop:
             return isinstance(outputs[0], tuple)

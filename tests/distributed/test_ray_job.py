@@ -204,7 +204,7 @@ def test_a_stopped_job_leaves_its_journal_alone_and_goes_on_from_it(cluster: Clu
         time.sleep(0.5)
         with suppress(OSError):
             seen = urllib.request.urlopen(f"{cluster.metrics}/metrics").read().decode()
-    tasks = re.findall(r"^ray_neuronal_ray_tasks\w*{.*\"Worker.trial\".*} (\S+)$", seen, re.MULTILINE)
+    tasks = re.findall(r"^ray_neuronal_ray_tasks\w*{.*\"Worker.trials\".*} (\S+)$", seen, re.MULTILINE)
     assert tasks, [line for line in seen.splitlines() if "neuronal" in line]
     assert max(map(float, tasks)) >= 1
     for name in ("tokens", "task_seconds", "peak_memory_bytes"):
