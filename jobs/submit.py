@@ -8,7 +8,7 @@ python jobs/submit.py [--address URL] [--pass NAME].. -- prune|sweep|evaluate AR
 
 The cluster's token is read where Ray itself reads it: RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH=FILE.
 Exit codes: the program's own (0 done, 2 bad input, 1 anything else); 130 when the job was stopped, here with Ctrl-C or
-by others; 1 when the program never started.
+by others; 128 and the signal's number when a signal ended it; 1 when it never started.
 """
 
 import argparse
@@ -91,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if info.driver_exit_code is None:
         print(info.message, file=sys.stderr)
         return 1
-    return int(info.driver_exit_code)
+    code = int(info.driver_exit_code)
+    return code if code >= 0 else 128 - code  # of a signal, as a shell has it
 
 
 if __name__ == "__main__":

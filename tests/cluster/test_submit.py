@@ -74,6 +74,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
         (JobStatus.SUCCEEDED, 0, 0),
         (JobStatus.FAILED, 1, 1),
         (JobStatus.FAILED, 2, 2),
+        (JobStatus.FAILED, -15, 143),
         (JobStatus.FAILED, None, 1),
         (JobStatus.STOPPED, None, 130),
     ],
