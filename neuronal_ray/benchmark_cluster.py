@@ -11,6 +11,7 @@ import torch
 from neuronal_ray.allocations import Problem, neuronal
 from neuronal_ray.config import LAMBDAS
 from neuronal_ray.core.plan import uniform_rates
+from neuronal_ray.core.stats import SquareSum
 from neuronal_ray.distributed.devices import connect, disconnect
 from neuronal_ray.distributed.ray_pool import RayPool
 from neuronal_ray.pool import InProcessPool, Pool
@@ -55,7 +56,7 @@ class ClusterMeasured:
         ]
 
 
-def measure_cluster(model: Path, *, name: str, length: int, samples: int = 4) -> ClusterMeasured:
+def measure_cluster(model: Path, *, name: str, length: int, samples: int = 2) -> ClusterMeasured:
     """Time the search of `paper` mode in every setting, one after the other, in rounds; starts a local Ray."""
     spec = WorkerSpec(
         model_path=model,
@@ -86,7 +87,8 @@ def measure_cluster(model: Path, *, name: str, length: int, samples: int = 4) ->
                 opened[setting] = pool
                 layout = pool.first(Worker.describe)
                 hidden = text.numel() * layout.specs[0].columns * 4
-                pool.each(Worker.keep_statistics, pool.first(Worker.observe, text))
+                (statistics,) = pool.first(Worker.observe_all, text, (SquareSum,))
+                pool.each(Worker.keep_statistics, statistics)
                 pool.each(Worker.rank)
                 search = Search(
                     pool,

@@ -227,7 +227,7 @@ class Worker:
     # -- the dense stream: one pass, one ranking ------------------------------------------------------------
 
     def observe(self, tokens: Int64[Tensor, "sequences length"], kind: type[Statistic] = SquareSum) -> Statistics:
-        """Statistics of one chunk of calibration text on the dense model, on the host."""
+        """Statistics of one chunk of calibration text on the dense model, on the host; of a worker that is no shard."""
         (statistics,) = self.observe_all(tokens, (kind,))
         return statistics
 
