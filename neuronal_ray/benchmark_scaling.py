@@ -73,6 +73,7 @@ class Scaling:
 
     costs: Costs
     shards: dict[str, dict[int, int | None]]
+    visiting_bytes: dict[str, int]
     points: list[Point]
 
     def lines(self) -> list[str]:
@@ -83,11 +84,12 @@ class Scaling:
             f"from actor to actor, a candidate takes {costs.over_arithmetic:.2f} times its arithmetic",
             f"assumed: {RATE / 1e12:.0f} TFLOP/s and {BANDWIDTH / 1e12:g} TB/s of a device of {MEMORY_GIB} GiB",
             "",
-            "| model | " + " | ".join(f"{size} GiB" for size in DEVICE_GIB) + " |",
-            "|---|" + "---|" * len(DEVICE_GIB),
+            "| model | " + " | ".join(f"{size} GiB" for size in DEVICE_GIB) + " | with visiting blocks |",
+            "|---|" + "---|" * (len(DEVICE_GIB) + 1),
         ]
         for name, found in self.shards.items():
             cells = ["-" if count is None else f"{count}" for count in found.values()]
+            cells.append(f"{self.visiting_bytes[name] / GIB:.1f} GiB")
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines += ["", "| model | devices | replicas x shards | search | bottleneck |", "|---|---|---|---|---|"]
         lines += [
@@ -107,6 +109,7 @@ def predictions() -> Scaling:
             name: {size: needed_devices(footprint, size * GIB) for size in DEVICE_GIB}
             for name, footprint in footprints.items()
         },
+        visiting_bytes={name: footprint.streaming() for name, footprint in footprints.items()},
         points=[
             predicted(name, footprint, count, shards, costs)
             for name, footprint in footprints.items()

@@ -53,11 +53,16 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise ValueError(f"--output: cannot write to {parent}")
 
 
+def _staging(path: Path) -> Path:
+    """Where this process puts what becomes `path`."""
+    return path.with_name(f".{path.name}.partial-{os.getpid()}")
+
+
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
     """A directory beside `path` that takes its place when the body succeeds and vanishes when it does not."""
     path = path.absolute()
-    staging = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    staging = _staging(path)
     missing = [folder for folder in path.parents if not folder.exists()]  # the innermost first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,20 +90,21 @@ def staged(path: Path) -> Iterator[Path]:
 def journaled(path: Path, *, resume: bool) -> Iterator[Path]:
     """The folder of finished candidates beside the output directory `path`; it goes when the body succeeds.
 
-    Without `resume` it starts empty, with it also what a killed run had staged goes.
+    Without `resume` it starts empty, with it also what a killed run had staged goes. Bad input leaves nothing.
     """
     path = path.absolute()
     folder = path.with_name(f".{path.name}.journal")
     if resume:
         for left in path.parent.glob(f".{path.name}.partial-*"):
-            shutil.rmtree(left, ignore_errors=True)
+            if left.name != _staging(path).name:
+                shutil.rmtree(left, ignore_errors=True)
     elif folder.exists():
         logger.warning("an earlier run of %s was not finished; --resume would go on where it was", path)
         shutil.rmtree(folder)
     try:
         yield folder
-    except BaseException:
-        if not any(file.is_file() for file in folder.rglob("*")):
+    except BaseException as error:
+        if isinstance(error, ValueError) or not any(file.is_file() for file in folder.rglob("*")):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)

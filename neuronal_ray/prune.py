@@ -42,8 +42,8 @@ def _main(argv: Sequence[str]) -> None:
         return
     try:
         with (
-            journaled(config.output, resume=config.resume) as journal,
             staged(config.output) as staging,
+            journaled(config.output, resume=config.resume) as journal,
             ExitStack() as stack,
         ):
             progress = Progress(staging / "events.jsonl")

@@ -140,7 +140,7 @@ def test_results_are_one_data_set_that_pandas_reads(whole: Path) -> None:
 
 def test_what_cells_share_is_done_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: Counter[str] = Counter()
-    for name in ("observe_all", "rank", "trial"):
+    for name in ("observe_all", "rank", "trials"):
         original = getattr(sweep_run.Worker, name)
 
         def counted(self: Any, *args: Any, _name: str = name, _original: Any = original, **kwargs: Any) -> Any:
@@ -155,7 +155,7 @@ def test_what_cells_share_is_done_once(folder: Path, tmp_path: Path, monkeypatch
     assert run(file, tmp_path / "runs") == 0
     assert calls["observe_all"] == 1  # 6 sequences of 32 tokens are one chunk
     assert calls["rank"] == 1
-    assert calls["trial"] == 2 + 1  # block lambdas once for both NeuronAL cells; row lambda 0 is the block's winner
+    assert calls["trials"] == 2 + 1  # block lambdas once for both NeuronAL cells; row lambda 0 is the block's winner
     seconds = {row.variant: row.search_seconds for row in read_results([tmp_path / "runs"]) if row.method != "dense"}
     assert seconds["Block"] > 0  # trials that the other cell had asked for are counted
 

@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("replicas", "shards"), [("2", "1"), ("1", "2")])
 def test_a_run_survives_the_loss_of_a_node(replicas: str, shards: str, folder: Path) -> None:
-    lambdas = ",".join(f"{number / 400:.4f}" for number in range(1, 90))
+    lambdas = ",".join(f"{number / 2000:.4f}" for number in range(1, 400))
     before = torch.get_num_threads()
     assert neuronal_ray.prune.main(prune_arguments(folder, folder / "whole", block_lambdas=lambdas)) == 0
     torch.set_num_threads(before)
