@@ -24,7 +24,9 @@ KINDS = (
 """Part and path; experts come by twos."""
 
 GAINS = st.one_of(
-    st.floats(1e-9, 1e3), st.floats(-1.0, 1.0, allow_subnormal=False), st.sampled_from([0.0, -0.0, 1.0, math.nan, math.inf, -math.inf])
+    st.floats(1e-9, 1e3),
+    st.floats(-1.0, 1.0, allow_subnormal=False),
+    st.sampled_from([0.0, -0.0, 1.0, math.nan, math.inf, -math.inf]),
 )
 STRANGE = st.sampled_from([math.nan, math.inf, -math.inf])
 
