@@ -1,33 +1,44 @@
-"""One candidate's activations beside the dense model's, block after block, until they make a Trial."""
+"""One candidate's activations beside the dense model's, gathered block after block and compared at the end."""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32
 from torch import Tensor
 
-from neuronal_ray.core.alignment import Trial, misalignment, total_misalignment
+from neuronal_ray.core.alignment import Trial, misalignments, total_misalignment
 from neuronal_ray.core.layout import Group, Layout
 from neuronal_ray.core.stats import Statistic
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Pair:
+    """Norms of one input in both models, how many linears read it, and the norms that its signal is made of."""
+
+    dense: Float32[Tensor, " columns"]
+    sparse: Float32[Tensor, " columns"]
+    readers: int
+    signal: tuple[Float32[Tensor, " columns"], Float32[Tensor, " columns"]]
 
 
 class Comparison:
     """Equation 2 over all linears, and the signed differences of the norms that the row step reads.
 
+    Nothing is read from the device before the end: it never waits for a candidate's numbers.
     `dead_is_infinite`: the released code divides by the sum of the norms; an input that pruning has silenced makes
     its score NaN.
     """
 
     def __init__(self, *, dead_is_infinite: bool = False) -> None:
         self._dead_is_infinite = dead_is_infinite
-        self._terms: list[tuple[Float64[Tensor, ""], int]] = []
-        self._signals: dict[Group, Float32[Tensor, " columns"]] = {}
+        self._pairs: dict[Group, _Pair] = {}
 
     def add(
         self, layout: Layout, block: int, dense: Mapping[Group, Statistic], sparse: Mapping[Group, Statistic]
     ) -> None:
-        """Compare the inputs of one block's linears; an expert that no token was routed to has norms of zero.
+        """Note the inputs of one block's linears; an expert that no token was routed to has norms of zero.
 
         What feeds all experts of a block is judged by the inputs of all of them.
         """
@@ -35,20 +46,35 @@ class Comparison:
             seen = dense.get(group) or sparse.get(group)
             nothing = torch.zeros(first.columns) if seen is None else torch.zeros_like(seen.norm)
             ours, theirs = (found[group].norm if group in found else nothing for found in (dense, sparse))
-            term = misalignment(ours, theirs)
-            dead = self._dead_is_infinite and not bool(theirs.any())
-            readers = len(layout.groups[group])
-            self._terms.append((torch.full_like(term, math.inf) if dead else term, readers))
+            signal = (ours, theirs)
             if group in layout.feeds_experts:
-                ours, theirs = (merged(found, layout.routed[group]).norm for found in (dense, sparse))
-            self._signals[group] = (ours - theirs).cpu()
+                signal = (merged(dense, layout.routed[group]).norm, merged(sparse, layout.routed[group]).norm)
+            readers = len(layout.groups[group])
+            self._pairs[group] = _Pair(dense=ours, sparse=theirs, readers=readers, signal=signal)
 
     def trial(self, divergences: tuple[float, ...] = ()) -> Trial:
         """What all blocks together gave, and the last hidden states (see Trial)."""
-        device = self._terms[-1][0].device  # those of earlier shards came by the host
-        total = total_misalignment([(term.to(device), count) for term, count in self._terms])
+        pairs = list(self._pairs.values())
+        device = pairs[-1].dense.device  # those of earlier shards came by the host
+        terms = torch.zeros(len(pairs), dtype=torch.float64, device=device)
+        for width in {len(pair.dense) for pair in pairs}:
+            alike = [number for number, pair in enumerate(pairs) if len(pair.dense) == width]
+            dense, sparse = (
+                torch.stack([norms.to(device) for norms in side])  # [inputs, columns]
+                for side in zip(*((pairs[number].dense, pairs[number].sparse) for number in alike), strict=True)
+            )
+            found = misalignments(dense, sparse)
+            if self._dead_is_infinite:
+                found = found.masked_fill(~sparse.any(dim=1), math.inf)
+            terms[torch.tensor(alike, device=device)] = found
+        total = total_misalignment(terms, [pair.readers for pair in pairs])
+        differences = [pair.signal[0] - pair.signal[1] for pair in pairs]
+        lengths = [len(difference) for difference in differences]
+        on_host = torch.cat([difference.to(device) for difference in differences]).cpu().split(lengths)
         return Trial(
-            misalignment=total if math.isfinite(total) else math.inf, signals=self._signals, divergences=divergences
+            misalignment=total if math.isfinite(total) else math.inf,
+            signals=dict(zip(self._pairs, on_host, strict=True)),
+            divergences=divergences,
         )
 
 

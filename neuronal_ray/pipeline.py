@@ -250,7 +250,7 @@ def plan_run(
     layout = session.layout()
     if composition.released and layout.routed:
         raise ValueError("--mode: authors has no mixtures of experts; use --mode paper")
-    session.hold(composition, calibration, progress)
+    session.hold(composition, calibration, progress, samples=config.search_samples)
     search = session.search(composition, calibration, progress, samples=config.search_samples, mode=config.mode)
     return Found(allocation=allocate(config, composition, layout, search), search=search)
 

@@ -19,7 +19,7 @@ from neuronal_ray.journal import Journal, Number
 from neuronal_ray.levels import LevelStore
 from neuronal_ray.pool import Pool
 from neuronal_ray.progress import Progress
-from neuronal_ray.replica import chunk_sequences
+from neuronal_ray.replica import Statistics, chunk_sequences
 from neuronal_ray.worker import Worker
 
 Result = TypeVar("Result")
@@ -42,7 +42,8 @@ class Candidate:
 
 @dataclass
 class Answers:
-    """What was asked already, by digest of the plan; `prepared`: the workers hold the search text.
+    """What was asked already, by digest of the plan; `prepared`: the workers hold the search text, `with_end`: and
+    where the dense model takes it, which divergences are measured from.
 
     `seconds` that answers took, by criterion and digest.
     """
@@ -53,6 +54,7 @@ class Answers:
     seconds: dict[tuple[str, bytes], float] = field(default_factory=dict)
     changes: dict[bytes, tuple[float, ...]] = field(default_factory=dict)
     prepared: bool = False
+    with_end: bool = False
     excerpts: set[range] = field(default_factory=set)
     journal: Journal | None = None
 
@@ -132,8 +134,11 @@ class Search:
         levels: int = 0,
         target: float = 0.0,
         answers: Answers | None = None,
+        reference: Statistics | None = None,
     ) -> None:
-        """`levels` > 0: a solver's candidates are put together from linears solved at some of so many levels.
+        """`reference`: the statistics of the search text on the dense model, where they are known.
+
+        `levels` > 0: a solver's candidates are put together from linears solved at some of so many levels.
 
         `answers` are those of an earlier search of the same workers, text and criterion; `spared_s` counts the seconds
         that they took then.
@@ -148,6 +153,7 @@ class Search:
         self._authors, self._solves = mode == "authors", solves and not levels
         self._criterion, self._levels, self._target = criterion, levels, target
         self._answers = Answers() if answers is None else answers
+        self._reference = reference
 
     def tries(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[Trial]:
         """One Trial per plan, in order."""
@@ -251,7 +257,7 @@ class Search:
         score_of: Callable[[Result], float],
     ) -> list[Result]:
         """Run what is not known yet, note every candidate, and answer in order."""
-        self._prepare()
+        self._prepare(with_end=criterion == "kl")
         new = {plan.digest: (lam, plan) for lam, plan in zip(lambdas, plans, strict=True)}
         new = {digest: item for digest, item in new.items() if digest not in known}
         seconds: dict[bytes, float] = {}
@@ -319,12 +325,16 @@ class Search:
         bounds = [blocks * index // replicas for index in range(replicas + 1)]
         return [range(start, stop) for start, stop in pairwise(bounds)]
 
-    def _prepare(self) -> None:
-        if self._answers.prepared:
+    def _prepare(self, *, with_end: bool = False) -> None:
+        """Give the workers the search text; norms that are known spare a pass where the text's end is not asked for."""
+        answers = self._answers
+        if answers.prepared and (answers.with_end or not with_end):
             return
         chunk = 1 if self._authors else chunk_sequences(self._text.shape[1])
-        self._pool.each(partial(Worker.set_search_text, chunk=chunk, with_reference=not self._authors), self._text)
-        self._answers.prepared = True
+        known = None if with_end else self._reference
+        keep = partial(Worker.set_search_text, chunk=chunk, with_reference=not self._authors)
+        self._pool.each(keep, self._text, known)
+        answers.prepared, answers.with_end = True, known is None and not self._authors
         if self._levels:
             ranges, levels = self._ranges(), levels_around(self._target, self._levels)
             stores = self._pool.map(Worker.solve_levels, ranges, levels, self._calibration)

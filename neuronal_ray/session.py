@@ -76,6 +76,8 @@ class Session:
     journal: Path | None = None
     """Where finished candidates are kept, and found again by a later run."""
     _statistics: dict[_Seen, Gathered] = field(default_factory=dict)
+    _first: dict[tuple[_Seen, int], Gathered] = field(default_factory=dict)
+    """Of the first sequences alone, so many: what the search compares candidates with."""
     _ranked: _Ranked | None = None
     _asked: _Asked | None = None
     _answers: Answers = field(default_factory=Answers)
@@ -85,14 +87,17 @@ class Session:
         """The layout of the model."""
         return self.pool.first(Worker.describe)
 
-    def hold(self, composition: Composition, calibration: Tokens, progress: Progress) -> None:
-        """Bring the workers to what `composition` searches on: dense statistics, and one ranking per worker."""
+    def hold(self, composition: Composition, calibration: Tokens, progress: Progress, *, samples: int) -> None:
+        """Bring the workers to what `composition` searches on: dense statistics, and one ranking per worker.
+
+        A search on the first `samples` sequences will follow.
+        """
         kind, recipe, text = composition.dense_statistic, composition.recipe, digest_of(calibration)
         seen = None
         if kind is not None:
             seen = _Seen(text, RunningNorm if composition.released else kind, composition.released)
             if seen not in self._statistics:
-                self._gather(seen, calibration, progress)
+                self._gather(seen, calibration, progress, samples=samples)
         ranked = _Ranked(recipe, seen, text)
         if self._ranked == ranked:
             return
@@ -137,6 +142,7 @@ class Session:
             levels=composition.levels,
             target=composition.target,
             answers=self._answers,
+            reference=None if self._ranked.seen is None else self._first.get((self._ranked.seen, samples)),
         )
 
     def _known(self, asked: _Asked, mode: str) -> Answers:
@@ -164,25 +170,41 @@ class Session:
             advance("")
         self._finished = True
 
-    def _gather(self, seen: _Seen, calibration: Tokens, progress: Progress) -> None:
+    def _gather(self, seen: _Seen, calibration: Tokens, progress: Progress, *, samples: int) -> None:
         """The dense pass over a calibration text, for all kinds of statistics that are wanted of it."""
         kinds = [seen.kind]
         if not seen.released:
             kinds += [kind for kind in self.wanted.get(seen.text, ()) if kind is not seen.kind]
         chunk = 1 if seen.released else chunk_sequences(calibration.shape[1])  # the running mean wants single ones
         parts = calibration.split(chunk)
-        for kind, statistics in zip(kinds, self._merged(parts, kinds, progress), strict=True):
-            self._statistics[_Seen(seen.text, kind, seen.released)] = statistics
+        gathered = self._merged(parts, kinds, progress, first=samples)
+        for kind, (first, statistics) in zip(kinds, gathered, strict=True):
+            one = _Seen(seen.text, kind, seen.released)
+            self._statistics[one] = statistics
+            if first is not None and not seen.released:
+                self._first[one, samples] = first
 
-    def _merged(self, parts: Sequence[Tokens], kinds: Sequence[type[Statistic]], progress: Progress) -> list[Gathered]:
-        """Statistics of the dense model over all parts of a text, merged in their order."""
+    def _merged(
+        self, parts: Sequence[Tokens], kinds: Sequence[type[Statistic]], progress: Progress, *, first: int
+    ) -> list[tuple[Gathered | None, Gathered]]:
+        """Statistics of the dense model over all parts of a text, merged in their order; and, where parts end there,
+        over the `first` sequences, which are merged first.
+        """
         found: list[Gathered] = [{} for _ in kinds]
+        firsts: list[Gathered | None] = [None for _ in kinds]
+        passed = 0
         with progress.stage("statistics", len(parts)) as advance:
-            for observed in self.pool.map(Worker.observe_all, parts, tuple(kinds)):
+            for part, observed in zip(parts, self.pool.map(Worker.observe_all, parts, tuple(kinds)), strict=True):
                 for known, seen in zip(found, observed, strict=True):
                     for group, statistic in seen.items():
                         known[group] = known[group].merge(statistic) if group in known else statistic
+                passed += len(part)
+                if passed == first:
+                    firsts = [self._over(known, passed) for known in found]
                 advance("")
-        sequences = sum(map(len, parts))
+        return [(head, self._over(known, passed)) for head, known in zip(firsts, found, strict=True)]
+
+    def _over(self, statistics: Gathered, sequences: int) -> Gathered:
+        """A copy; what not every sequence reaches is said to be of so many."""
         routed = set(self.layout().routed)
-        return [known | {group: known[group].over(sequences) for group in routed & set(known)} for known in found]
+        return statistics | {group: statistics[group].over(sequences) for group in routed & set(statistics)}

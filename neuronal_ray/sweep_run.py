@@ -175,7 +175,7 @@ class _Group:
         if planned is None:
             planned = self._plan(one, quiet)
         else:
-            self._session.hold(inputs.composition, inputs.calibration, quiet)
+            self._session.hold(inputs.composition, inputs.calibration, quiet, samples=one.cell.config.search_samples)
         assert planned.plan is not None
         self._session.settle(inputs.composition, planned.plan, inputs.calibration, quiet)
         planned = replace(planned, seconds=planned.seconds + quiet.seconds.get("refinement", 0.0))

@@ -26,10 +26,11 @@ from torch import Tensor
 from neuronal_ray.comparison import Comparison, merged
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
-from neuronal_ray.core.masks import apply_cut, cut
+from neuronal_ray.core.masks import cut
 from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.stats import Gram, RunningGram, RunningNorm, SquareSum, Statistic
 from neuronal_ray.core.trim import trim_rows
+from neuronal_ray.kernels.cut import apply_cut
 from neuronal_ray.levels import LevelStore, solve_at_levels
 from neuronal_ray.models.blocks import Recording, is_transposed
 from neuronal_ray.models.parts import Part, copy_part, stored_tensors, write_weights, zero_masked
@@ -43,6 +44,9 @@ State = TypeVar("State")
 
 FEW_TOKENS = 32
 """An expert that fewer tokens were routed to is judged by the inputs of all experts of its kind in its block."""
+
+_PLANS = 16
+"""Whose counts lie on the device, the latest: a step's candidates, which pass each block together."""
 
 _RELEASED: dict[type[Statistic], type[Statistic]] = {SquareSum: RunningNorm, Gram: RunningGram}
 """The released code's float32 forms of the statistics."""
@@ -125,6 +129,8 @@ class Worker:
         self._excerpts: dict[range, SearchText] = {}
         self._levels: LevelStore | None = None
         self._dense: Statistics = {}
+        self._cuts: dict[object, Tensor] = {}
+        self._counts: dict[bytes, Counts] = {}
 
     # -- shards ------------------------------------------------------------------------------------------------
 
@@ -245,9 +251,7 @@ class Worker:
 
     def keep_statistics(self, statistics: Statistics) -> None:
         """Remember the statistics of the whole calibration text on the dense stream."""
-        self._statistics = {
-            group: statistic.to(self.device) for group, statistic in statistics.items() if group.block in self.blocks
-        }
+        self._statistics = self._here(statistics)
 
     def rank(self) -> None:
         """Rank the rows of every linear once, by the method's score on the dense stream's statistics."""
@@ -262,13 +266,25 @@ class Worker:
             self._ranks |= self._rank_block(index, observed)
         return self._give([recordings], None, lambda: None)
 
-    def set_search_text(self, tokens: Int64[Tensor, "sequences length"], *, chunk: int, with_reference: bool) -> None:
+    def set_search_text(
+        self,
+        tokens: Int64[Tensor, "sequences length"],
+        reference: Statistics | None = None,
+        *,
+        chunk: int,
+        with_reference: bool,
+    ) -> None:
         """Keep the search sequences' embeddings and, if asked, what the dense model makes of them: the activation
         norms (A_D) and, in the last shard, the last hidden states; drops the levels.
+
+        `reference`: the norms are known already and all that is wanted.
         """
         self._search, self._excerpts = SearchText(self.replica, tokens, chunk=chunk), {}
         self._levels = None
         self._dense = {}
+        if reference is not None:
+            self._dense = self._here(reference)
+            return None
         (recordings,), _ = self._take([self._search.recordings], None)
         if with_reference:
             recordings, (self._dense,) = self._dense_statistics(recordings, (SquareSum,))
@@ -303,8 +319,9 @@ class Worker:
         for index in self.replica.visited(self.blocks):
             last = index == self.layout.num_blocks - 1 and not divergence
             with self.replica.without_output(index) if last else nullcontext():
+                ranks = self._ranks_near(index)
                 for number, (plan, comparison) in enumerate(zip(plans, comparisons, strict=True)):
-                    weights = self._weights(index, plan)
+                    weights = self._weights(index, plan, ranks)
                     streams[number], (observed,) = self.replica.run_with(index, streams[number], weights, (SquareSum,))
                     comparison.add(self.layout, index, self._dense, observed)
         return self._give(
@@ -595,10 +612,10 @@ class Worker:
         logits: Tensor = self.relay(handed, Worker.logits, tokens, plan, _joined)
         return logits
 
-    def _finished(self, index: int, plan: Plan) -> Weights:
+    def _finished(self, index: int, plan: Plan, *, lasting: bool = False) -> Weights:
         if self._solved:
             return {spec.linear: self._near(self._solved[spec.linear]) for spec in self.layout.blocks[index]}
-        return self._cut(index, plan, self._final or self._ranks)
+        return self._cut(index, plan, self._final or self._ranks, lasting=lasting)
 
     @contextmanager
     def under(self, plan: Plan | None) -> Iterator[None]:
@@ -606,7 +623,7 @@ class Worker:
         with ExitStack() as stack:
             if plan is not None:
                 for index in self.replica.visited(self.blocks):
-                    stack.enter_context(self.replica.swapped(self._finished(index, plan)))
+                    stack.enter_context(self.replica.swapped(self._finished(index, plan, lasting=True)))
             yield
 
     def mask(self, linear: Linear, plan: Plan) -> Bool[Tensor, "rows columns"]:
@@ -642,6 +659,12 @@ class Worker:
     def _near(self, tensor: Tensor) -> Tensor:
         """On the device."""
         return tensor.to(self.device)
+
+    def _here(self, statistics: Statistics) -> Statistics:
+        """Those of this shard's blocks, on the device."""
+        return {
+            group: statistic.to(self.device) for group, statistic in statistics.items() if group.block in self.blocks
+        }
 
     # -- one block -----------------------------------------------------------------------------------------------
 
@@ -688,23 +711,54 @@ class Worker:
             recordings, _ = self.replica.run_with(index, recordings, self._weights(index, plan))
         return recordings
 
-    def _weights(self, index: int, plan: Plan) -> Weights:
-        """A candidate's weights of block `index`: the ranking cut, or what was solved at the levels of `plan`."""
+    def _weights(self, index: int, plan: Plan, ranks: Mapping[Linear, Ranks] | None = None) -> Weights:
+        """A candidate's weights of block `index`, until the next one's: the ranking cut, or what was solved at the
+        levels of `plan`. `ranks` are the block's on the device, if they are there already.
+        """
         if self._levels is None:
-            return self._cut(index, plan, self._ranks)
+            return self._cut(index, plan, self._ranks if ranks is None else ranks)
         with self.stopwatch.measure("masks"):
             found = self._levels.weights(self.layout.blocks[index], plan, self.replica.weight)
             return {linear: self._near(weight) for linear, weight in found.items()}
 
-    def _cut(self, index: int, plan: Plan, ranks: Mapping[Linear, Ranks]) -> Weights:
-        """The weights of block `index` cut by `plan`."""
+    def _ranks_near(self, index: int) -> dict[Linear, Ranks]:
+        """The ranking of block `index` on the device."""
+        linears = (spec.linear for spec in self.layout.blocks[index])
+        return {linear: self._near(self._ranks[linear]) for linear in linears if linear in self._ranks}
+
+    def _cut(self, index: int, plan: Plan, ranks: Mapping[Linear, Ranks], *, lasting: bool = False) -> Weights:
+        """The weights of block `index` cut by `plan`; the next cut writes over them unless they are `lasting`."""
         with self.stopwatch.measure("masks"):
-            return {
-                spec.linear: apply_cut(
-                    self.replica.weight(spec), self._near(ranks[spec.linear]), plan.removed[spec.linear]
+            cuts, removed = {}, self._removed(plan)
+            for spec in self.layout.blocks[index]:
+                weight = self.replica.weight(spec)
+                cuts[spec.linear] = apply_cut(
+                    weight,
+                    self._near(ranks[spec.linear]),
+                    removed[spec.linear],
+                    out=None if lasting else self._memory_for_cut(spec.linear.path, weight),
                 )
-                for spec in self.layout.blocks[index]
-            }
+            return cuts
+
+    def _removed(self, plan: Plan) -> Counts:
+        """The counts of this shard's rows on the device: one copy per plan, as each waits for what is under way."""
+        if self.device.type == "cpu":
+            return plan.removed
+        if plan.digest not in self._counts:
+            counts = {linear: removed for linear, removed in plan.removed.items() if linear.block in self.blocks}
+            sizes = [len(removed) for removed in counts.values()]
+            near = self._near(torch.cat(list(counts.values()))).split(sizes)
+            self._counts[plan.digest] = dict(zip(counts, near, strict=True))
+            if len(self._counts) > _PLANS:
+                self._counts.pop(next(iter(self._counts)))
+        return self._counts[plan.digest]
+
+    def _memory_for_cut(self, path: str, weight: Tensor) -> Tensor:
+        """Where a linear's cut goes, in every block that is like this one: new memory costs as much as the cut."""
+        place = (path, weight.shape, weight.stride(), weight.dtype)
+        if place not in self._cuts:
+            self._cuts[place] = torch.empty_like(weight)
+        return self._cuts[place]
 
     def _rank_block(
         self, index: int, statistics: Statistics | None, *, lower_ties_first: bool = True

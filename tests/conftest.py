@@ -17,6 +17,16 @@ settings.register_profile("tests", deadline=None, derandomize=True, database=Non
 settings.register_profile("wide", deadline=None, max_examples=2000)  # pytest --hypothesis-profile=wide
 settings.load_profile("tests")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu are skipped, aloud, where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 MakeModel = Callable[..., PreTrainedModel]
 
 VOCABULARY = 64

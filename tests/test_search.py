@@ -74,7 +74,7 @@ def test_plans_do_not_depend_on_the_number_of_workers(arguments: str, checkpoint
     for replicas in (1, 2, 3):
         pool = Divided(InProcessPool(spec), replicas)
         session = Session(pool)
-        session.hold(composition, text, Progress())
+        session.hold(composition, text, Progress(), samples=config.search_samples)
         layout = pool.first(Worker.describe)
         search = session.search(composition, text, Progress(), samples=config.search_samples, mode=config.mode)
         allocation = allocate(config, composition, layout, search)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from neuronal_ray.allocations import Allocation, BlockTask, Problem
 from neuronal_ray.core.layout import Linear
-from neuronal_ray.core.masks import apply_cut
 from neuronal_ray.core.plan import Rates, uniform_rates
 from neuronal_ray.core.stats import Statistic
+from neuronal_ray.kernels.cut import apply_cut
 
 STATISTIC: type[Statistic] | None = None
 

@@ -1,6 +1,6 @@
 """Neuron alignment: how far the sparse model's activations are from the dense model's (equation 2)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,25 +29,25 @@ class Trial:
         return self.misalignment if criterion == "alignment" else sum(self.divergences) / len(self.divergences)
 
 
-def normalized(norms: Float[Tensor, " columns"]) -> Float64[Tensor, " columns"]:
-    """Activation norms scaled to sum 1, in float64; all-zero norms (a dead input) stay zero."""
+def normalized(norms: Float[Tensor, "inputs columns"]) -> Float64[Tensor, "inputs columns"]:
+    """Each input's activation norms scaled to sum 1, in float64; all-zero norms (a dead input) stay zero."""
     norms = norms.double()
-    total = norms.sum()
+    total = norms.sum(dim=1, keepdim=True)
     return norms / torch.where(total > 0, total, torch.ones_like(total))
 
 
-def misalignment(dense: Float[Tensor, " columns"], sparse: Float[Tensor, " columns"]) -> Float64[Tensor, ""]:
-    """One linear's term of equation 2: the L2 distance of the normalized norms over the number of features.
+def misalignments(
+    dense: Float[Tensor, "inputs columns"], sparse: Float[Tensor, "inputs columns"]
+) -> Float64[Tensor, " inputs"]:
+    """Terms of equation 2: the L2 distance of an input's normalized norms over the number of features.
 
     The norms are per input feature over the calibration sequences (SquareSum.norm), as in the released code;
     |A_D| in the paper is their number.
     """
-    distance: Tensor = torch.linalg.vector_norm(normalized(dense) - normalized(sparse))
-    return distance / len(dense)
+    distances: Tensor = torch.linalg.vector_norm(normalized(dense) - normalized(sparse), dim=1)
+    return distances / dense.shape[1]
 
 
-def total_misalignment(terms: Iterable[tuple[Float64[Tensor, ""], int]]) -> float:
-    """Equation 2: the sum of the terms, each counted as often as linears share that input; lower is better."""
-    values, counts = zip(*terms, strict=True)
-    weights = torch.tensor(counts, dtype=torch.float64)
-    return float((torch.stack(values).cpu() * weights).sum())
+def total_misalignment(terms: Float64[Tensor, " inputs"], readers: Sequence[int]) -> float:
+    """Equation 2: the sum of the terms, each counted as often as linears read that input; lower is better."""
+    return float((terms.cpu() * torch.tensor(readers, dtype=torch.float64)).sum())

@@ -7,27 +7,19 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int, Int32
 from torch import Tensor
 
-_INT16_COLUMNS = 2**15
+from neuronal_ray.kernels.ranking import rank, rank_dtype
+
 _BINS = 2**15
 
 
-def rank_dtype(columns: int) -> torch.dtype:
-    """The integer type of ranks in rows of `columns` weights."""
-    return torch.int16 if columns <= _INT16_COLUMNS else torch.int32
-
-
 def rank_rows(score: Float[Tensor, "rows columns"], *, lower_ties_first: bool = True) -> Int[Tensor, "rows columns"]:
-    """Position of each weight in its row's ascending order of score, in `rank_dtype`.
+    """Position of each weight in its row's ascending order of score, in the type that `rank_dtype` says.
 
     Of equal scores the lower column comes first, or last (the released code's second sort is a descending one).
     """
     if not lower_ties_first:
         return rank_rows(score.flip(1)).flip(1)
-    columns = score.shape[1]
-    dtype = rank_dtype(columns)
-    order = score.argsort(dim=1, stable=True)
-    positions = torch.arange(columns, dtype=dtype, device=score.device).expand_as(order)
-    return torch.empty_like(order, dtype=dtype).scatter_(1, order, positions)
+    return rank(score)
 
 
 def cut(ranks: Int[Tensor, "rows columns"], removed: Int32[Tensor, " rows"]) -> Bool[Tensor, "rows columns"]:
@@ -40,15 +32,6 @@ def rank_mask(mask: Bool[Tensor, "rows columns"]) -> Int[Tensor, "rows columns"]
     removed = mask.sum(dim=1, keepdim=True)
     kept_rank = (~mask).cumsum(dim=1) + removed
     return torch.where(mask, mask.cumsum(dim=1), kept_rank).sub_(1).to(rank_dtype(mask.shape[1]))
-
-
-def apply_cut(
-    weight: Float[Tensor, "rows columns"],
-    ranks: Int[Tensor, "rows columns"],
-    removed: Int32[Tensor, " rows"],
-) -> Float[Tensor, "rows columns"]:
-    """A copy of `weight` with zeros where `cut` says so: one comparison and one product, no mask kept."""
-    return weight * (ranks >= removed.to(ranks.device)[:, None])
 
 
 def smallest(values: Float32[Tensor, "*shape"], count: int) -> Float32[Tensor, ""]:

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
+from neuronal_ray.kernels.squares import column_squares
+
 
 @runtime_checkable
 class Statistic(Protocol):
@@ -51,8 +53,7 @@ class SquareSum:
     @classmethod
     def of(cls, inputs: Float[Tensor, "sequences tokens columns"]) -> Self:
         """The statistic of one chunk."""
-        squares = inputs.float().square().sum(dim=(0, 1))  # [sequences, tokens, columns] -> [columns]
-        return cls(squares.double(), inputs.shape[0], inputs.shape[0] * inputs.shape[1])
+        return cls(column_squares(inputs).double(), inputs.shape[0], inputs.shape[0] * inputs.shape[1])
 
     def merge(self, other: Self) -> Self:
         """The statistic of both texts together."""

@@ -315,7 +315,7 @@ def search_on(pool: Pool, folder: Path) -> Outcome:
         levels=0,
     )
     session = Session(pool)
-    session.hold(composition, tokens, progress)
+    session.hold(composition, tokens, progress, samples=4)
     search = Search(pool, layout=layout, calibration=tokens, samples=4, mode="paper", solves=False, progress=progress)
     found = neuronal.allocate(
         Problem(

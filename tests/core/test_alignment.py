@@ -7,10 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronal_ray.core.alignment import misalignment, normalized, total_misalignment
+from neuronal_ray.core.alignment import misalignments, normalized, total_misalignment
 
 NORMS = st.floats(0, 1000, width=32)
 POSITIVE = st.floats(0.125, 1000, width=32)
+
+
+def misalignment(dense: torch.Tensor, sparse: torch.Tensor) -> torch.Tensor:
+    """Of one input."""
+    return misalignments(dense[None], sparse[None])[0]
 
 
 def literal(dense: list[float], sparse: list[float]) -> float:
@@ -40,8 +45,16 @@ def test_equal_norms_are_aligned_exactly_and_swapped_ones_are_not() -> None:
 
 
 def test_a_dead_input_normalizes_to_zeros() -> None:
-    assert normalized(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+    assert normalized(torch.zeros(1, 3)).tolist() == [[0.0, 0.0, 0.0]]
     assert float(misalignment(torch.tensor([1.0, 1.0]), torch.zeros(2))) == pytest.approx(math.sqrt(0.5) / 2)
+
+
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**31))
+def test_inputs_side_by_side_have_the_bits_that_each_has_alone(inputs: int, columns: int, seed: int) -> None:
+    dense, sparse = torch.rand(2, inputs, columns, generator=torch.Generator().manual_seed(seed))
+    together = misalignments(dense, sparse)
+    for number in range(inputs):
+        assert misalignment(dense[number], sparse[number]) == together[number], number
 
 
 def test_an_overflow_is_no_finite_score() -> None:
@@ -51,5 +64,6 @@ def test_an_overflow_is_no_finite_score() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 4)), min_size=1, max_size=8))
 def test_the_total_counts_a_term_once_per_linear_that_shares_the_input(terms: list[tuple[float, int]]) -> None:
-    found = total_misalignment((torch.tensor(term, dtype=torch.float64), count) for term, count in terms)
+    values, readers = (list(part) for part in zip(*terms, strict=True))
+    found = total_misalignment(torch.tensor(values, dtype=torch.float64), readers)
     assert found == pytest.approx(sum(term * count for term, count in terms), rel=1e-12, abs=1e-15)

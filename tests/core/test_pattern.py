@@ -14,7 +14,7 @@ from torch.sparse._semi_structured_conversions import (
 )
 
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
-from neuronal_ray.core.masks import apply_cut, cut, rank_dtype
+from neuronal_ray.core.masks import cut
 from neuronal_ray.core.pattern import (
     Pattern,
     check_pattern,
@@ -24,6 +24,8 @@ from neuronal_ray.core.pattern import (
     rank_in_groups,
 )
 from neuronal_ray.core.plan import Plan, PlanError, Rates
+from neuronal_ray.kernels.cut import apply_cut
+from neuronal_ray.kernels.ranking import rank_dtype
 
 Shapes = list[list[tuple[int, int]]]
 """[rows, columns] of the linears of each block."""

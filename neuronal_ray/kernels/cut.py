@@ -1,0 +1,65 @@
+"""A weight with zeros where its rank is below its row's count: what a candidate costs beside its matrix products.
+
+On a CPU torch converts and multiplies by booleans one at a time; integers it handles by the vector. A rank minus its
+row's count has its sign bit set where the weight goes, so the arithmetic shift of the complement is a mask of ones
+where it stays: a difference, a shift and an AND on the weights' own bits. On a GPU one pass of a Triton kernel reads
+weight and rank and writes the result; without Triton it is a comparison and a product.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from jaxtyping import Float, Int, Int32
+from torch import Tensor
+
+_INTEGERS = {2: torch.int16, 4: torch.int32}
+"""By the size of a weight in bytes."""
+
+_SLAB = 2**18
+"""Weights that pass through the four steps at a time: they stay in a core's cache."""
+
+
+def cut_reference(
+    weight: Float[Tensor, "rows columns"], ranks: Int[Tensor, "rows columns"], removed: Int32[Tensor, " rows"]
+) -> Float[Tensor, "rows columns"]:
+    """The definition; weights that go may be -0.0 here."""
+    return weight * (ranks >= removed.to(ranks.device)[:, None])
+
+
+def apply_cut(
+    weight: Float[Tensor, "rows columns"],
+    ranks: Int[Tensor, "rows columns"],
+    removed: Int32[Tensor, " rows"],
+    *,
+    out: Float[Tensor, "rows columns"] | None = None,
+) -> Float[Tensor, "rows columns"]:
+    """`weight` with zeros for the `removed` lowest ranks of each row, in `out` or in new memory in its own order."""
+    out = torch.empty_like(weight) if out is None else out
+    if weight.device.type == "cuda" and has_triton():
+        from neuronal_ray.kernels.triton_cut import triton_cut
+
+        triton_cut(weight, ranks, removed.to(weight.device), out)
+        return out
+    integer = _INTEGERS.get(weight.itemsize)
+    if weight.device.type != "cpu" or integer is None or ranks.itemsize > weight.itemsize:
+        return torch.mul(weight, ranks >= removed.to(ranks.device)[:, None], out=out)
+    rows, columns = weight.shape
+    # 1 less: negative where rank >= removed. removed <= columns <= the type's largest number, so none wraps around.
+    last = (removed - 1).to(integer)[:, None]  # [rows] -> [rows, 1]
+    bits, masks = weight.view(integer), out.view(integer)
+    step = max(1, _SLAB // max(1, columns)) if weight.is_contiguous() else rows
+    for start in range(0, rows, step):
+        here = slice(start, start + step)
+        mask = masks[here]
+        mask.copy_(ranks[here])
+        torch.sub(last[here], mask, out=mask)
+        mask.bitwise_right_shift_(8 * weight.itemsize - 1)
+        torch.bitwise_and(bits[here], mask, out=mask)
+    return out
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is here: torch brings it where it was built for a GPU."""
+    return find_spec("triton") is not None

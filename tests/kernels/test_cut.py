@@ -1,0 +1,86 @@
+"""Does the fast cut give what its definition gives, for odd shapes, dtypes and strides, in memory of any kind?"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuronal_ray.kernels.cut import apply_cut, cut_reference
+from neuronal_ray.kernels.ranking import rank
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+
+def case(rows: int, columns: int, dtype: torch.dtype, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights of both signs with zeros of both signs among them, their ranking, counts from none to all."""
+    source = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=source).to(dtype)
+    weight[torch.rand(rows, columns, generator=source) < 0.1] *= 0
+    removed = torch.randint(0, columns + 1, (rows,), generator=source, dtype=torch.int32)
+    return weight, rank(weight.abs()), removed
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(st.integers(1, 9), st.integers(1, 70), st.integers(0, 2**31))
+def test_a_cut_is_the_product_with_the_mask(dtype: torch.dtype, rows: int, columns: int, seed: int) -> None:
+    weight, ranks, removed = case(rows, columns, dtype, seed)
+    before = weight.clone()
+    assert torch.equal(apply_cut(weight, ranks, removed), cut_reference(weight, ranks, removed))
+    assert torch.equal(weight, before), "apply_cut changed its argument"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_memory_that_is_given_is_written_over_and_returned(dtype: torch.dtype) -> None:
+    weight, ranks, removed = case(7, 33, dtype, 0)
+    out = torch.full_like(weight, torch.nan)
+    assert apply_cut(weight, ranks, removed, out=out) is out
+    assert torch.equal(out, cut_reference(weight, ranks, removed))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_transposed_weight_is_cut_in_its_own_order_of_memory(dtype: torch.dtype) -> None:
+    weight, ranks, removed = case(6, 40, dtype, 1)
+    stored = weight.t().contiguous().t()
+    found = apply_cut(stored, ranks, removed)
+    assert torch.equal(found, cut_reference(weight, ranks, removed))
+    assert found.stride() == stored.stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_rows_and_the_widest_short_ranks(dtype: torch.dtype) -> None:
+    for rows, columns in ((3, 2**15), (3, 2**15 + 1), (700, 512)):
+        weight, ranks, removed = case(rows, columns, dtype, 2)
+        removed[:2] = torch.tensor([0, columns])
+        assert torch.equal(apply_cut(weight, ranks, removed), cut_reference(weight, ranks, removed)), (rows, columns)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton")
+def test_the_triton_kernel_gives_the_same_in_its_interpreter() -> None:
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "interpreted_cut.py")],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "12 cases equal"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (17, 129), (300, 4096), (64, 2**15 + 3)])
+def test_a_gpu_cuts_as_the_cpu_does(dtype: torch.dtype, rows: int, columns: int) -> None:
+    weight, ranks, removed = case(rows, columns, dtype, 3)
+    expected = cut_reference(weight, ranks, removed)
+    device = torch.device("cuda")
+    found = apply_cut(weight.to(device), ranks.to(device), removed)
+    assert torch.equal(found.cpu(), expected)
+    stored = weight.to(device).t().contiguous().t()
+    assert torch.equal(apply_cut(stored, ranks.to(device), removed).cpu(), expected)
