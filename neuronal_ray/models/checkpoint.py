@@ -15,7 +15,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -253,18 +252,6 @@ def linear_columns(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
         for index, block in enumerate(blocks)
         for path, module in find_linears(block).items()
     }
-
-
-def empty_llama(**config: int) -> PreTrainedModel:
-    """A LLaMA without weights, for the shapes of models that are not at hand."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(LlamaConfig(**config))
-
-
-def write_random_llama(path: Path, **config: int) -> None:
-    """A LLaMA with random weights, in float32, for benchmarks."""
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(LlamaConfig(**config)).save_pretrained(path)
 
 
 @functools.lru_cache(maxsize=4)
