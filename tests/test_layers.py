@@ -78,7 +78,7 @@ neuronal_ray.benchmark_record neuronal_ray.benchmark_device neuronal_ray.benchma
 neuronal_ray.benchmark_literal neuronal_ray.benchmark_stages
 neuronal_ray.benchmark_timed
 neuronal_ray.prune neuronal_ray.evaluate neuronal_ray.sweep
-neuronal_ray.benchmark_search neuronal_ray.benchmark_methods neuronal_ray.benchmark_sweep
+neuronal_ray.benchmark_search neuronal_ray.benchmark_job neuronal_ray.benchmark_methods neuronal_ray.benchmark_sweep
 neuronal_ray.benchmark_cluster neuronal_ray.benchmark_scaling
 neuronal_ray.benchmark
 neuronal_ray.__main__
