@@ -1,6 +1,5 @@
 """What can a device do at most, and how much memory was taken? Ceilings that other figures are compared with."""
 
-import math
 import resource
 import time
 from collections.abc import Callable
@@ -31,7 +30,7 @@ def said_flops(rate: float) -> str:
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """Best of a few, after one that warms up, on random numbers: zeros can be faster than data."""
     on_gpu = device.type == "cuda"
-    size, numbers = (8192, 2**31) if on_gpu else (2048, 2**27)
+    size, numbers = (8192, 2**31) if on_gpu else (2048, 2**26)
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     product = torch.empty_like(left)
@@ -84,11 +83,3 @@ def host_peak() -> int:
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def slope(values: list[float], results: list[float]) -> float:
-    """The exponent p of the best fit results ~ values ** p: least squares on logarithms."""
-    xs, ys = [math.log(value) for value in values], [math.log(result) for result in results]
-    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
-    covariance = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
-    return covariance / sum((x - mean_x) ** 2 for x in xs)

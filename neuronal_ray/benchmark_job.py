@@ -30,8 +30,8 @@ from neuronal_ray.footprint import GIB
 from neuronal_ray.models.checkpoint import open_checkpoint
 
 _DESCRIPTION = """Time one whole `neuronal-ray prune` in this process, on random weights and random text: scores from
-128 sequences, NeuronAL's search on 8, perplexity on three texts of WikiText-2's, C4's and PTB's sizes, dense and pruned,
-and the files. Needs twice the model's room on disk. Example:
+128 sequences, NeuronAL's search on 8, perplexity on three texts as long as WikiText-2, C4 and PTB are, dense and
+pruned, and the files. Needs twice the model's room on disk. Example:
 neuronal-ray benchmark job --shape 7b --dtype bfloat16 --checkpoints /scratch --output job.json"""
 _WINDOWS = "166,256,55"
 

@@ -1,7 +1,8 @@
 """One search in this process, timed by stage, and the same candidates' forwards with nothing else done."""
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +18,13 @@ from neuronal_ray.benchmark_device import seconds, settle
 from neuronal_ray.benchmark_stages import CALIBRATION, CANDIDATES, OTHER, SEARCH_TEXT, stage_name
 from neuronal_ray.composition import compose
 from neuronal_ray.config import LAMBDAS, ROW_LAMBDAS, PruneConfig
+from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.models.blocks import Recording
 from neuronal_ray.pipeline import allocate
-from neuronal_ray.pool import InProcessPool
+from neuronal_ray.pool import InProcessPool, Pool
 from neuronal_ray.progress import Progress
+from neuronal_ray.search import Search
 from neuronal_ray.session import Session
 from neuronal_ray.worker import Worker, WorkerSpec
 
@@ -100,37 +103,43 @@ def random_tokens(setting: Setting, worker: Worker) -> Tokens:
     return torch.randint(worker.replica.stream.vocabulary, shape, generator=torch.Generator().manual_seed(0))
 
 
-def timed_search(setting: Setting, pool: InProcessPool, tokens: Tokens) -> TimedSearch:
-    """Statistics and ranking, the dense pass over the search text, the candidates: all as a run has them.
+def search_phases(
+    setting: Setting, pool: Pool, tokens: Tokens, layout: Layout, done: Callable[[str], None]
+) -> tuple[Allocation, Search]:
+    """Statistics and ranking, the dense pass over the search text, the candidates, as a run has them; `done` with each.
 
     Raises ValueError when a candidate's score is not finite: such a search proves nothing.
     """
-    config, worker = setting.config, worker_of(pool)
+    config = setting.config
     composition, session, progress = compose(config), Session(pool), Progress(quiet=True)
-    watch, stages, totals = worker.stopwatch.seconds, dict[str, float](), dict[str, float]()
+    session.hold(composition, tokens, progress)
+    done(CALIBRATION)
+    search = session.search(composition, tokens, progress, samples=setting.samples, mode=config.mode)
+    search.prepare()
+    done(SEARCH_TEXT)
+    allocation = allocate(config, composition, layout, search)
+    done(CANDIDATES)
+    overflowed = [candidate for candidate in search.candidates if not math.isfinite(candidate.score)]
+    if overflowed:
+        raise ValueError(f"--dtype: {len(overflowed)} of {len(search.candidates)} candidates overflowed")
+    return allocation, search
 
-    def close(phase: str, begin: float) -> None:
-        """Take what the worker's watch counted since it was last cleared."""
+
+def timed_search(setting: Setting, pool: InProcessPool, tokens: Tokens) -> TimedSearch:
+    """`search_phases`, each phase's time by what the worker's watch counted in it."""
+    worker = worker_of(pool)
+    watch, stages, totals = worker.stopwatch.seconds, dict[str, float](), dict[str, float]()
+    begin = time.perf_counter()
+
+    def done(phase: str) -> None:
         settle(worker.device)
-        totals[phase] = time.perf_counter() - begin
+        totals[phase] = time.perf_counter() - begin - sum(totals.values())
         stages.update({stage_name(activity, phase): spent for activity, spent in watch.items()})
         watch.clear()
 
     watch.clear()
-    begin = time.perf_counter()
-    session.hold(composition, tokens, progress)
-    close(CALIBRATION, begin)
-    search = session.search(composition, tokens, progress, samples=setting.samples, mode=config.mode)
-    begin = time.perf_counter()
-    search.prepare()
-    close(SEARCH_TEXT, begin)
-    begin = time.perf_counter()
-    allocation: Allocation = allocate(config, composition, worker.layout, search)
-    close(CANDIDATES, begin)
+    allocation, search = search_phases(setting, pool, tokens, worker.layout, done)
     search_s = sum(totals.values())
-    overflowed = [candidate for candidate in search.candidates if not candidate.score < float("inf")]
-    if overflowed:
-        raise ValueError(f"--shape: {len(overflowed)} of {len(search.candidates)} candidates overflowed in this dtype")
     return TimedSearch(
         seconds=stages | {OTHER: search_s - sum(stages.values())},
         search_s=search_s,
