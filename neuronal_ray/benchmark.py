@@ -13,6 +13,7 @@ PARTS = {
     "job": ("neuronal_ray.benchmark_job", "a whole pruning: statistics, search, three perplexities, files"),
     "growth": ("neuronal_ray.benchmark_growth", "how time and memory grow with the model, text, candidates, workers"),
     "memory": ("neuronal_ray.benchmark_memory", "the planner's formula for visiting blocks beside what was measured"),
+    "table": ("neuronal_ray.benchmark_table", "Markdown from files that searches and jobs wrote"),
     "methods": ("neuronal_ray.benchmark_methods", "allocations, refinements and solvers beside the dense pass"),
     "sweep": ("neuronal_ray.benchmark_sweep", "what a sweep saves over separate commands"),
     "cluster": ("neuronal_ray.benchmark_cluster", "what Ray costs and replicas gain"),

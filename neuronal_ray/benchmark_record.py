@@ -65,6 +65,10 @@ def _processor() -> str:
     return platform.machine()
 
 
+def _named(one: Measured) -> dict[str, object]:
+    return {"kind": type(one).__name__} | asdict(one)
+
+
 def check_output(path: Path | None) -> None:
     """Raise ValueError, before anything is measured, when the file cannot be written."""
     if path is not None and not path.absolute().parent.is_dir():
@@ -75,7 +79,7 @@ def publish(measured: Sequence[Measured], output: Path | None) -> None:
     """The figures as JSON, where that was asked for; they were printed when they came."""
     if output is None:
         return
-    document = {"machine": asdict(machine()), "measured": [asdict(one) for one in measured]}
+    document = {"machine": asdict(machine()), "measured": [_named(one) for one in measured]}
     temporary = output.with_name(f".{output.name}.partial")
     temporary.write_text(json.dumps(document, indent=2) + "\n")
     temporary.replace(output)

@@ -75,7 +75,7 @@ neuronal_ray.study_report
 neuronal_ray.entry
 neuronal_ray.report neuronal_ray.report_growth
 neuronal_ray.benchmark_record neuronal_ray.benchmark_device neuronal_ray.benchmark_shapes
-neuronal_ray.benchmark_literal neuronal_ray.benchmark_stages
+neuronal_ray.benchmark_literal neuronal_ray.benchmark_stages neuronal_ray.benchmark_table
 neuronal_ray.benchmark_timed
 neuronal_ray.prune neuronal_ray.evaluate neuronal_ray.sweep
 neuronal_ray.benchmark_search neuronal_ray.benchmark_job neuronal_ray.benchmark_growth neuronal_ray.benchmark_memory
