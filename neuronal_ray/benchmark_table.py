@@ -70,7 +70,8 @@ def _said(machine: Mapping[str, Any]) -> str:
 
 
 def _model(one: Mapping[str, Any]) -> str:
-    return f"{one['name']}, {one['blocks']} blocks, {one['dtype']}" + ", visiting" * one.get("streams", False)
+    visiting = ", visiting" if one.get("streams") else ""
+    return f"{one['name']}, {one['blocks']} blocks, {one['dtype']}{visiting}"
 
 
 def _gib(size: int | None) -> str:
