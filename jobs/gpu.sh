@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The GPU tests and the benchmark's figures for one GPU: figures as JSON, and a table with hardware and date in gpu.md.
-# Needs no network, and of the requirements neither ray, datasets, lm-eval nor beartype. About ten minutes on an H100.
+# Needs no network, and of the requirements neither ray, datasets, lm-eval nor beartype.
 #
 #   jobs/gpu.sh OUTPUT [CHECKPOINTS]
 #

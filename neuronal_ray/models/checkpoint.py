@@ -107,6 +107,8 @@ def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoin
         raise ValueError(f"--model: config.json in {path}: {str(error).strip().splitlines()[0]}") from error
     except StrictDataclassError as error:
         raise ValueError(f"--model: config.json in {path}: {' '.join(str(error).split())}") from error
+    except TypeError as error:  # transformers 5.10 and 5.17, for what is JSON but no object
+        raise ValueError(f"--model: config.json in {path} is no object with a model_type") from error
     if config.is_encoder_decoder:
         raise UnsupportedModel("--model: encoder-decoder models are not supported, expected a decoder")
     if "quantization_config" in config.to_dict():
