@@ -39,7 +39,11 @@ def _main(argv: Sequence[str]) -> None:
     part = first if named else _DEFAULT
     if part not in PARTS:
         raise ValueError(f"unknown part {part!r}, expected one of: {', '.join(PARTS)}")
-    import_module(PARTS[part][0]).main(argv[1:] if named else argv)
+    try:
+        module = import_module(PARTS[part][0])
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{part}: {error.name} is not installed") from error
+    module.main(argv[1:] if named else argv)
 
 
 if __name__ == "__main__":

@@ -49,10 +49,12 @@ def test_a_model_is_pruned_reported_and_measured(tmp_path: Path) -> None:
     search = ["search", *common, "--samples", "2", "--streams", "--output", str(tmp_path / "search.json")]
     job = ["job", *common, "--calibration-samples", "3", "--search-samples", "2", "--windows", "2,3,1"]
     job += ["--output", str(tmp_path / "job.json")]
-    code = f"sys.exit(neuronal_ray.prune.main({prune!r}) or main({search!r}) or main({job!r}))"
+    code = "assert main(['cluster']) == 2\n"
+    code += f"sys.exit(neuronal_ray.prune.main({prune!r}) or main({search!r}) or main({job!r}))"
     done = subprocess.run([sys.executable, "-c", BARE + SHAPE + code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "whole job" in done.stdout
+    assert "error: cluster: ray is not installed" in done.stderr
 
     summary = json.loads((tmp_path / "out" / "pruning.json").read_text())
     assert "ray" not in summary["versions"]
