@@ -19,7 +19,7 @@ PARTS = {
     "cluster": ("neuronal_ray.benchmark_cluster", "what Ray costs and replicas gain"),
     "scaling": ("neuronal_ray.benchmark_scaling", "what is to be expected of larger machines"),
 }
-"""By name: a module with `main(argv)`, which raises ValueError for bad input, and what it measures."""
+"""By name: a module with `main(argv)` and what it measures. Bad input is a ValueError, or main's own exit code."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +43,9 @@ def _main(argv: Sequence[str]) -> None:
         module = import_module(PARTS[part][0])
     except ModuleNotFoundError as error:
         raise ValueError(f"{part}: {error.name} is not installed") from error
-    module.main(argv[1:] if named else argv)
+    code = module.main(argv[1:] if named else argv)
+    if code:
+        raise SystemExit(code)
 
 
 if __name__ == "__main__":

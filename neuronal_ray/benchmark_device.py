@@ -30,7 +30,7 @@ def said_flops(rate: float) -> str:
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """Best of a few, after one that warms up, on random numbers: zeros can be faster than data."""
     on_gpu = device.type == "cuda"
-    size, numbers = (8192, 2**31) if on_gpu else (2048, 2**26)
+    size, numbers = (8192, 2**30) if on_gpu else (2048, 2**26)
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     product = torch.empty_like(left)
@@ -64,6 +64,7 @@ def settle(device: torch.device) -> None:
 def forget_peak(device: torch.device) -> None:
     """Peaks are counted from here on; the host's only where Linux allows it."""
     if device.type == "cuda":
+        torch.cuda.init()  # counting needs it
         torch.cuda.reset_peak_memory_stats(device)
     clear = Path("/proc/self/clear_refs")
     try:

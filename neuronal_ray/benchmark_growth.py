@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,7 @@ from neuronal_ray.config import LAMBDAS
 from neuronal_ray.live_bytes import LiveBytes
 from neuronal_ray.models.synthetic import write_random_llama
 from neuronal_ray.pool import InProcessPool, Pool
+from neuronal_ray.progress import Progress
 from neuronal_ray.report_growth import Series, growth_table, write_growth_plots
 from neuronal_ray.worker import Worker
 
@@ -72,6 +73,17 @@ class Ranges:
     samples: tuple[int, ...]
     workers: tuple[int, ...]
 
+    @property
+    def cases(self) -> list[Case]:
+        """All that are measured on one worker, each once."""
+        found = [
+            *(replace(self.base, blocks=count) for count in self.blocks),
+            *(replace(self.base, hidden=size) for size in self.hidden),
+            *(replace(self.base, lambdas=count) for count in self.lambdas),
+            *(replace(self.base, samples=count) for count in self.samples),
+        ]
+        return list(dict.fromkeys(found))
+
 
 RANGES = Ranges(
     base=Case(blocks=4, hidden=256, lambdas=8, samples=4, length=256),
@@ -101,12 +113,16 @@ class _Point:
     candidates: int
     num_bytes: int
 
+    def best(self, other: "_Point") -> "_Point":
+        """The faster of both times of each."""
+        return replace(self, search_s=min(self.search_s, other.search_s), floor_s=min(self.floor_s, other.floor_s))
+
 
 def main(argv: Sequence[str]) -> None:
     """Measure, print the table, write the files."""
     parser = argparse.ArgumentParser(prog="neuronal-ray benchmark growth", description=_DESCRIPTION)
     parser.add_argument(
-        "--rounds", type=int, default=2, metavar="N", help="of each search, the fastest counts (default: 2)"
+        "--rounds", type=int, default=3, metavar="N", help="of all searches in turn, the fastest counts (default: 3)"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: a GPU if any)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own)")
@@ -117,7 +133,10 @@ def main(argv: Sequence[str]) -> None:
     if arguments.output is not None and arguments.output.exists() and not arguments.output.is_dir():
         raise ValueError(f"--output: {arguments.output} is not a directory")
     print(machine(), flush=True)
-    measured = measure_growth(RANGES, device=device, threads=arguments.threads, rounds=arguments.rounds)
+    with Progress().stage("searches", arguments.rounds * len(RANGES.cases)) as advance:
+        measured = measure_growth(
+            RANGES, device=device, threads=arguments.threads, rounds=arguments.rounds, advance=advance
+        )
     print("\n".join(measured.lines()), flush=True)
     if arguments.output is not None:
         arguments.output.mkdir(parents=True, exist_ok=True)
@@ -126,35 +145,38 @@ def main(argv: Sequence[str]) -> None:
         publish([measured], arguments.output / "growth.json")
 
 
-def measure_growth(ranges: Ranges, *, device: str, threads: int | None, rounds: int) -> GrowthMeasured:
-    """Every case once, however many series it is in. Workers only where Ray is installed and on a CPU."""
+def measure_growth(
+    ranges: Ranges, *, device: str, threads: int | None, rounds: int, advance: Callable[[str], None] = lambda _: None
+) -> GrowthMeasured:
+    """Every case once, however many series it is in. Workers only where Ray is installed and on a CPU.
+
+    `advance` is called with the name of each case when it is measured.
+    """
     base = ranges.base
-    known: dict[Case, _Point] = {}
+    points: dict[Case, _Point] = {}
     with kept_or_temporary(None) as folder:
+        for number in range(rounds):  # all cases in turn: a busy moment does not spoil every round of one
+            for case in ranges.cases:
+                setting = case.at(folder, device=device, threads=threads)
+                found = _measure(setting)
+                points[case] = found if number == 0 else points[case].best(found)
+                advance(f"{setting.name}, {case.samples} x {case.length} tokens, {case.lambdas} lambdas")
 
-        def point(case: Case) -> _Point:
-            if case not in known:
-                known[case] = _measure(case.at(folder, device=device, threads=threads), rounds=rounds)
-            return known[case]
-
-        def series(name: str, values: Sequence[int], cases: Sequence[Case]) -> Series:
-            return _series(name, values, [point(case) for case in cases])
+        def series(name: str, cases: Sequence[Case], values: Sequence[int]) -> Series:
+            return _series(name, values, [points[case] for case in cases])
 
         by_lambdas = [replace(base, lambdas=count) for count in ranges.lambdas]
-        found = [
-            series("blocks", ranges.blocks, [replace(base, blocks=count) for count in ranges.blocks]),
-            series("hidden size", ranges.hidden, [replace(base, hidden=size) for size in ranges.hidden]),
-            series("candidates", [point(case).candidates for case in by_lambdas], by_lambdas),
-            series(
-                "tokens",
-                [count * base.length for count in ranges.samples],
-                [replace(base, samples=count) for count in ranges.samples],
-            ),
+        by_samples = [replace(base, samples=count) for count in ranges.samples]
+        measured = [
+            series("blocks", [replace(base, blocks=count) for count in ranges.blocks], ranges.blocks),
+            series("hidden size", [replace(base, hidden=size) for size in ranges.hidden], ranges.hidden),
+            series("candidates", by_lambdas, [points[case].candidates for case in by_lambdas]),
+            series("tokens", by_samples, [count * base.length for count in ranges.samples]),
         ]
         if ranges.workers and device == "cpu" and find_spec("ray") is not None:
             own = base.at(folder, device=device, threads=1)
-            found.append(_of_workers(own, ranges.workers, rounds=rounds))
-    return GrowthMeasured(series=tuple(found))
+            measured.append(_of_workers(own, ranges.workers, rounds=rounds))
+    return GrowthMeasured(series=tuple(measured))
 
 
 def _series(name: str, values: Sequence[int], points: Sequence[_Point]) -> Series:
@@ -167,21 +189,21 @@ def _series(name: str, values: Sequence[int], points: Sequence[_Point]) -> Serie
     )
 
 
-def _measure(setting: Setting, *, rounds: int) -> _Point:
+def _measure(setting: Setting) -> _Point:
     """Seconds without, and bytes with, the counting of bytes. Bytes are the model's and the most that live besides."""
     pool = InProcessPool(setting.spec)
     worker = worker_of(pool)
     tokens = random_tokens(setting, worker)
     worker.observe(tokens[:1])  # warm up
-    runs = [timed_search(setting, pool, tokens) for _ in range(rounds)]
-    floor_s = forwards_alone(worker, tokens, runs[0].plans[1], repeats=3) * runs[0].distinct
+    run = timed_search(setting, pool, tokens)
+    floor_s = forwards_alone(worker, tokens, run.plans[1], repeats=3) * run.distinct
     again = InProcessPool(setting.spec)
     with LiveBytes() as live:
         timed_search(setting, again, tokens)
     return _Point(
-        search_s=min(run.search_s for run in runs),
+        search_s=run.search_s,
         floor_s=floor_s,
-        candidates=runs[0].distinct,
+        candidates=run.distinct,
         num_bytes=live.peak + sum(tensor.nbytes for tensor in worker.replica.stream.model.parameters()),
     )
 
@@ -217,5 +239,6 @@ def _of_workers(setting: Setting, counts: Sequence[int], *, rounds: int) -> Seri
 
 def _pool_search_s(setting: Setting, pool: Pool, tokens: torch.Tensor) -> float:
     begin = time.perf_counter()
-    search_phases(setting, pool, tokens, pool.first(Worker.describe), lambda _: None)
+    layout, progress = pool.first(Worker.describe), Progress(quiet=True)
+    search_phases(setting, pool, tokens, layout=layout, progress=progress, done=lambda _: None)
     return time.perf_counter() - begin

@@ -194,10 +194,10 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
     tokens = random_tokens(setting, worker)
     worker.observe(tokens[:1])  # warm up
 
-    search = staged = timed_search(setting, pool, tokens)
+    search = staged = timed_search(setting, pool, tokens, quiet=False)
     if device.type == "cuda":  # its stages by a run that waits for the device at each
         worker.stopwatch.synchronize = True
-        staged = timed_search(setting, pool, tokens)
+        staged = timed_search(setting, pool, tokens, quiet=False)
         worker.stopwatch.synchronize = False
     device_bytes, host_bytes = device_peak(device), host_peak()
 

@@ -104,14 +104,14 @@ def random_tokens(setting: Setting, worker: Worker) -> Tokens:
 
 
 def search_phases(
-    setting: Setting, pool: Pool, tokens: Tokens, layout: Layout, done: Callable[[str], None]
+    setting: Setting, pool: Pool, tokens: Tokens, *, layout: Layout, progress: Progress, done: Callable[[str], None]
 ) -> tuple[Allocation, Search]:
     """Statistics and ranking, the dense pass over the search text, the candidates, as a run has them; `done` with each.
 
     Raises ValueError when a candidate's score is not finite: such a search proves nothing.
     """
     config = setting.config
-    composition, session, progress = compose(config), Session(pool), Progress(quiet=True)
+    composition, session = compose(config), Session(pool)
     session.hold(composition, tokens, progress)
     done(CALIBRATION)
     search = session.search(composition, tokens, progress, samples=setting.samples, mode=config.mode)
@@ -125,8 +125,8 @@ def search_phases(
     return allocation, search
 
 
-def timed_search(setting: Setting, pool: InProcessPool, tokens: Tokens) -> TimedSearch:
-    """`search_phases`, each phase's time by what the worker's watch counted in it."""
+def timed_search(setting: Setting, pool: InProcessPool, tokens: Tokens, *, quiet: bool = True) -> TimedSearch:
+    """`search_phases`, each phase's time by what the worker's watch counted in it. Not `quiet`: with progress."""
     worker = worker_of(pool)
     watch, stages, totals = worker.stopwatch.seconds, dict[str, float](), dict[str, float]()
     begin = time.perf_counter()
@@ -138,7 +138,8 @@ def timed_search(setting: Setting, pool: InProcessPool, tokens: Tokens) -> Timed
         watch.clear()
 
     watch.clear()
-    allocation, search = search_phases(setting, pool, tokens, worker.layout, done)
+    progress = Progress(quiet=quiet)
+    allocation, search = search_phases(setting, pool, tokens, layout=worker.layout, progress=progress, done=done)
     search_s = sum(totals.values())
     return TimedSearch(
         seconds=stages | {OTHER: search_s - sum(stages.values())},

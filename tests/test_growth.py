@@ -36,7 +36,10 @@ def test_the_table_and_the_plots_are_written(tmp_path: Path) -> None:
 def test_memory_and_work_grow_with_what_is_varied(tmp_path: Path) -> None:
     base = Case(blocks=2, hidden=32, lambdas=2, samples=1, length=16)
     ranges = Ranges(base=base, blocks=(2, 3), hidden=(32, 64), lambdas=(2, 3), samples=(1, 2), workers=())
-    found = {one.name: one for one in measure_growth(ranges, device="cpu", threads=1, rounds=1).series}
+    notes: list[str] = []
+    measured = measure_growth(ranges, device="cpu", threads=1, rounds=1, advance=notes.append)
+    assert len(notes) == len(set(notes)) == len(ranges.cases) == 5
+    found = {one.name: one for one in measured.series}
     assert found["candidates"].values == (4, 6), "the row step's lambda 0 is the block step's winner"
     assert found["tokens"].values == (16, 32)
     for name in ("blocks", "hidden size", "tokens"):
