@@ -8,7 +8,7 @@ _COMMANDS = {
     "evaluate": "measure perplexity and benchmarks",
     "sweep": "prune and evaluate a grid of models, methods and sparsities, from one file",
     "report": "write report.html again from the files of a run, or a report over sweeps",
-    "benchmark": "time the search against a literal implementation",
+    "benchmark": "measure the search beside its floors, whole jobs, growth, memory",
 }
 
 

@@ -1,14 +1,17 @@
 """What Ray costs and what replicas gain: the same search in this process, on one replica, on two, and on two shards."""
 
+import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from neuronal_ray.allocations import Problem, neuronal
+from neuronal_ray.benchmark_record import check_output, publish
+from neuronal_ray.benchmark_shapes import kept_or_temporary, length_of, model_path
 from neuronal_ray.config import LAMBDAS
 from neuronal_ray.core.plan import uniform_rates
 from neuronal_ray.core.stats import SquareSum
@@ -54,6 +57,21 @@ class ClusterMeasured:
             "handed on by each candidate",
             f"  driver              {self.driver_growth / 2**20:8.1f} MiB more at the end than after the first search",
         ]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure on the wide model."""
+    parser = argparse.ArgumentParser(
+        prog="neuronal-ray benchmark cluster",
+        description="One search in this process, and on one replica, two replicas, two shards of a local Ray, in turn.",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
+    arguments = parser.parse_args(argv)
+    check_output(arguments.output)
+    with kept_or_temporary(None) as folder:
+        measured = measure_cluster(model_path("wide", folder), name="wide", length=length_of("wide"))
+    print("\n".join(measured.lines()), flush=True)
+    publish([measured], arguments.output)
 
 
 def measure_cluster(model: Path, *, name: str, length: int, samples: int = 2) -> ClusterMeasured:

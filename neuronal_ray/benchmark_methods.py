@@ -1,9 +1,11 @@
 """What allocations, refinements and solvers cost beside the dense pass and the matrix work that they need anyway."""
 
+import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
@@ -14,6 +16,8 @@ from torch import Tensor
 from neuronal_ray import plugins
 from neuronal_ray.allocations import Problem
 from neuronal_ray.benchmark_literal import literal_spectrum, literal_tail_exponent
+from neuronal_ray.benchmark_record import check_output, publish
+from neuronal_ray.benchmark_shapes import check_counts, device_of, kept_or_temporary, length_of, model_path
 from neuronal_ray.core.plan import exact_plan, uniform_rates
 from neuronal_ray.core.spectrum import BOUNDS, eigenvalues, tail_exponent
 from neuronal_ray.core.stats import Gram, Moments, SquareSum
@@ -83,6 +87,34 @@ class MethodsMeasured:
             f"  Gram matrices held         {self.gram_block_bytes / 2**20:9.1f} MiB, one block's; the model's would be "
             f"{self.gram_model_bytes / 2**20:.1f} MiB",
         ]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure on the wide model."""
+    parser = argparse.ArgumentParser(
+        prog="neuronal-ray benchmark methods",
+        description="What allocations, refinements and solvers cost beside the dense pass and the matrix work that "
+        "they need anyway, on a LLaMA of hidden size 1024.",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
+    arguments = parser.parse_args(argv)
+    check_counts(arguments, threads=1)
+    check_output(arguments.output)
+    with kept_or_temporary(None) as folder:
+        spec = WorkerSpec(
+            model_path=model_path("wide", folder),
+            device=device_of("auto"),
+            dtype="float32",
+            recipe=Recipe(method="wanda"),
+            threads=arguments.threads,
+            trust_remote_code=False,
+            profile=True,
+        )
+        text = torch.randint(2048, (4, length_of("wide")), generator=torch.Generator().manual_seed(0))
+        measured = measure_methods(spec, text, name="wide (float32)", target=0.7)
+    print("\n".join(measured.lines()), flush=True)
+    publish([measured], arguments.output)
 
 
 def measure_methods(

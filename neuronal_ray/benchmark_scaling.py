@@ -5,6 +5,7 @@ candidate takes than its arithmetic (all on this machine's CPU). Assumed, and pr
 that of `paper` mode: two steps, each waits for all of its candidates.
 """
 
+import argparse
 import math
 import time
 from collections.abc import Sequence
@@ -14,27 +15,18 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from neuronal_ray.benchmark_record import check_output, publish
+from neuronal_ray.benchmark_shapes import SHAPES
 from neuronal_ray.config import LAMBDAS
 from neuronal_ray.distributed.costs import measure_ray_costs
 from neuronal_ray.distributed.devices import connect, disconnect
 from neuronal_ray.distributed.ray_pool import RayPool
 from neuronal_ray.footprint import GIB, Devices, Footprint, Work, fit, needed_devices
-from neuronal_ray.models.checkpoint import empty_llama, write_random_llama
+from neuronal_ray.models.synthetic import empty_llama, write_random_llama
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.worker import Worker, WorkerSpec
 
-MODELS = {
-    "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "13B": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
-    "70B": {
-        "hidden_size": 8192,
-        "intermediate_size": 28672,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-    },
-}
-"""The shapes of Llama 2."""
+MODELS = ("7b", "13b", "70b")
 
 DEVICE_GIB = (24, 40, 80, 141)
 DEVICES = (1, 2, 4, 8, 16, 32, 64)
@@ -90,18 +82,33 @@ class Scaling:
         for name, found in self.shards.items():
             cells = ["-" if count is None else f"{count}" for count in found.values()]
             cells.append(f"{self.visiting_bytes[name] / GIB:.1f} GiB")
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            lines.append(f"| {name.upper()} | " + " | ".join(cells) + " |")
         lines += ["", "| model | devices | replicas x shards | search | bottleneck |", "|---|---|---|---|---|"]
         lines += [
-            f"| {one.model} | {one.devices} | {one.replicas} x {one.shards} | {one.seconds:.1f} s | {one.bottleneck} |"
+            f"| {one.model.upper()} | {one.devices} | {one.replicas} x {one.shards} | {one.seconds:.1f} s | "
+            f"{one.bottleneck} |"
             for one in self.points
         ]
         return lines
 
 
+def main(argv: Sequence[str]) -> None:
+    """Measure and predict."""
+    parser = argparse.ArgumentParser(
+        prog="neuronal-ray benchmark scaling",
+        description="How long a search would take on 1 to 64 devices: costs measured here, a device's speed assumed.",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
+    arguments = parser.parse_args(argv)
+    check_output(arguments.output)
+    found = predictions()
+    print("\n".join(found.lines()), flush=True)
+    publish([found], arguments.output)
+
+
 def predictions() -> Scaling:
     """Measure and predict; starts a local Ray."""
-    footprints = {name: Footprint.of(empty_llama(**shape), _WORK) for name, shape in MODELS.items()}
+    footprints = {name: Footprint.of(empty_llama(**SHAPES[name].config), _WORK) for name in MODELS}
     costs = _measured()
     return Scaling(
         costs=costs,
@@ -132,7 +139,7 @@ def _layouts(footprint: Footprint, count: int) -> Sequence[int]:
 def predicted(name: str, footprint: Footprint, devices: int, shards: int, costs: Costs) -> Point:
     """A step of n candidates on R chains of S shards takes n / R, rounded up, and S - 1 more turns of one shard."""
     weights = sum(footprint.weights) / 2  # bfloat16
-    hidden = SEARCH_TOKENS * MODELS[name]["hidden_size"] * 2
+    hidden = SEARCH_TOKENS * SHAPES[name].config["hidden_size"] * 2
     replicas = max(1, devices // shards)
     parts = {
         "arithmetic": 2 * weights * SEARCH_TOKENS / RATE * costs.over_arithmetic / shards,
@@ -168,9 +175,10 @@ def _over_arithmetic() -> float:
     """A candidate's seconds, on a worker behind Ray, over those of its products at the speed of a large product."""
     with TemporaryDirectory() as folder:
         shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 16}
-        write_random_llama(Path(folder), vocab_size=256, max_position_embeddings=512, **shape)
+        path = Path(folder) / "model"
+        write_random_llama(path, shape | {"vocab_size": 256, "max_position_embeddings": 512}, dtype=torch.float32)
         spec = WorkerSpec(
-            model_path=Path(folder),
+            model_path=path,
             device="cpu",
             dtype="float32",
             recipe=Recipe(method="magnitude"),

@@ -1,13 +1,18 @@
 """What a sweep saves by sharing: the cells of one sweep, and the same as separate commands, measured in one run."""
 
+import argparse
 import contextlib
 import io
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import neuronal_ray.prune
 import neuronal_ray.sweep
+from neuronal_ray.benchmark_record import check_output, publish
+from neuronal_ray.benchmark_shapes import check_counts
 from neuronal_ray.sweep_grid import Cell, read_study
 
 METHODS = ("magnitude", "multiflow", "wanda", "sparsegpt")
@@ -39,6 +44,23 @@ class SweepMeasured:
             f"  all in one   {self.separate_s:9.1f} s {self.sweep_s:9.1f} s   "
             f"ratio {self.separate_s / self.sweep_s:.2f} (at least {_TOO_SLOW:g})",
         ]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure on the built-in model."""
+    parser = argparse.ArgumentParser(
+        prog="neuronal-ray benchmark sweep",
+        description="60 cells on the built-in model as one sweep and as separate commands: about 20 minutes on a core.",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
+    arguments = parser.parse_args(argv)
+    check_counts(arguments, threads=1)
+    check_output(arguments.output)
+    with TemporaryDirectory() as folder:
+        measured = measure_sweep(Path(folder), threads=arguments.threads)
+    print("\n".join(measured.lines()), flush=True)
+    publish([measured], arguments.output)
 
 
 def measure_sweep(folder: Path, *, threads: int | None, methods: tuple[str, ...] = METHODS) -> SweepMeasured:

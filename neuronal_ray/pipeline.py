@@ -4,8 +4,9 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from jaxtyping import Int64
@@ -328,10 +329,12 @@ def write_model(
 
 
 def versions() -> dict[str, str]:
-    """What the numbers depend on."""
-    return {"neuronal_ray": __version__, "python": platform.python_version()} | {
-        package: version(package) for package in _PACKAGES
-    }
+    """What the numbers depend on, as far as it is installed: a run in one process needs no ray."""
+    found = {"neuronal_ray": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _plain(value: object) -> object:

@@ -178,7 +178,7 @@ class Search:
 
     def changed(self, plan: Plan, changes: Sequence[Counts], part: range) -> list[float]:
         """Mean KL divergence over the search sequences in `part` of `plan` with each of `changes` made to it."""
-        self._prepare()
+        self.prepare()
         if part not in self._answers.excerpts:
             self._pool.each(partial(Worker.set_excerpt), part)  # a new function: those before are kept as well
             self._answers.excerpts.add(part)
@@ -203,7 +203,7 @@ class Search:
 
     def differences(self, plan: Plan) -> dict[Linear, Float64[Tensor, " rows"]]:
         """The norm over the search text of each row's difference of outputs, dense and under `plan`."""
-        self._prepare()
+        self.prepare()
         samples, chunk = len(self._text), chunk_sequences(self._text.shape[1])
         parts = [range(start, min(start + chunk, samples)) for start in range(0, samples, chunk)]
         self.evaluations += 2
@@ -229,7 +229,7 @@ class Search:
 
     def learn(self, function: Callable[[BlockTask], Result]) -> list[Result]:
         """`function` of every block with the search text that enters it, in order."""
-        self._prepare()
+        self.prepare()
         if self._solves:
             self._pool.each(Worker.rank_on_walk, self._calibration)
         ranges = self._ranges()
@@ -257,7 +257,7 @@ class Search:
         score_of: Callable[[Result], float],
     ) -> list[Result]:
         """Run what is not known yet, note every candidate, and answer in order."""
-        self._prepare(with_end=criterion == "kl")
+        self.prepare(with_end=criterion == "kl")
         new = {plan.digest: (lam, plan) for lam, plan in zip(lambdas, plans, strict=True)}
         new = {digest: item for digest, item in new.items() if digest not in known}
         seconds: dict[bytes, float] = {}
@@ -325,8 +325,11 @@ class Search:
         bounds = [blocks * index // replicas for index in range(replicas + 1)]
         return [range(start, stop) for start, stop in pairwise(bounds)]
 
-    def _prepare(self, *, with_end: bool = False) -> None:
-        """Give the workers the search text; norms that are known spare a pass where the text's end is not asked for."""
+    def prepare(self, *, with_end: bool = False) -> None:
+        """Bring the search text, and solved levels, to the workers; questions do so themselves.
+
+        Norms that are known already spare a dense pass where what the text ends in is not asked for.
+        """
         answers = self._answers
         if answers.prepared and (answers.with_end or not with_end):
             return

@@ -13,7 +13,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device, *, synchronize: bool) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._synchronize = synchronize and device.type == "cuda"
+        self.synchronize = synchronize and device.type == "cuda"
         self._running: list[str] = []
         self._since = 0.0
 
@@ -29,7 +29,7 @@ class Stopwatch:
             self._running.pop()
 
     def _charge(self) -> None:
-        if self._synchronize:
+        if self.synchronize:
             torch.cuda.synchronize()
         now = time.perf_counter()
         if self._running:

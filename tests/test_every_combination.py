@@ -94,7 +94,7 @@ class Pruned:
         text = torch.randint(3, 64, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
         progress = Progress()
         session = Session(pool)
-        session.hold(self.composition, text, progress)
+        session.hold(self.composition, text, progress, samples=config.search_samples)
         search = session.search(self.composition, text, progress, samples=config.search_samples, mode=config.mode)
         allocation = allocate(config, self.composition, self.worker.layout, search)
         self.plan: Plan = allocation.plan

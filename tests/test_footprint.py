@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronal_ray.benchmark_scaling import MODELS, Costs, predicted
+from neuronal_ray.benchmark_scaling import Costs, predicted
+from neuronal_ray.benchmark_shapes import SHAPES
 from neuronal_ray.footprint import GIB, Devices, Footprint, Work, fit, needed_devices
-from neuronal_ray.models.checkpoint import empty_llama
+from neuronal_ray.models.synthetic import empty_llama
 
 TINY = Footprint(weights=(10, 10, 10, 10), ranks=(10, 10, 10, 10), outside=4, passing=6)
 
@@ -72,7 +73,7 @@ def test_what_is_chosen_fits_and_fewer_shards_would_not(count: int, memory: int)
 
 
 def test_the_footprint_of_a_llama_is_that_of_its_shapes() -> None:
-    shape = MODELS["7B"]
+    shape = SHAPES["7b"].config
     found = Footprint.of(empty_llama(**shape), Work(item=2, held=0))
     hidden, wide = shape["hidden_size"], shape["intermediate_size"]
     linears = 4 * hidden**2 + 3 * hidden * wide
@@ -85,14 +86,14 @@ def test_the_footprint_of_a_llama_is_that_of_its_shapes() -> None:
 
 def test_predictions_are_the_models_own_arithmetic() -> None:
     """The 7B search on one device: 28 candidates, nothing handed on, by hand."""
-    footprint = Footprint.of(empty_llama(**MODELS["7B"]), Work(item=2, held=0))
+    footprint = Footprint.of(empty_llama(**SHAPES["7b"].config), Work(item=2, held=0))
     costs = Costs(call_s=0.0, handed_rate=1e9, over_arithmetic=1.0)
-    one = predicted("7B", footprint, 1, 1, costs)
+    one = predicted("7b", footprint, 1, 1, costs)
     weights = sum(footprint.weights) / 2
     turn = 2 * weights * 16384 / 200e12 + (3 * 2 * weights + sum(footprint.ranks)) / 2e12
     assert one.seconds == pytest.approx(28 * turn)
     assert one.bottleneck == "arithmetic"
-    assert predicted("7B", footprint, 64, 1, costs).seconds == pytest.approx(2 * turn)
-    assert predicted("7B", footprint, 64, 1, costs).bottleneck == "idle devices"
+    assert predicted("7b", footprint, 64, 1, costs).seconds == pytest.approx(2 * turn)
+    assert predicted("7b", footprint, 64, 1, costs).bottleneck == "idle devices"
     slow = Costs(call_s=0.0, handed_rate=1e6, over_arithmetic=1.0)
-    assert predicted("7B", footprint, 2, 2, slow).bottleneck == "hidden states"
+    assert predicted("7b", footprint, 2, 2, slow).bottleneck == "hidden states"

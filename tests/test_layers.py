@@ -40,13 +40,13 @@ neuronal_ray.models.residence
 neuronal_ray.models.blocks
 neuronal_ray.models.rows neuronal_ray.models.routing
 neuronal_ray.models.checkpoint neuronal_ray.models.wiring
-neuronal_ray.models.parts
+neuronal_ray.models.parts neuronal_ray.models.synthetic
 neuronal_ray.models.train_builtin
 neuronal_ray.data
 neuronal_ray.data.text
 neuronal_ray.data.tokens
 neuronal_ray.data.calibration neuronal_ray.data.evaluation
-neuronal_ray.timing neuronal_ray.progress
+neuronal_ray.timing neuronal_ray.progress neuronal_ray.live_bytes
 neuronal_ray.comparison neuronal_ray.replica neuronal_ray.distributions
 neuronal_ray.search_text
 neuronal_ray.worker
@@ -76,10 +76,14 @@ neuronal_ray.report_inputs neuronal_ray.report_style neuronal_ray.study_tables
 neuronal_ray.report_figures
 neuronal_ray.study_report
 neuronal_ray.entry
-neuronal_ray.report neuronal_ray.benchmark_literal
-neuronal_ray.benchmark_methods
+neuronal_ray.report neuronal_ray.report_growth
+neuronal_ray.benchmark_record neuronal_ray.benchmark_device neuronal_ray.benchmark_shapes
+neuronal_ray.benchmark_literal neuronal_ray.benchmark_stages neuronal_ray.benchmark_table
+neuronal_ray.benchmark_timed
 neuronal_ray.prune neuronal_ray.evaluate neuronal_ray.sweep
-neuronal_ray.benchmark_sweep neuronal_ray.benchmark_cluster neuronal_ray.benchmark_scaling
+neuronal_ray.benchmark_search neuronal_ray.benchmark_job neuronal_ray.benchmark_growth neuronal_ray.benchmark_memory
+neuronal_ray.benchmark_methods neuronal_ray.benchmark_sweep
+neuronal_ray.benchmark_cluster neuronal_ray.benchmark_scaling
 neuronal_ray.benchmark
 neuronal_ray.__main__
 """

@@ -15,7 +15,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -108,6 +107,8 @@ def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoin
         raise ValueError(f"--model: config.json in {path}: {str(error).strip().splitlines()[0]}") from error
     except StrictDataclassError as error:
         raise ValueError(f"--model: config.json in {path}: {' '.join(str(error).split())}") from error
+    except TypeError as error:  # transformers 5.10 and 5.17, for what is JSON but no object
+        raise ValueError(f"--model: config.json in {path} is no object with a model_type") from error
     if config.is_encoder_decoder:
         raise UnsupportedModel("--model: encoder-decoder models are not supported, expected a decoder")
     if "quantization_config" in config.to_dict():
@@ -253,18 +254,6 @@ def linear_columns(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
         for index, block in enumerate(blocks)
         for path, module in find_linears(block).items()
     }
-
-
-def empty_llama(**config: int) -> PreTrainedModel:
-    """A LLaMA without weights, for the shapes of models that are not at hand."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(LlamaConfig(**config))
-
-
-def write_random_llama(path: Path, **config: int) -> None:
-    """A LLaMA with random weights, in float32, for benchmarks."""
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(LlamaConfig(**config)).save_pretrained(path)
 
 
 @functools.lru_cache(maxsize=4)

@@ -24,7 +24,7 @@ MANIFESTS = [
     "jobs/rayjob-prune.yaml",
     "jobs/rayjob-sweep.yaml",
 ]
-SCRIPTS = ["cluster/slurm.sh", "jobs/slurm-prune.sbatch"]
+SCRIPTS = ["cluster/slurm.sh", "jobs/slurm-prune.sbatch", "jobs/gpu.sh"]
 OTHERS = {
     *("cluster/Dockerfile", "cluster/Dockerfile.dockerignore", "cluster/README.md"),
     *("cluster/ray-up.yaml", "cluster/docker-compose.yaml"),
@@ -163,7 +163,7 @@ def test_jobs_end_with_their_clusters() -> None:
         assert spec["submitterPodTemplate"]["spec"]["restartPolicy"] == "Never"
 
 
-@pytest.mark.parametrize("path", ["jobs/rayjob-prune.yaml", "jobs/rayjob-sweep.yaml", *SCRIPTS[1:]])
+@pytest.mark.parametrize("path", ["jobs/rayjob-prune.yaml", "jobs/rayjob-sweep.yaml", "jobs/slurm-prune.sbatch"])
 def test_the_commands_in_jobs_are_ones_that_the_program_takes(path: str) -> None:
     text = (REPOSITORY / path).read_text().replace("\\\n", " ")
     command, words = re.findall(r"python -m neuronal_ray\.(\w+)((?:\s+[^\s#]+)+?)(?=\s*\n\s*\w+:|\s*$)", text)[0]

@@ -1,0 +1,86 @@
+"""What can a device do at most, and how much memory was taken? Ceilings that other figures are compared with."""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_ROUNDS = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ceilings:
+    """Operations per second of a large matrix product; bytes per second, read plus written, of a large copy."""
+
+    flops: float
+    bandwidth: float
+
+    def __str__(self) -> str:
+        return f"{said_flops(self.flops)} (matrix product), {self.bandwidth / 1e9:.3g} GB/s (copy, read + written)"
+
+
+def said_flops(rate: float) -> str:
+    """Operations per second in the unit that suits."""
+    return f"{rate / 1e12:.3g} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.3g} GFLOP/s"
+
+
+def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """Best of a few, after one that warms up, on random numbers: zeros can be faster than data."""
+    on_gpu = device.type == "cuda"
+    size, numbers = (8192, 2**30) if on_gpu else (2048, 2**26)
+    generator = torch.Generator(device).manual_seed(0)
+    left, right = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
+    product = torch.empty_like(left)
+    product_s = _best(device, lambda: torch.mm(left, right, out=product))
+    source = torch.randint(-(2**15), 2**15, (numbers,), device=device, dtype=torch.int16, generator=generator)
+    target = torch.ones_like(source)
+    copy_s = _best(device, lambda: target.copy_(source))
+    return Ceilings(flops=2 * size**3 / product_s, bandwidth=2 * source.nbytes / copy_s)
+
+
+def _best(device: torch.device, call: Callable[[], object]) -> float:
+    call()
+    return min(seconds(device, call) for _ in range(_ROUNDS))
+
+
+def seconds(device: torch.device, call: Callable[[], object]) -> float:
+    """How long `call` takes until the device is done with it."""
+    settle(device)
+    begin = time.perf_counter()
+    call()
+    settle(device)
+    return time.perf_counter() - begin
+
+
+def settle(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Peaks are counted from here on; the host's only where Linux allows it."""
+    if device.type == "cuda":
+        torch.cuda.init()  # counting needs it
+        torch.cuda.reset_peak_memory_stats(device)
+    clear = Path("/proc/self/clear_refs")
+    try:
+        clear.write_text("5")  # the largest resident size becomes the present one
+    except OSError:
+        return
+
+
+def device_peak(device: torch.device) -> int | None:
+    """The most bytes allocated on a GPU; None on the host, whose peak is `host_peak`."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def host_peak() -> int:
+    """The most bytes that this process was resident in."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

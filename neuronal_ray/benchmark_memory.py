@@ -1,0 +1,160 @@
+"""Does the planner's formula for blocks that visit hold? Beside the bytes that live in a search, and the aims."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from neuronal_ray.benchmark_record import check_output, machine, publish
+from neuronal_ray.benchmark_shapes import SHAPES, check_counts, kept_or_temporary
+from neuronal_ray.benchmark_timed import Setting, random_tokens, timed_search, worker_of
+from neuronal_ray.footprint import GIB, Footprint, Work
+from neuronal_ray.live_bytes import LiveBytes
+from neuronal_ray.models.checkpoint import empty_model
+from neuronal_ray.models.synthetic import empty_llama, write_random_llama
+from neuronal_ray.pool import InProcessPool
+
+AIMS_GIB = {"7b": 8, "13b": 12, "70b": 40}
+"""What a device should need to have for a streamed search of 8 x 2048 tokens in 16 bits."""
+
+_MIB = 2**20
+_CONFIG = {"vocab_size": 1024, "max_position_embeddings": 2048, "num_hidden_layers": 3}
+SMALL = {
+    "square": _CONFIG | {"hidden_size": 512, "intermediate_size": 512, "num_attention_heads": 8},
+    "llama": _CONFIG | {"hidden_size": 512, "intermediate_size": 1376, "num_attention_heads": 8},
+    "grouped": _CONFIG
+    | {"hidden_size": 512, "intermediate_size": 1792, "num_attention_heads": 8, "num_key_value_heads": 1},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lived:
+    """Bytes of one streamed search on a CPU: at most alive on the device's side, and what the formula has for that."""
+
+    name: str
+    tokens: int
+    measured: int
+    formula: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """The formula for a shape whose blocks visit, by its terms, and the device's size that it should stay within."""
+
+    name: str
+    terms: Mapping[str, int]
+    aim: int
+
+    @property
+    def total(self) -> int:
+        """All terms."""
+        return sum(self.terms.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryMeasured:
+    """Small searches that were run, large ones that were not."""
+
+    lived: tuple[Lived, ...]
+    planned: tuple[Planned, ...]
+
+    def lines(self) -> list[str]:
+        """The printed tables, in Markdown."""
+        rows = [
+            "| searched here, blocks visit | tokens | alive at most | formula | formula / alive |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {one.name} | {one.tokens:,} | {one.measured / _MIB:.1f} MiB | {one.formula / _MIB:.1f} MiB | "
+                f"{one.formula / one.measured:.2f} |"
+                for one in self.lived
+            ),
+            "",
+            f"| formula | aim | whole | {' | '.join(self.planned[0].terms)} |",
+            "|---" * (3 + len(self.planned[0].terms)) + "|",
+        ]
+        for one in self.planned:
+            terms = " | ".join(f"{size / GIB:.2f}" for size in one.terms.values())
+            rows.append(f"| {one.name.upper()} | {one.aim / GIB:.0f} GiB | {one.total / GIB:.2f} GiB | {terms} |")
+        return rows
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure small shapes, plan large ones."""
+    parser = argparse.ArgumentParser(
+        prog="neuronal-ray benchmark memory",
+        description="Bytes of tensors alive in a streamed search on a CPU beside the planner's formula, and the "
+        "formula for the shapes of Llama 2. On a GPU `benchmark search --streams` has the allocator's peak beside it.",
+    )
+    parser.add_argument("--samples", type=int, default=4, metavar="N", help="search sequences (default: 4)")
+    parser.add_argument("--length", type=int, default=1024, metavar="N", help="their tokens (default: 1024)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
+    arguments = parser.parse_args(argv)
+    check_counts(arguments, samples=1, length=2, threads=1)
+    check_output(arguments.output)
+    print(machine(), flush=True)
+    lived = []
+    with kept_or_temporary(None) as folder:
+        for name, config in SMALL.items():
+            write_random_llama(folder / name, config, dtype=torch.bfloat16)
+            setting = Setting(
+                name=name,
+                path=folder / name,
+                device="cpu",
+                dtype="bfloat16",
+                samples=arguments.samples,
+                length=arguments.length,
+                calibration_samples=arguments.samples,
+                threads=arguments.threads,
+                streams=True,
+            )
+            lived.append(measure_lived(setting))
+    planned = tuple(planned_streaming(name) for name in AIMS_GIB)
+    measured = MemoryMeasured(lived=tuple(lived), planned=planned)
+    print("\n".join(measured.lines()), flush=True)
+    publish([measured], arguments.output)
+
+
+def measure_lived(setting: Setting) -> Lived:
+    """The bytes that live at most on the device's side of a streamed search, which here is a CPU.
+
+    A CPU neither fetches the next block ahead nor copies rankings from the host: both are left out of the formula.
+    """
+    pool = InProcessPool(setting.spec)
+    worker = worker_of(pool)
+    tokens = random_tokens(setting, worker)
+    model, dtype = worker.replica.stream.model, worker.replica.stream.model.dtype
+    in_blocks = {id(tensor) for block in worker.replica.stream.blocks for tensor in block.parameters()}
+    outside = sum(tensor.nbytes for tensor in model.parameters() if id(tensor) not in in_blocks)
+    with LiveBytes(counts=_is_no_ranking) as live:
+        timed_search(setting, pool, tokens)
+    work = Work(item=dtype.itemsize, held=setting.samples * setting.length)
+    footprint = Footprint.of(empty_model(worker.replica.checkpoint), work)
+    return Lived(
+        name=setting.name,
+        tokens=work.held,
+        measured=outside + live.peak,
+        formula=footprint.streaming() - max(footprint.weights) - max(footprint.ranks),
+    )
+
+
+def _is_no_ranking(tensor: torch.Tensor) -> bool:
+    return tensor.dtype not in (torch.int16, torch.int32)
+
+
+def planned_streaming(name: str) -> Planned:
+    """The formula for 8 x 2048 tokens of a shape in 16 bits, taken apart."""
+    model = empty_llama(**SHAPES[name].config)
+    work = Work(item=2, held=8 * 2048)
+    footprint, unranked = Footprint.of(model, work), Footprint.of(model, replace(work, ranks=False))
+    terms = {
+        "this block and the next": 2 * max(footprint.weights),
+        "its pruned copy": max(footprint.weights),
+        "its rankings": max(footprint.ranks),
+        "a linear being ranked": footprint.passing - unranked.passing,
+        "outside the blocks": footprint.outside,
+    }
+    terms["text and activations"] = footprint.streaming() - sum(terms.values())
+    return Planned(name=name, terms=terms, aim=AIMS_GIB[name] * GIB)

@@ -1,0 +1,85 @@
+"""How is a measurement said and kept: as lines, as JSON, with the machine it was made on?"""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+
+class Measured(Protocol):
+    """A frozen dataclass that can say itself."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def lines(self) -> list[str]:
+        """The rows of the printed table."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What figures depend on besides the program."""
+
+    date: str
+    processor: str
+    cores: int
+    threads: int
+    host_bytes: int
+    devices: tuple[str, ...]
+    versions: dict[str, str]
+
+    def __str__(self) -> str:
+        versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        devices = ", ".join(self.devices) or "no GPU"
+        return (
+            f"{self.date}: {self.processor}, {self.cores} cores, {self.threads} threads, "
+            f"{self.host_bytes / 2**30:.0f} GiB, {devices}; {versions}"
+        )
+
+
+def machine() -> Machine:
+    """This one, today."""
+    return Machine(
+        date=date.today().isoformat(),
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)),
+        threads=torch.get_num_threads(),
+        host_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        devices=tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())),
+        versions={"python": platform.python_version()} | {name: version(name) for name in ("torch", "transformers")},
+    )
+
+
+def _processor() -> str:
+    """As Linux names it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _named(one: Measured) -> dict[str, object]:
+    return {"kind": type(one).__name__} | asdict(one)
+
+
+def check_output(path: Path | None) -> None:
+    """Raise ValueError, before anything is measured, when the file cannot be written."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ValueError(f"--output: no directory {path.absolute().parent}")
+
+
+def publish(measured: Sequence[Measured], output: Path | None) -> None:
+    """The figures as JSON, where that was asked for; they were printed when they came."""
+    if output is None:
+        return
+    document = {"machine": asdict(machine()), "measured": [_named(one) for one in measured]}
+    temporary = output.with_name(f".{output.name}.partial")
+    temporary.write_text(json.dumps(document, indent=2) + "\n")
+    temporary.replace(output)

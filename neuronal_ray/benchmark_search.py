@@ -1,0 +1,253 @@
+"""Where does the time of a search go, stage by stage, and how far is it from what the device could do?
+
+Everything in one run: the search of `paper` mode, the ceilings of the device, the candidates' sparse forwards alone
+(the floor), and a literal implementation (benchmark_literal.py).
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import torch
+
+from neuronal_ray.benchmark_device import (
+    Ceilings,
+    device_peak,
+    forget_peak,
+    host_peak,
+    measure_ceilings,
+    seconds,
+    settle,
+)
+from neuronal_ray.benchmark_literal import literal_candidate
+from neuronal_ray.benchmark_record import check_output, machine, publish
+from neuronal_ray.benchmark_shapes import (
+    add_model_options,
+    check_counts,
+    device_of,
+    kept_or_temporary,
+    length_of,
+    model_path,
+    shape_names,
+)
+from neuronal_ray.benchmark_stages import FORWARDS, Need, Stage, needs
+from neuronal_ray.benchmark_timed import (
+    Setting,
+    TimedSearch,
+    Tokens,
+    forwards_alone,
+    random_tokens,
+    timed_search,
+    worker_of,
+)
+from neuronal_ray.footprint import GIB, Footprint, Work
+from neuronal_ray.models.checkpoint import empty_model
+from neuronal_ray.pool import InProcessPool
+from neuronal_ray.worker import Worker
+
+_DESCRIPTION = """Time NeuronAL's search in `paper` mode (ranking, the dense pass over the search text, 14 block and 15
+row candidates) on a model of any size, stage by stage, beside its floors and, in the same run, a literal implementation
+that sorts again and runs dense and sparse weights for every lambda, as the released code does. Weights are random,
+except for the built-in model's: the search does the same work. Example:
+neuronal-ray benchmark search --shape 7b --dtype bfloat16 --checkpoints /scratch --output search.json"""
+_DEFAULT = "builtin,wide"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Literal:
+    """A candidate of the literal search over one of ours, dense pass and ranking included by their share.
+
+    `all_statistics`: with the mean and the variance that the released hooks take too. Medians of `candidates`.
+    """
+
+    candidates: int
+    ratio: float
+    all_statistics: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchMeasured:
+    """One model's search. `search_s` is the whole after loading, `candidates` the distinct ones of `asked`.
+
+    `staged_s` is what the stages add up to: the same run, but on a GPU, where they are taken in one that waits for the
+    device at each. `forwards_alone_s`: the candidates' forwards with weights already masked, nothing observed.
+    `floor_s`: the operations of their matrix products at the device's ceiling. `formula_bytes`: what the planner
+    counts with.
+    """
+
+    name: str
+    device: str
+    dtype: str
+    blocks: int
+    prunable: int
+    samples: int
+    length: int
+    calibration_samples: int
+    streams: bool
+    asked: int
+    candidates: int
+    load_s: float
+    search_s: float
+    candidates_s: float
+    stages: tuple[Stage, ...]
+    staged_s: float
+    forwards_alone_s: float
+    floor_s: float
+    ceilings: Ceilings
+    token_forwards: float
+    device_bytes: int | None
+    host_bytes: int
+    formula_bytes: int
+    literal: Literal | None
+
+    def lines(self) -> list[str]:
+        """The rows of the printed table."""
+        memory = "" if self.device_bytes is None else f"device {self.device_bytes / GIB:.2f} GiB, "
+        rows = [
+            f"{self.name} ({self.dtype}, {self.device}): {self.blocks} blocks of {self.prunable / 1e6:,.0f} M prunable "
+            f"weights in all, {self.samples} x {self.length} search tokens{', blocks visit' * self.streams}",
+            f"  ceilings: {self.ceilings}",
+            *(stage.line(self.staged_s, self.ceilings) for stage in self.stages),
+            f"  {'load':<28} {self.load_s:9.2f} s",
+            f"  {'search':<28} {self.search_s:9.2f} s   {self.candidates} distinct candidates of {self.asked}, "
+            f"{self.token_forwards / self.search_s:,.0f} token-forwards/s",
+            f"  {'sparse forwards alone':<28} {self.forwards_alone_s:9.2f} s   candidates / forwards alone = "
+            f"{self.candidates_s / self.forwards_alone_s:.2f}, search / forwards alone = "
+            f"{self.search_s / self.forwards_alone_s:.2f}",
+            f"  {'arithmetic floor':<28} {self.floor_s:9.2f} s   search / floor = {self.search_s / self.floor_s:.2f}",
+            f"  peak memory: {memory}host {self.host_bytes / GIB:.2f} GiB; planner's formula "
+            f"{self.formula_bytes / GIB:.2f} GiB",
+        ]
+        if self.literal is not None:
+            rows += [
+                f"  {'literal / search':<28} {self.literal.ratio:9.2f}     median of {self.literal.candidates}, each "
+                "timed next to one of ours",
+                f"  {'released / search':<28} {self.literal.all_statistics:9.2f}     the literal one with the mean and "
+                "variance that the released hooks take too",
+            ]
+        return rows
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure the shapes asked for, one after the other."""
+    parser = argparse.ArgumentParser(prog="neuronal-ray benchmark search", description=_DESCRIPTION)
+    add_model_options(parser, shape=_DEFAULT)
+    parser.add_argument("--samples", type=int, default=8, metavar="N", help="search sequences (default: 8)")
+    parser.add_argument("--length", type=int, metavar="N", help="their tokens (default: 2048; builtin 256, wide 512)")
+    parser.add_argument(
+        "--calibration-samples",
+        type=int,
+        metavar="N",
+        help="sequences for the scores, the search's first (default: --samples)",
+    )
+    parser.add_argument("--streams", action="store_true", help="weights stay on the host, blocks visit the device")
+    parser.add_argument(
+        "--literal-candidates",
+        type=int,
+        default=3,
+        metavar="N",
+        help="of the literal search (default: 3); 0 leaves it out, as --streams does",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, metavar="N", help="passes of the floor, scaled to the candidates (default: 5)"
+    )
+    arguments = parser.parse_args(argv)
+    names, device = shape_names(arguments.shape), device_of(arguments.device)
+    check_counts(arguments, samples=1, length=2, calibration_samples=arguments.samples, repeats=1)
+    check_counts(arguments, literal_candidates=0, threads=1)
+    check_output(arguments.output)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    print(machine(), flush=True)
+    results = []
+    with kept_or_temporary(arguments.checkpoints) as folder:
+        for name in names:
+            setting = Setting(
+                name=name,
+                path=model_path(name, folder, blocks=arguments.blocks),
+                device=device,
+                dtype=arguments.dtype,
+                samples=arguments.samples,
+                length=arguments.length or length_of(name),
+                calibration_samples=arguments.calibration_samples or arguments.samples,
+                threads=arguments.threads,
+                streams=arguments.streams,
+            )
+            literal = 0 if arguments.streams else arguments.literal_candidates
+            results.append(measure_search(setting, repeats=arguments.repeats, literal_candidates=literal))
+            print("\n".join(results[-1].lines()), flush=True)
+            publish(results, arguments.output)
+
+
+def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -> SearchMeasured:
+    """Load, search, then the floors and the literal candidates."""
+    device = torch.device(setting.device)
+    forget_peak(device)
+    begin = time.perf_counter()
+    pool = InProcessPool(setting.spec)
+    settle(device)
+    load_s = time.perf_counter() - begin
+    worker = worker_of(pool)
+    tokens = random_tokens(setting, worker)
+    worker.observe(tokens[:1])  # warm up
+
+    search = staged = timed_search(setting, pool, tokens, quiet=False)
+    if device.type == "cuda":  # its stages by a run that waits for the device at each
+        worker.stopwatch.synchronize = True
+        staged = timed_search(setting, pool, tokens, quiet=False)
+        worker.stopwatch.synchronize = False
+    device_bytes, host_bytes = device_peak(device), host_peak()
+
+    text, layout, dtype = tokens[: setting.samples], worker.layout, worker.replica.stream.model.dtype
+    alone_s = forwards_alone(worker, text, search.plans[-1], repeats=repeats) * search.distinct
+    literal = _literal(worker, text, search, literal_candidates) if literal_candidates else None
+    ceilings = measure_ceilings(device, dtype)
+    need = needs(
+        layout, tokens=text.numel(), calibration_tokens=tokens.numel(), candidates=search.distinct, item=dtype.itemsize
+    )
+    footprint = Footprint.of(empty_model(worker.replica.checkpoint), Work(item=dtype.itemsize, held=text.numel()))
+    return SearchMeasured(
+        name=setting.name,
+        device=worker.device_name(),
+        dtype=setting.dtype,
+        blocks=layout.num_blocks,
+        prunable=layout.prunable,
+        samples=setting.samples,
+        length=setting.length,
+        calibration_samples=setting.calibration_samples,
+        streams=setting.streams,
+        asked=search.asked,
+        candidates=search.distinct,
+        load_s=load_s,
+        search_s=search.search_s,
+        candidates_s=search.candidates_s,
+        stages=tuple(Stage.of(name, spent, need.get(name, Need())) for name, spent in staged.seconds.items()),
+        staged_s=staged.search_s,
+        forwards_alone_s=alone_s,
+        floor_s=need[FORWARDS].flops / ceilings.flops,
+        ceilings=ceilings,
+        token_forwards=(search.distinct + 1) * text.numel() + tokens.numel(),
+        device_bytes=device_bytes,
+        host_bytes=host_bytes,
+        formula_bytes=footprint.streaming() if setting.streams else footprint.worker(1),
+        literal=literal,
+    )
+
+
+def _literal(worker: Worker, text: Tokens, search: TimedSearch, candidates: int) -> Literal:
+    """Each literal candidate timed next to one of ours; of the two steps in turn, whose plans cost the same."""
+    inputs = [worker.replica.stream.start(part) for part in text.to(worker.device).split(1)]
+    shared_s = (search.search_s - search.candidates_s) / search.distinct
+    ratios: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(candidates):
+        plan = search.plans[number % 2]
+        ours_s = search.candidates_s / search.distinct
+        if not worker.goes_together():
+            ours_s = seconds(worker.device, partial(worker.trial, plan))
+        for all_statistics, found in ratios.items():
+            call = partial(literal_candidate, worker, inputs, plan, all_statistics=all_statistics)
+            found.append(seconds(worker.device, call) / (ours_s + shared_s))
+    return Literal(candidates=candidates, ratio=median(ratios[False]), all_statistics=median(ratios[True]))

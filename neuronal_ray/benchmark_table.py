@@ -1,0 +1,116 @@
+"""Which Markdown tables do the JSON files of searches and jobs make, from however many runs and machines?"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from neuronal_ray.footprint import GIB
+
+_DESCRIPTION = """Print tables in Markdown from files that `benchmark search` and `benchmark job` wrote with --output;
+of files of other parts only the machine is named."""
+_SEARCH = (
+    "model",
+    "search tokens",
+    "search",
+    "forwards alone",
+    "search / forwards",
+    "arithmetic floor",
+    "search / floor",
+    "masks + statistics",
+    "ranking",
+    "token-forwards/s",
+    "device peak",
+    "formula",
+    "host peak",
+    "literal / search",
+    "released / search",
+)
+_JOB = ("model", "whole job", "loading", "statistics", "ranking", "search", "perplexity", "files", "device peak")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print the tables. Raises ValueError for a file that is none of the benchmark's."""
+    parser = argparse.ArgumentParser(prog="neuronal-ray benchmark table", description=_DESCRIPTION)
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    documents = {file: _read(file) for file in parser.parse_args(argv).files}
+    print("\n".join(tables(list(documents.values()))))
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        document = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: no JSON file that can be read ({type(error).__name__})") from error
+    if not isinstance(document, dict) or not {"machine", "measured"} <= set(document):
+        raise ValueError(f"{file}: expected a file that the benchmark wrote with --output")
+    return document
+
+
+def tables(documents: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The machines, then searches, then jobs."""
+    lines = list(dict.fromkeys(_said(document["machine"]) for document in documents))
+    measured = [one for document in documents for one in document["measured"]]
+    for kind, header, row in (("SearchMeasured", _SEARCH, _search_row), ("JobMeasured", _JOB, _job_row)):
+        rows = [row(one) for one in measured if one["kind"] == kind]
+        if rows:
+            lines += ["", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+            lines += [f"| {' | '.join(cells)} |" for cells in rows]
+    return lines
+
+
+def _said(machine: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    devices = ", ".join(machine["devices"]) or "no GPU"
+    return (
+        f"{machine['date']}, {devices}, {machine['cores']} cores ({machine['processor']}), "
+        f"{machine['host_bytes'] / GIB:.0f} GiB; {versions}"
+    )
+
+
+def _model(one: Mapping[str, Any]) -> str:
+    visiting = ", visiting" if one.get("streams") else ""
+    return f"{one['name']}, {one['blocks']} blocks, {one['dtype']}{visiting}"
+
+
+def _gib(size: int | None) -> str:
+    return "-" if size is None else f"{size / GIB:.2f} GiB"
+
+
+def _search_row(one: Mapping[str, Any]) -> list[str]:
+    stages = {stage["name"]: stage["seconds"] for stage in one["stages"]}
+    overhead_s = stages.get("masks", 0.0) + stages.get("statistics, candidates", 0.0)
+    literal = one["literal"]
+    return [
+        _model(one),
+        f"{one['samples']} x {one['length']}",
+        f"{one['search_s']:.1f} s",
+        f"{one['forwards_alone_s']:.1f} s",
+        f"{one['search_s'] / one['forwards_alone_s']:.2f}",
+        f"{one['floor_s']:.1f} s",
+        f"{one['search_s'] / one['floor_s']:.2f}",
+        f"{overhead_s / one['staged_s']:.1%}",
+        f"{stages['ranking']:.2f} s",
+        f"{one['token_forwards'] / one['search_s']:,.0f}",
+        _gib(one["device_bytes"]),
+        _gib(one["formula_bytes"]),
+        _gib(one["host_bytes"]),
+        "-" if literal is None else f"{literal['ratio']:.2f}",
+        "-" if literal is None else f"{literal['all_statistics']:.2f}",
+    ]
+
+
+def _job_row(one: Mapping[str, Any]) -> list[str]:
+    stages = one["stages"]
+    searched_s = sum(spent for name, spent in stages.items() if name.endswith(" search"))
+    read_s = sum(spent for name, spent in stages.items() if name.endswith((": dense", ": pruned")))
+    return [
+        _model(one),
+        f"{one['total_s']:.1f} s",
+        *(f"{stages[name]:.1f} s" for name in ("loading", "statistics", "ranking")),
+        f"{searched_s:.1f} s",
+        f"{read_s:.1f} s",
+        f"{stages['checkpoint']:.1f} s",
+        _gib(one["device_bytes"]),
+    ]

@@ -1,0 +1,175 @@
+"""One search in this process, timed by stage, and the same candidates' forwards with nothing else done."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from neuronal_ray.allocations import Allocation
+from neuronal_ray.benchmark_device import seconds, settle
+from neuronal_ray.benchmark_stages import CALIBRATION, CANDIDATES, OTHER, SEARCH_TEXT, stage_name
+from neuronal_ray.composition import compose
+from neuronal_ray.config import LAMBDAS, ROW_LAMBDAS, PruneConfig
+from neuronal_ray.core.layout import Layout
+from neuronal_ray.core.plan import Plan
+from neuronal_ray.models.blocks import Recording
+from neuronal_ray.pipeline import allocate
+from neuronal_ray.pool import InProcessPool, Pool
+from neuronal_ray.progress import Progress
+from neuronal_ray.search import Search
+from neuronal_ray.session import Session
+from neuronal_ray.worker import Worker, WorkerSpec
+
+Tokens = Int64[Tensor, "sequences length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Which model is searched, where and on how much text: the first `samples` of `calibration_samples` sequences.
+
+    `lambdas` of the block step; the row step has 0 besides.
+    """
+
+    name: str
+    path: Path
+    device: str
+    dtype: str
+    samples: int
+    length: int
+    calibration_samples: int
+    lambdas: tuple[float, ...] = LAMBDAS
+    threads: int | None = None
+    streams: bool = False
+
+    @property
+    def config(self) -> PruneConfig:
+        """The run whose search it is: NeuronAL's, by alignment."""
+        return PruneConfig(
+            model=str(self.path),
+            sparsity=0.7,
+            mode="paper",
+            search_samples=self.samples,
+            calibration_samples=self.calibration_samples,
+            block_lambdas=self.lambdas,
+            row_lambdas=(ROW_LAMBDAS[0], *self.lambdas),
+        )
+
+    @property
+    def spec(self) -> WorkerSpec:
+        """The worker that it runs on."""
+        return WorkerSpec(
+            model_path=self.path,
+            device=self.device,
+            dtype=self.dtype,
+            recipe=compose(self.config).recipe,
+            threads=self.threads,
+            trust_remote_code=False,
+            streams=self.streams,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TimedSearch:
+    """Seconds by stage, of all of it and of its candidates, `asked` of which were `distinct`; a plan of each step."""
+
+    seconds: dict[str, float]
+    search_s: float
+    candidates_s: float
+    asked: int
+    distinct: int
+    plans: tuple[Plan, Plan]
+
+
+def worker_of(pool: InProcessPool) -> Worker:
+    """The only worker."""
+    return pool.first(_itself)
+
+
+def _itself(worker: Worker) -> Worker:
+    return worker
+
+
+def random_tokens(setting: Setting, worker: Worker) -> Tokens:
+    """Text for the whole of `setting`, the same each time."""
+    shape = (setting.calibration_samples, setting.length)
+    return torch.randint(worker.replica.stream.vocabulary, shape, generator=torch.Generator().manual_seed(0))
+
+
+def search_phases(
+    setting: Setting, pool: Pool, tokens: Tokens, *, layout: Layout, progress: Progress, done: Callable[[str], None]
+) -> tuple[Allocation, Search]:
+    """Statistics and ranking, the dense pass over the search text, the candidates, as a run has them; `done` with each.
+
+    Raises ValueError when a candidate's score is not finite: such a search proves nothing.
+    """
+    config = setting.config
+    composition, session = compose(config), Session(pool)
+    session.hold(composition, tokens, progress, samples=setting.samples)
+    done(CALIBRATION)
+    search = session.search(composition, tokens, progress, samples=setting.samples, mode=config.mode)
+    search.prepare()
+    done(SEARCH_TEXT)
+    allocation = allocate(config, composition, layout, search)
+    done(CANDIDATES)
+    overflowed = [candidate for candidate in search.candidates if not math.isfinite(candidate.score)]
+    if overflowed:
+        raise ValueError(f"--dtype: {len(overflowed)} of {len(search.candidates)} candidates overflowed")
+    return allocation, search
+
+
+def timed_search(setting: Setting, pool: InProcessPool, tokens: Tokens, *, quiet: bool = True) -> TimedSearch:
+    """`search_phases`, each phase's time by what the worker's watch counted in it. Not `quiet`: with progress."""
+    worker = worker_of(pool)
+    watch, stages, totals = worker.stopwatch.seconds, dict[str, float](), dict[str, float]()
+    begin = time.perf_counter()
+
+    def done(phase: str) -> None:
+        settle(worker.device)
+        totals[phase] = time.perf_counter() - begin - sum(totals.values())
+        stages.update({stage_name(activity, phase): spent for activity, spent in watch.items()})
+        watch.clear()
+
+    watch.clear()
+    progress = Progress(quiet=quiet)
+    allocation, search = search_phases(setting, pool, tokens, layout=worker.layout, progress=progress, done=done)
+    search_s = sum(totals.values())
+    return TimedSearch(
+        seconds=stages | {OTHER: search_s - sum(stages.values())},
+        search_s=search_s,
+        candidates_s=totals[CANDIDATES],
+        asked=len(search.candidates),
+        distinct=round(search.evaluations),
+        plans=(allocation.baselines["block"], allocation.plan),
+    )
+
+
+def forwards_alone(worker: Worker, text: Tokens, plan: Plan, *, repeats: int) -> float:
+    """Seconds of one candidate's forwards through blocks that are masked already, nothing observed.
+
+    Per block the median of `repeats` passes. As in a candidate the last block's last products are left out.
+    """
+    replica, total = worker.replica, 0.0
+    _, recordings = replica.start(text)
+    for index in replica.visited(worker.blocks):
+        weights = {
+            spec.linear: replica.weight(spec) * ~worker.mask(spec.linear, plan).to(worker.device)
+            for spec in worker.layout.blocks[index]
+        }
+        last = index == replica.num_blocks - 1
+        with replica.swapped(weights), replica.without_output(index) if last else nullcontext():
+            forward = partial(_forward, worker, index, recordings)
+            total += median(seconds(worker.device, forward) for _ in range(repeats))
+            recordings = forward()
+    return total
+
+
+def _forward(worker: Worker, index: int, recordings: Sequence[Recording]) -> list[Recording]:
+    return [worker.replica.stream.block(index, recording) for recording in recordings]

@@ -1,0 +1,58 @@
+"""How many bytes of tensors are alive at most? Counted by storage, whatever the allocator makes of them."""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the storages that operations make while this lasts, as long as they live; `peak` is the most at a time.
+
+    Storages that were there before do not count, nor what an operation needs inside and frees. Of operations of this
+    thread only.
+    """
+
+    def __init__(self, *, counts: Callable[[Tensor], bool] = lambda _: True) -> None:
+        """`counts` says whether a new tensor is to be counted."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live, self.peak = 0, 0
+        self._counts = counts
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the operation; inputs are known already or older than this."""
+        before = {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and _key(leaf) not in before and _key(leaf) not in self._known:
+                self._add(leaf)
+        return result
+
+    def _add(self, tensor: Tensor) -> None:
+        if not self._counts(tensor):
+            return
+        storage = tensor.untyped_storage()
+        key, size = _key(tensor), storage.nbytes()
+        self._known[key] = size
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._remove, key)
+
+    def _remove(self, key: int) -> None:
+        self.live -= self._known.pop(key)
+
+
+def _key(tensor: Tensor) -> int:
+    storage: torch.UntypedStorage = tensor.untyped_storage()
+    return int(storage._cdata)

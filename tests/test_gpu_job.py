@@ -1,0 +1,109 @@
+"""Does jobs/gpu.sh ask for what the benchmark takes, go on after a failure, and say it in the end?"""
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from neuronal_ray import benchmark_job, benchmark_search, benchmark_table
+from neuronal_ray.benchmark import PARTS, main
+from neuronal_ray.benchmark_timed import Setting
+
+SCRIPT = Path(__file__).parent.parent / "jobs" / "gpu.sh"
+STUB = """#!/usr/bin/env bash
+echo "$@" >> "$CALLS"
+[[ $2 != pytest && $3 != job ]]
+"""
+CARD = {"processor": "a CPU", "cores": 16, "threads": 16, "host_bytes": 2**37, "devices": ["a GPU"]}
+MACHINE = CARD | {"date": "2026-01-01", "versions": {"torch": "2"}}
+SEARCH = {
+    "kind": "SearchMeasured",
+    "name": "7b",
+    "blocks": 32,
+    "dtype": "bfloat16",
+    "streams": True,
+    "samples": 8,
+    "length": 2048,
+    "search_s": 30.0,
+    "staged_s": 32.0,
+    "forwards_alone_s": 20.0,
+    "floor_s": 10.0,
+    "token_forwards": 3e6,
+    "device_bytes": 6 * 2**30,
+    "formula_bytes": 7 * 2**30,
+    "host_bytes": 2**35,
+    "literal": None,
+    "stages": [
+        {"name": "masks", "seconds": 3.0},
+        {"name": "statistics, candidates", "seconds": 5.0},
+        {"name": "ranking", "seconds": 1.5},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """The commands of the script, whose tests and job fail."""
+    folder = tmp_path_factory.mktemp("gpu-job")
+    stub, log = folder / "python", folder / "calls"
+    stub.write_text(STUB)
+    stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
+    environment = os.environ | {"PYTHON": str(stub), "CALLS": str(log), "DEVICE": "cpu", "BLOCKS": "--blocks 2"}
+    done = subprocess.run(
+        ["bash", SCRIPT, folder / "out"], env=environment, capture_output=True, text=True, cwd=folder, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "== job-7b FAILED" in done.stdout
+    assert "2 failed;" in done.stdout
+    assert (folder / "out" / "gpu.md").is_file()
+    return [line.split() for line in log.read_text().splitlines()]
+
+
+def test_the_tests_come_first_and_the_table_last(calls: list[list[str]]) -> None:
+    assert calls[0] == ["-m", "pytest", "-o", "addopts=", "-q", "-m", "gpu", "tests/gpu"]
+    assert calls[-1][:3] == ["-m", "neuronal_ray.benchmark", "table"]
+    parts = [call[2] for call in calls[1:]]
+    assert parts == ["search", "job", "search", "search", "search", "table"]
+    assert set(parts) <= set(PARTS)
+
+
+def test_the_benchmark_takes_the_options(calls: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool, str]] = []
+
+    def measure_search(setting: Setting, **_: object) -> object:
+        asked.append((setting.name, setting.streams, setting.dtype))
+        raise KeyboardInterrupt
+
+    def measure_job(name: str, *_: object, dtype: str, **__: object) -> object:
+        asked.append((name, False, dtype))
+        raise KeyboardInterrupt
+
+    for module in (benchmark_search, benchmark_job):
+        monkeypatch.setattr(module, "model_path", lambda name, folder, blocks: folder / f"{name}-{blocks}")
+    monkeypatch.setattr(benchmark_search, "measure_search", measure_search)
+    monkeypatch.setattr(benchmark_job, "measure_job", measure_job)
+    for call in calls[1:-1]:
+        assert main(call[2:]) == 130, call
+    assert [name for name, _, _ in asked] == ["7b", "7b", "7b", "13b", "70b"]
+    assert [streams for _, streams, _ in asked] == [False, False, True, True, True]
+    assert {dtype for _, _, dtype in asked} == {"bfloat16"}
+
+
+def test_the_table_has_the_machine_and_the_figures() -> None:
+    lines = benchmark_table.tables([{"machine": MACHINE, "measured": [SEARCH]}] * 2)
+    assert lines[0] == "2026-01-01, a GPU, 16 cores (a CPU), 128 GiB; torch 2"
+    assert len(lines) == 6, "the machine once, a header, two rows"
+    cells = [cell.strip() for cell in lines[-1].split("|")[1:-1]]
+    assert cells[:5] == ["7b, 32 blocks, bfloat16, visiting", "8 x 2048", "30.0 s", "20.0 s", "1.50"]
+    assert cells[7:9] == ["25.0%", "1.50 s"]
+    assert cells[10:12] == ["6.00 GiB", "7.00 GiB"]
+    assert {line.count("|") for line in lines[2:]} == {len(cells) + 1}
+
+
+def test_another_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "other.json"
+    file.write_text("[1]")
+    assert main(["table", str(file)]) == 2
+    assert "expected a file that the benchmark wrote" in capsys.readouterr().err
