@@ -48,8 +48,8 @@ from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.worker import Worker
 
-_DESCRIPTION = """Time NeuronAL's search in `paper` mode (ranking, the dense pass over the search text, 14 block and 15
-row candidates) on a model of any size, stage by stage, beside its floors and, in the same run, a literal implementation
+_DESCRIPTION = """Time NeuronAL's search in `paper` mode (the dense pass over the calibration text, ranking, 14 block and
+15 row candidates) on a model of any size, stage by stage, beside its floors and, in the same run, a literal implementation
 that sorts again and runs dense and sparse weights for every lambda, as the released code does. Weights are random,
 except for the built-in model's: the search does the same work. Example:
 neuronal-ray benchmark search --shape 7b --dtype bfloat16 --checkpoints /scratch --output search.json"""
@@ -229,7 +229,7 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
         forwards_alone_s=alone_s,
         floor_s=need[FORWARDS].flops / ceilings.flops,
         ceilings=ceilings,
-        token_forwards=(search.distinct + 1) * text.numel() + tokens.numel(),
+        token_forwards=search.distinct * text.numel() + tokens.numel(),
         device_bytes=device_bytes,
         host_bytes=host_bytes,
         formula_bytes=footprint.streaming() if setting.streams else footprint.worker(1),

@@ -106,7 +106,7 @@ def random_tokens(setting: Setting, worker: Worker) -> Tokens:
 def search_phases(
     setting: Setting, pool: Pool, tokens: Tokens, *, layout: Layout, progress: Progress, done: Callable[[str], None]
 ) -> tuple[Allocation, Search]:
-    """Statistics and ranking, the dense pass over the search text, the candidates, as a run has them; `done` with each.
+    """Statistics and ranking, the search text, the candidates, as a run has them; `done` with each.
 
     Raises ValueError when a candidate's score is not finite: such a search proves nothing.
     """

@@ -92,7 +92,9 @@ def test_without_a_part_the_search_is_measured(tmp_path: Path, capsys: pytest.Ca
     assert (found["asked"], found["candidates"]) == (29, 28), "the row step's lambda 0 is the block step's winner"
     assert (found["blocks"], found["prunable"]) == (2, PRUNABLE * 2 // 3)
     spent = {stage["name"]: stage["seconds"] for stage in found["stages"]}
-    assert {"masks", "ranking", "sparse forwards", "dense pass, search text", "statistics, candidates"} <= set(spent)
+    assert {"masks", "ranking", "sparse forwards", "dense pass, calibration text", "statistics, candidates"} <= set(
+        spent
+    )
     assert sum(spent.values()) == pytest.approx(found["search_s"])
     assert spent["other"] >= 0, spent
     assert found["literal"]["candidates"] == 2

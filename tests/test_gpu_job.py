@@ -62,7 +62,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
 
 
 def test_the_tests_come_first_and_the_table_last(calls: list[list[str]]) -> None:
-    assert calls[0] == ["-m", "pytest", "-o", "addopts=", "-q", "-m", "gpu", "tests/gpu"]
+    assert calls[0] == ["-m", "pytest", "-o", "addopts=", "-q", "-m", "gpu", "tests/gpu", "tests/kernels"]
     assert calls[-1][:3] == ["-m", "neuronal_ray.benchmark", "table"]
     parts = [call[2] for call in calls[1:]]
     assert parts == ["search", "job", "search", "search", "search", "table"]
