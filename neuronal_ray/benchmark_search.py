@@ -48,10 +48,10 @@ from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.worker import Worker
 
-_DESCRIPTION = """Time NeuronAL's search in `paper` mode (the dense pass over the calibration text, ranking, 14 block and
-15 row candidates) on a model of any size, stage by stage, beside its floors and, in the same run, a literal implementation
-that sorts again and runs dense and sparse weights for every lambda, as the released code does. Weights are random,
-except for the built-in model's: the search does the same work. Example:
+_DESCRIPTION = """Time NeuronAL's search in `paper` mode (the dense pass over the calibration text, ranking, 14 block
+and 15 row candidates) on a model of any size, stage by stage, beside its floors and, in the same run, a literal
+implementation that sorts again and runs dense and sparse weights for every lambda, as the released code does. Weights
+are random, except for the built-in model's: the search does the same work. Example:
 neuronal-ray benchmark search --shape 7b --dtype bfloat16 --checkpoints /scratch --output search.json"""
 _DEFAULT = "builtin,wide"
 
