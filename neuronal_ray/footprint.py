@@ -3,14 +3,15 @@
 import math
 from dataclasses import dataclass
 
-from neuronal_ray.kernels.ranking import rank_dtype
+from neuronal_ray.kernels.ranking import SLICE, rank_dtype
 from neuronal_ray.models.blocks import Model, find_blocks, find_linears, weight_of
 from neuronal_ray.replica import CHUNK_TOKENS, shard_blocks
 
 GIB = 2**30
 
 _USABLE = 0.92  # of a device's memory: the rest is the driver's context and what allocation wastes
-_SORTED = 28  # bytes per weight of the linear that is being ranked: float32 score, int64 order, ranks and copies
+_SCORED = 16  # bytes per weight of the linear that is being ranked: float32 score and its factors, ranks and a copy
+_SORTED = 24  # and per score of the slice that is being sorted: int64 positions, values, copies
 _STREAMS = 4  # copies of a text's hidden states: before the first block, after the dense last, before and after one
 _TOGETHER = 15  # candidates of a step
 _CHUNKS = 6  # activations of one chunk inside a block, in widths of its widest linear
@@ -52,7 +53,7 @@ class Footprint:
         hidden = int(model.config.get_text_config().hidden_size)
         passing = (
             max(weights)  # the pruned copy of a block
-            + _SORTED * largest * work.ranks
+            + (_SCORED * largest + _SORTED * min(largest, SLICE)) * work.ranks
             + 3 * 4 * widest**2 * work.grams
             + _STREAMS * work.held * hidden * work.item
             + _CHUNKS * CHUNK_TOKENS * widest * work.item

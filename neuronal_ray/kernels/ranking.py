@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _INT16_COLUMNS = 2**15
-_SLICE = {"cpu": 2**21, "cuda": 2**25}
-"""Scores that are sorted at a time, by the type of device: 8 bytes a score on a CPU, about 24 on a GPU."""
+SLICE = 2**22
+"""Scores that are sorted at a time: about 24 bytes each, keys or positions among them."""
 
 _PART = 2**16
 """Scores that one thread sorts at a time."""
@@ -36,7 +36,7 @@ def rank(score: Float[Tensor, "rows columns"]) -> Int[Tensor, "rows columns"]:
     comes first. NaN comes last.
     """
     rows, columns = score.shape
-    step = max(1, _SLICE.get(score.device.type, _SLICE["cuda"]) // max(1, columns))
+    step = max(1, SLICE // max(1, columns))
     slices = [slice(start, start + step) for start in range(0, rows, step)]
     if score.device.type != "cpu" or score.dtype == torch.float64:
         return torch.cat([rank_reference(score[here]) for here in slices])
