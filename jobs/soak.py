@@ -4,8 +4,9 @@ python jobs/soak.py --rounds 50 --output runs/soak.json
 
 Each round is `neuronal-ray prune` on a Ray of its own with two workers (two replicas, or one of two shards), and one
 kind of fault at random moments after the workers have started: workers are killed (SIGKILL), a worker hangs (SIGSTOP),
-or the driver is killed and the command repeated with --resume. A round is survived when the command ends with 0 and
-the weights that it wrote equal, bit for bit, those of an undisturbed run.
+the node's memory is taken until Ray's memory monitor ends a worker, or the driver is killed and the command repeated
+with --resume. A round is survived when the command ends with 0 and the weights that it wrote equal, bit for bit, those
+of an undisturbed run.
 """
 
 import argparse
@@ -26,7 +27,9 @@ from safetensors.torch import load_file
 
 _MARK = "NEURONAL_RAY_SOAK"
 _ACTOR = b"ray::ShardActor"
-_FAULTS = ("killed", "killed", "hung", "driver")
+_FAULTS = ("killed", "killed", "hung", "driver", "memory")
+_MARGIN_BYTES, _TAKEN_BYTES, _TAKEN_S = 2**31, 3 * 2**30, 2.0
+_TAKE = f"import numpy, time; taken = numpy.ones({_TAKEN_BYTES}, dtype=numpy.uint8); time.sleep({_TAKEN_S})"
 _TASK_TIMEOUT_S = 8
 _RECIPES = {
     "neuronal, wanda": ["--mode", "paper"],
@@ -56,6 +59,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the moments and workers to kill")
+    parser.add_argument("--faults", nargs="+", choices=sorted(set(_FAULTS)), help="these only (default: all)")
     parser.add_argument("--output", type=Path, help="JSON file with every round")
     arguments = parser.parse_args()
     source = random.Random(arguments.seed)
@@ -71,7 +75,7 @@ def main() -> int:
         for number in range(arguments.rounds):
             name = list(_RECIPES)[number % len(_RECIPES)]
             digest, usual = undisturbed[name]
-            fault = source.choice(_FAULTS)
+            fault = source.choice(arguments.faults or _FAULTS)
             times = source.choice((1, 2)) if fault == "killed" else 1
             moments = sorted(source.uniform(0, 0.5 * usual) for _ in range(times))
             output = Path(folder) / f"{number}"
@@ -127,7 +131,8 @@ def _prune(words: list[str], output: Path, fault: str, moments: list[float]) -> 
     if "--replicas" not in words:
         command += ["--replicas", "2"]
     with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, _MARK: mark})
+        environment = {**os.environ, _MARK: mark, **(_watched_memory() if fault == "memory" else {})}
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
         killed: list[float] = []
         while process.poll() is None and not _actors(mark):
             time.sleep(0.05)
@@ -136,13 +141,25 @@ def _prune(words: list[str], output: Path, fault: str, moments: list[float]) -> 
             while process.poll() is None and time.monotonic() - begin < moment:
                 time.sleep(0.02)
             victims = [process.pid] if fault == "driver" else _actors(mark)
-            if process.poll() is None and victims:
+            if process.poll() is None and victims and fault == "memory":
+                subprocess.run([sys.executable, "-c", _TAKE], check=True)
+                killed.append(time.monotonic() - begin)
+            elif process.poll() is None and victims:
                 sent = signal.SIGSTOP if fault == "hung" else signal.SIGKILL
                 os.kill(random.Random(moment).choice(victims), sent)
                 killed.append(time.monotonic() - begin)
         code = process.wait()
         said.seek(0)
         return code, said.read(), killed
+
+
+def _watched_memory() -> dict[str, str]:
+    """Ray's monitor ends a worker when a little more of the node's memory is taken than now."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    used = sizes["MemTotal"] - sizes["MemAvailable"]
+    threshold = (used + _MARGIN_BYTES) / sizes["MemTotal"]
+    return {"RAY_memory_usage_threshold": f"{threshold:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
 
 
 def _actors(mark: str) -> list[int]:
