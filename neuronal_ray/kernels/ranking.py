@@ -15,8 +15,8 @@ _INT16_COLUMNS = 2**15
 SLICE = 2**22
 """Scores that are sorted at a time: about 24 bytes each, keys or positions among them."""
 
-_PART = 2**16
-"""Scores that one thread sorts at a time."""
+_PART = 2**18
+"""Scores that one thread sorts at a time; so few alone are sorted where they are, for starting threads costs more."""
 
 
 def rank_dtype(columns: int) -> torch.dtype:
@@ -43,12 +43,11 @@ def rank(score: Float[Tensor, "rows columns"]) -> Int[Tensor, "rows columns"]:
     ranks = torch.empty(rows, columns, dtype=rank_dtype(columns))
     positions = torch.arange(columns, dtype=ranks.dtype)
     numbers = torch.arange(columns)
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for here in slices:
-            keys = _ordered_bits(score[here].float()).to(torch.int64).bitwise_left_shift_(32).bitwise_or_(numbers)
-            list(threads.map(_sort, keys.split(max(1, _PART // max(1, columns)))))
-            order = keys.bitwise_and_(2**32 - 1)  # [rows of the slice, columns]
-            ranks[here].scatter_(1, order, positions.expand_as(order))
+    for here in slices:
+        keys = _ordered_bits(score[here].float()).to(torch.int64).bitwise_left_shift_(32).bitwise_or_(numbers)
+        _sort(keys)
+        order = keys.bitwise_and_(2**32 - 1)  # [rows of the slice, columns]
+        ranks[here].scatter_(1, order, positions.expand_as(order))
     return ranks
 
 
@@ -59,4 +58,10 @@ def _ordered_bits(score: Float[Tensor, "rows columns"]) -> Int[Tensor, "rows col
 
 
 def _sort(keys: Int[Tensor, "rows columns"]) -> None:
-    keys.numpy().sort(axis=1)
+    """Each row in place; numpy lets other threads run meanwhile."""
+    parts = [part.numpy() for part in keys.split(max(1, _PART // max(1, keys.shape[1])))]
+    if len(parts) == 1:
+        parts[0].sort(axis=1)
+        return
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        list(threads.map(lambda part: part.sort(axis=1), parts))

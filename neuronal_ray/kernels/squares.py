@@ -1,7 +1,7 @@
 """The sum over tokens of each input feature's square: what the search observes of every input of every candidate.
 
 On a GPU one reduction that squares on the way reads the input once. On a CPU torch has no such reduction by the vector:
-the squares lie in memory first, which is kept from one call to the next, for new memory costs more than the sum.
+the squares lie in memory first, those of a narrow type where they were widened.
 """
 
 import torch
@@ -21,4 +21,6 @@ def column_squares(inputs: Inputs) -> Float32[Tensor, " columns"]:
     if inputs.device.type == "cuda":
         norms: Tensor = torch.linalg.vector_norm(inputs, dim=(0, 1), dtype=torch.float32)
         return norms.square()
-    return squares_reference(inputs)
+    wide = inputs.float()
+    squares = wide.square() if wide is inputs else wide.square_()
+    return squares.sum(dim=(0, 1))  # [sequences, tokens, columns] -> [columns]
