@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.stats import Statistic
+from neuronal_ray.kernels.memory import keep_freed_memory
 from neuronal_ray.models.blocks import Recording, Stream, find_linears, forwards, is_transposed, set_weight, weight_of
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint
 from neuronal_ray.models.wiring import Kinds, assembled, trace_kinds
@@ -66,6 +67,8 @@ class Replica:
             trust_remote_code=trust_remote_code,
             blocks=self.blocks,
         )
+        if self.device.type == "cpu":
+            keep_freed_memory()  # from here on: weights do not come and go
         self.stream = Stream(model, self.blocks, self.device if streams else None)
         self.linears = {index: find_linears(self.stream.blocks[index]) for index in self.blocks}
         self._check_weights()

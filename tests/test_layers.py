@@ -20,7 +20,7 @@ neuronal_ray.plugins neuronal_ray.options
 neuronal_ray.config
 neuronal_ray.kernels
 neuronal_ray.kernels.triton_cut
-neuronal_ray.kernels.cut neuronal_ray.kernels.ranking neuronal_ray.kernels.squares
+neuronal_ray.kernels.cut neuronal_ray.kernels.ranking neuronal_ray.kernels.squares neuronal_ray.kernels.memory
 neuronal_ray.core
 neuronal_ray.core.masks neuronal_ray.core.stats
 neuronal_ray.core.layout neuronal_ray.core.operators neuronal_ray.core.spectrum neuronal_ray.core.spread
