@@ -1,7 +1,7 @@
 """A mask file: which weights of a model's linears stay, to be applied to another copy of the model.
 
-Safetensors: under the stored name of each linear one bit per weight in row-major order, the first in the lowest bit, set
-where the weight stays (as in core/packing.py). Shapes are in the metadata, as is the fingerprint of config.json.
+Safetensors: under the stored name of each linear one bit per weight in row-major order, the first in the lowest bit,
+set where the weight stays (as in core/packing.py). Shapes are in the metadata, as is config.json's fingerprint.
 """
 
 import json

@@ -13,15 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import EllipsisType
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
-from neuronal_ray.core.packing import pack_words, unpack_words
-from neuronal_ray.models.checkpoint import Checkpoint, quiet_loading, read_config, refuse_absent
+from neuronal_ray.core.packing import pack_words
+from neuronal_ray.models.checkpoint import Checkpoint, read_config
 from neuronal_ray.models.fingerprints import config_fingerprint, tensors_fingerprint
 from neuronal_ray.models.tensor_files import (
     CHECKSUMS,
@@ -36,9 +34,9 @@ from neuronal_ray.models.tensor_files import (
 )
 
 _FORMAT, _VERSION = "neuronal_ray packed", "1"
-_WHO = "load_packed"
+WHO = "load_packed"
 _THREADS = min(4, os.cpu_count() or 1)  # reading a disk does not gain from more
-_DTYPES = {
+DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -83,6 +81,11 @@ class PackedTensor:
     def num_bytes(self) -> int:
         """Bytes in the file."""
         return self.values.num_bytes + (0 if self.bits is None else self.bits.num_bytes)
+
+    @property
+    def least_bytes(self) -> int:
+        """Bytes that a bit per weight and the values take, with nothing between them."""
+        return self.values.num_bytes + (0 if self.bits is None else -(-self.size // 8))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,29 +194,29 @@ def open_packed(path: Path, *, trust_remote_code: bool = False) -> PackedModel:
     """
     files = sorted(path.glob("packed*.safetensors"))
     if not files:
-        raise ValueError(f"{_WHO}: no packed.safetensors in {path}, expected what `export --format packed` wrote")
+        raise ValueError(f"{WHO}: no packed.safetensors in {path}, expected what `export --format packed` wrote")
     config = read_config(path, trust_remote_code=trust_remote_code)
     tensors: dict[str, PackedTensor] = {}
     wanted = ""
     for file in files:
-        header = read_header(file, flag=_WHO)
+        header = read_header(file, flag=WHO)
         given = header.metadata
         if given.get("format") != _FORMAT or given.get("version") != _VERSION:
-            raise ValueError(f"{_WHO}: {file} is not of format {_FORMAT!r}, version {_VERSION}")
+            raise ValueError(f"{WHO}: {file} is not of format {_FORMAT!r}, version {_VERSION}")
         if given.get("config") != config_fingerprint(path):
-            raise ValueError(f"{_WHO}: {file} was packed from a model with another config.json than {path} has")
+            raise ValueError(f"{WHO}: {file} was packed from a model with another config.json than {path} has")
         wanted = wanted or given.get("tensors", "")
         if given.get("tensors") != wanted:
-            raise ValueError(f"{_WHO}: {file} is of another model than {files[0]}")
+            raise ValueError(f"{WHO}: {file} is of another model than {files[0]}")
         try:
             shapes, checksums = json.loads(given["shapes"]), json.loads(given[CHECKSUMS])
             for name, shape in shapes.items():
                 tensors[name] = _found(name, tuple(shape), header.tensors, checksums)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{_WHO}: {file} is damaged: its header does not describe a packed model") from error
+            raise ValueError(f"{WHO}: {file} is damaged: its header does not describe a packed model") from error
     found = [Kind(name=name, dtype=one.values.dtype, shape=one.shape) for name, one in tensors.items()]
     if tensors_fingerprint(found) != wanted:
-        raise ValueError(f"{_WHO}: {path} is incomplete: its files do not have all tensors of the model")
+        raise ValueError(f"{WHO}: {path} is incomplete: its files do not have all tensors of the model")
     for name, one in tensors.items():
         _check_bits(name, one)
     return PackedModel(path=path, config=config, tensors=tensors, files=files)
@@ -232,7 +235,7 @@ def _found(
         one = PackedTensor(shape=shape, bits=bits, values=values, checksums=sums)
         word = WORD_BYTES[values.dtype]
         consistent = values.num_bytes == one.kept * word and one.num_bytes == packed_bytes(one.size, one.kept, word)
-    if not consistent or one.values.dtype not in _DTYPES:
+    if not consistent or one.values.dtype not in DTYPES:
         raise ValueError(name)
     return one
 
@@ -243,67 +246,5 @@ def _check_bits(name: str, tensor: PackedTensor) -> None:
         count = int(np.bitwise_count(read_bytes(tensor.bits)).sum(dtype=np.int64))
         if count != tensor.kept:
             raise ValueError(
-                f"{_WHO}: {tensor.bits.path} is damaged: {name} has {count:,} bits for {tensor.kept:,} values"
+                f"{WHO}: {tensor.bits.path} is damaged: {name} has {count:,} bits for {tensor.kept:,} values"
             )
-
-
-class _Unread:
-    """A tensor that is read and unpacked when transformers takes all of it, `tensor[...]`."""
-
-    def __init__(self, name: str, packed: PackedTensor) -> None:
-        self._name, self._packed = name, packed
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the tensor as it was stored."""
-        return _DTYPES[self._packed.values.dtype]
-
-    def is_floating_point(self) -> bool:
-        """As tensors have it."""
-        return self.dtype.is_floating_point
-
-    def __getitem__(self, everything: EllipsisType) -> Tensor:
-        packed = self._packed
-        values = self._read("values", packed.values)
-        if packed.bits is not None:
-            word = f"u{WORD_BYTES[packed.values.dtype]}"
-            values = unpack_words(self._read("bits", packed.bits), values.view(word), packed.size).view(np.uint8)
-        return torch.from_numpy(values).view(self.dtype).view(packed.shape)
-
-    def _read(self, part: str, stored: Stored) -> np.ndarray:
-        data = read_bytes(stored)
-        if checksum(data) != self._packed.checksums[part]:
-            raise ValueError(f"{_WHO}: {stored.path} is damaged: {part} of {self._name} have another checksum")
-        return data
-
-
-def load_packed(
-    path: str | Path,
-    *,
-    dtype: torch.dtype | str = "auto",
-    device: torch.device | str = "cpu",
-    trust_remote_code: bool = False,
-) -> PreTrainedModel:
-    """The model of a packed directory, as `AutoModelForCausalLM.from_pretrained` loads the dense one, bit for bit.
-
-    Tensors are unpacked one by one on their way to `device`; `dtype` as from_pretrained has it. Raises ValueError for
-    damaged or incomplete files and those of another model.
-    """
-    packed = open_packed(Path(path), trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        kind = type(AutoModelForCausalLM.from_config(packed.config, trust_remote_code=trust_remote_code))
-    with quiet_loading():
-        model, info = kind.from_pretrained(
-            None,
-            config=packed.config,
-            state_dict={name: _Unread(name, tensor) for name, tensor in packed.tensors.items()},
-            dtype=dtype,
-            device_map={"": device},
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-        )
-    refuse_absent(info, packed.path, flag=_WHO)
-    model.config.name_or_path = str(path)
-    if (packed.path / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(packed.path)
-    return model

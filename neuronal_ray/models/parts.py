@@ -81,9 +81,7 @@ def _stored_shapes(
     for path in paths:
         weight = weight_of(linears[path])
         values[f"{blocks_name}.{block}.{path}.weight"] = weight.t() if is_transposed(linears[path]) else weight
-    return {
-        checkpoint.stored_name(name): tuple(weight.shape) for name, weight in stored_tensors(model, values).items()
-    }
+    return {checkpoint.stored_name(name): tuple(weight.shape) for name, weight in stored_tensors(model, values).items()}
 
 
 def stored_linears(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> list[str]:
