@@ -122,6 +122,8 @@ def _safetensors_files(path: Path) -> list[Path]:
         files = [path / "model.safetensors"]
     for file in files:
         if not file.is_file():
+            if any(path.glob("packed*.safetensors")):
+                raise ValueError(f"--model: {path} is a packed model; neuronal_ray.load_packed reads it")
             raise ValueError(f"--model: {file} is missing; only safetensors checkpoints are read")
     return files
 
