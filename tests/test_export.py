@@ -72,10 +72,10 @@ def test_packed_and_back(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "21 tensors packed" in printed
     assert f"files: {(out / 'packed.safetensors').stat().st_size:,} bytes" in printed
     assert (out / "tokenizer.json").is_file()
+    assert "is a packed model; neuronal_ray.load_packed reads it" in refused(capsys, "--model", out)
     found, expected = neuronal_ray.load_packed(out), AutoModelForCausalLM.from_pretrained(folder / "pruned")
     for name, tensor in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name].view(torch.int16), tensor.view(torch.int16)), name
-    assert "is a packed model; neuronal_ray.load_packed reads it" in refused(capsys, "--model", out)
     found.save_pretrained(tmp_path / "again")
     again = load_file(tmp_path / "again" / "model.safetensors")
     for name, tensor in load_file(folder / "pruned" / "model.safetensors").items():

@@ -20,7 +20,7 @@ from transformers import PretrainedConfig
 
 from neuronal_ray.core.packing import pack_words
 from neuronal_ray.models.checkpoint import Checkpoint, read_config
-from neuronal_ray.models.fingerprints import config_fingerprint, tensors_fingerprint
+from neuronal_ray.models.fingerprints import config_fingerprint, tensors_fingerprint, weights_fingerprint
 from neuronal_ray.models.tensor_files import (
     CHECKSUMS,
     WORD_BYTES,
@@ -123,6 +123,7 @@ def write_packed(checkpoint: Checkpoint, target: Path, *, advance: Callable[[str
         "version": _VERSION,
         "config": config_fingerprint(checkpoint.path),
         "tensors": tensors_fingerprint(_kind(name, stored) for name, stored in checkpoint.tensors.items()),
+        "weights": weights_fingerprint(checkpoint.tensors),
     }
     for number, file in enumerate(checkpoint.files, start=1):
         tensors = {name: stored for name, stored in checkpoint.tensors.items() if stored.path == file}
@@ -197,7 +198,7 @@ def open_packed(path: Path, *, trust_remote_code: bool = False) -> PackedModel:
         raise ValueError(f"{WHO}: no packed.safetensors in {path}, expected what `export --format packed` wrote")
     config = read_config(path, trust_remote_code=trust_remote_code)
     tensors: dict[str, PackedTensor] = {}
-    wanted = ""
+    wanted: dict[str, str] = {}
     for file in files:
         header = read_header(file, flag=WHO)
         given = header.metadata
@@ -205,8 +206,9 @@ def open_packed(path: Path, *, trust_remote_code: bool = False) -> PackedModel:
             raise ValueError(f"{WHO}: {file} is not of format {_FORMAT!r}, version {_VERSION}")
         if given.get("config") != config_fingerprint(path):
             raise ValueError(f"{WHO}: {file} was packed from a model with another config.json than {path} has")
-        wanted = wanted or given.get("tensors", "")
-        if given.get("tensors") != wanted:
+        whose = {key: given.get(key, "") for key in ("tensors", "weights")}
+        wanted = wanted or whose
+        if whose != wanted:
             raise ValueError(f"{WHO}: {file} is of another model than {files[0]}")
         try:
             shapes, checksums = json.loads(given["shapes"]), json.loads(given[CHECKSUMS])
@@ -215,7 +217,7 @@ def open_packed(path: Path, *, trust_remote_code: bool = False) -> PackedModel:
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{WHO}: {file} is damaged: its header does not describe a packed model") from error
     found = [Kind(name=name, dtype=one.values.dtype, shape=one.shape) for name, one in tensors.items()]
-    if tensors_fingerprint(found) != wanted:
+    if tensors_fingerprint(found) != wanted["tensors"]:
         raise ValueError(f"{WHO}: {path} is incomplete: its files do not have all tensors of the model")
     for name, one in tensors.items():
         _check_bits(name, one)

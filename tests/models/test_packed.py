@@ -231,6 +231,18 @@ def test_a_file_of_another_model_is_refused(damaged: Path) -> None:
     assert "another model" in refusal(damaged)
 
 
+def test_a_file_of_the_same_model_with_other_weights_is_refused(
+    damaged: Path, make_model: MakeModel, tmp_path: Path
+) -> None:
+    model = make_model("llama", seed=1)
+    other = pack_folder(
+        save_sparse(model, tmp_path / "other", dtype=torch.bfloat16, max_shard_size="25KB"), tmp_path / "other-packed"
+    )
+    file = file_with(damaged, f"{UP}.bits")
+    shutil.copyfile(other / file.name, file)
+    assert "another model" in refusal(damaged)
+
+
 @pytest.mark.parametrize("words", [{"format": "pt"}, {"version": "2"}])
 def test_another_format_or_version_is_refused(damaged: Path, words: dict[str, str]) -> None:
     change(file_with(damaged, f"{UP}.bits"), **words)
