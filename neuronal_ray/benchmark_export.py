@@ -1,7 +1,6 @@
 """Does packing keep up with the disk: packing and loading against plain sequential I/O of the dense bytes?"""
 
 import os
-import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -51,7 +50,8 @@ class ExportMeasured:
     core_pack_s: float
     core_unpack_s: float
     core_bytes: int
-    packing_growth: int
+    packing_peak: int
+    loading_peak: int
     largest_bytes: int
 
     def lines(self) -> list[str]:
@@ -79,8 +79,9 @@ class ExportMeasured:
             f"kept + 1/16 = {expected:.4%}, {share / expected - 1:+.4%}",
             f"  least for bits and values {self.least_bytes:,} bytes, {self.packed_bytes - self.least_bytes:,} more "
             f"taken; files {self.files_bytes:,} bytes",
-            f"  packing's memory          {self.packing_growth / 2**20:.0f} MiB more at the peak; the largest tensor "
-            f"has {self.largest_bytes / 2**20:.0f} MiB",
+            f"  memory at the peak        packing {self.packing_peak / 2**20:.0f} MiB, loading "
+            f"{(self.loading_peak - self.dense_bytes) / 2**20:.0f} MiB beside the model; the largest tensor has "
+            f"{self.largest_bytes / 2**20:.0f} MiB",
         ]
 
 
@@ -108,9 +109,8 @@ def measure_export(folder: Path) -> ExportMeasured:
         pack()
         _sync(packed)
 
-    before = _peak()
-    pack()
-    growth = _peak() - before
+    packing_peak = _growth(pack)
+    loading_peak = _growth(lambda: load_packed(packed))
     for _ in range(_ROUNDS):
         timed("write", lambda: _write_sequentially(folder / "plain", size))
         (folder / "plain").unlink()
@@ -146,7 +146,8 @@ def measure_export(folder: Path) -> ExportMeasured:
         core_pack_s=found["core pack"],
         core_unpack_s=found["core unpack"],
         core_bytes=words.nbytes,
-        packing_growth=growth,
+        packing_peak=packing_peak,
+        loading_peak=loading_peak,
         largest_bytes=max(stored.num_bytes for stored in checkpoint.tensors.values()),
     )
 
@@ -211,6 +212,15 @@ def _forget(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _peak() -> int:
-    """The most bytes that this process has had in memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _growth(call: Callable[[], object]) -> int:
+    """Bytes by which this process was larger while `call` ran, at the most."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _resident("VmRSS")
+    call()
+    return _resident("VmHWM") - before
+
+
+def _resident(what: str) -> int:
+    """Bytes in memory by a line of /proc: VmRSS now, VmHWM at the peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
