@@ -35,10 +35,7 @@ class Packed:
         if self.bits.device.type == "cpu":
             words = unpack_words(self.bits.numpy(), _words(self.values), size)
             return torch.from_numpy(words.view(_signed(words))).view(self.values.dtype).view(self.shape)
-        places = torch.arange(_BITS, dtype=torch.uint8, device=self.bits.device)
-        mask = (self.bits[:, None] >> places & 1).flatten()[:size].bool()
-        flat = torch.zeros(mask.shape, dtype=self.values.dtype, device=self.bits.device)
-        return flat.masked_scatter_(mask, self.values).view(self.shape)
+        return _unpack_in_torch(self.bits, self.values, size).view(self.shape)
 
 
 def pack(weight: Float[Tensor, "..."]) -> Packed:
@@ -49,10 +46,25 @@ def pack(weight: Float[Tensor, "..."]) -> Packed:
         bits, words = pack_words(_words(flat))
         values = torch.from_numpy(words.view(_signed(words))).view(weight.dtype)
         return Packed(shape, torch.from_numpy(bits), values)
+    return Packed(shape, *_pack_in_torch(flat))
+
+
+def _pack_in_torch(flat: Float[Tensor, " size"]) -> tuple[UInt8[Tensor, " bytes"], Float[Tensor, " kept"]]:
+    """Bits and values by operations that every device has."""
     mask = flat.view(_INTEGERS[flat.itemsize]) != 0
     padded = torch.nn.functional.pad(mask.to(torch.uint8), (0, -len(mask) % _BITS)).view(-1, _BITS)
-    powers = 2 ** torch.arange(_BITS, dtype=torch.uint8, device=weight.device)
-    return Packed(shape, (padded * powers).sum(dim=1, dtype=torch.uint8), flat[mask])
+    powers = 2 ** torch.arange(_BITS, dtype=torch.uint8, device=flat.device)
+    return (padded * powers).sum(dim=1, dtype=torch.uint8), flat[mask]
+
+
+def _unpack_in_torch(
+    bits: UInt8[Tensor, " bytes"], values: Float[Tensor, " kept"], size: int
+) -> Float[Tensor, " size"]:
+    """What `_pack_in_torch` packed."""
+    places = torch.arange(_BITS, dtype=torch.uint8, device=bits.device)
+    mask = (bits[:, None] >> places & 1).flatten()[:size].bool()  # [bytes, 8] -> [size]
+    flat = torch.zeros(size, dtype=values.dtype, device=bits.device)
+    return flat.masked_scatter_(mask, values)
 
 
 def pack_words(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

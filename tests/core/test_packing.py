@@ -66,6 +66,18 @@ def test_slices_join_without_a_seam(size: int, monkeypatch: pytest.MonkeyPatch) 
     assert np.array_equal(unpack_words(*found, size), words)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_other_devices_pack_to_the_same_bits(dtype: torch.dtype) -> None:
+    weight = sparse(7, 11, rate=0.6, dtype=dtype)
+    weight[2, 3] = -0.0
+    on_cpu = pack(weight)
+    bits, values = packing._pack_in_torch(weight.flatten())
+    assert torch.equal(bits, on_cpu.bits)
+    assert torch.equal(values, on_cpu.values)
+    found = packing._unpack_in_torch(bits, values, weight.numel()).view(weight.shape)
+    assert torch.equal(found.view(torch.uint8), weight.view(torch.uint8))
+
+
 def test_the_bits_are_those_of_the_weights_in_order() -> None:
     weight = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 3.0], [0.0, 0.0, 4.0]])
     packed = pack(weight)
