@@ -6,6 +6,7 @@ from importlib import import_module
 _COMMANDS = {
     "prune": "prune a model to 60-80 % unstructured sparsity",
     "evaluate": "measure perplexity and benchmarks",
+    "export": "check a pruned model, or write it packed, or its masks",
     "sweep": "prune and evaluate a grid of models, methods and sparsities, from one file",
     "report": "write report.html again from the files of a run, or a report over sweeps",
     "benchmark": "measure the search beside its floors, whole jobs, growth, memory",

@@ -68,6 +68,9 @@ def solve_at_levels(
     spec: LinearSpec, weight: Tensor, factor: object, recipe: Recipe, wanted: Iterable[int]
 ) -> dict[int, Packed]:
     """One linear solved at each of the levels `wanted`, packed."""
-    return {
-        level: pack(recipe.solved_at(weight, factor, removed=level * spec.size // recipe.levels)) for level in wanted
-    }
+
+    def solution(level: int) -> Packed:
+        solved = recipe.solved_at(weight, factor, removed=level * spec.size // recipe.levels)
+        return pack(solved + 0.0)  # a negative zero would be kept as a value
+
+    return {level: solution(level) for level in wanted}

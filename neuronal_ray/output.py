@@ -87,6 +87,20 @@ def staged(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place when the body succeeds and vanishes when it does not."""
+    path = path.absolute()
+    staging = _staging(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"--output: no directory {path.parent}")
+    try:
+        yield staging
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+@contextmanager
 def journaled(path: Path, *, resume: bool) -> Iterator[Path]:
     """The folder of finished candidates beside the output directory `path`; it goes when the body succeeds.
 

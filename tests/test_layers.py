@@ -34,13 +34,17 @@ neuronal_ray.refinements.*
 neuronal_ray.recipe
 neuronal_ray.levels
 neuronal_ray.models
-neuronal_ray.models.unsupported
-neuronal_ray.models.experts
+neuronal_ray.models.unsupported neuronal_ray.models.tensor_files
+neuronal_ray.models.experts neuronal_ray.models.fingerprints
 neuronal_ray.models.residence
 neuronal_ray.models.blocks
 neuronal_ray.models.rows neuronal_ray.models.routing
 neuronal_ray.models.checkpoint neuronal_ray.models.wiring
-neuronal_ray.models.parts neuronal_ray.models.synthetic
+neuronal_ray.models.parts neuronal_ray.models.synthetic neuronal_ray.models.packed
+neuronal_ray.models.packed_loading neuronal_ray.models.masks neuronal_ray.models.audit
+neuronal_ray.models.semi_structured
+neuronal_ray.models.packed_loading neuronal_ray.models.masks neuronal_ray.models.audit
+neuronal_ray.models.semi_structured
 neuronal_ray.models.train_builtin
 neuronal_ray.data
 neuronal_ray.data.text
@@ -80,10 +84,11 @@ neuronal_ray.report neuronal_ray.report_growth
 neuronal_ray.benchmark_record neuronal_ray.benchmark_device neuronal_ray.benchmark_shapes
 neuronal_ray.benchmark_literal neuronal_ray.benchmark_stages neuronal_ray.benchmark_table
 neuronal_ray.benchmark_timed
-neuronal_ray.prune neuronal_ray.evaluate neuronal_ray.sweep
+neuronal_ray.prune neuronal_ray.evaluate neuronal_ray.sweep neuronal_ray.export
 neuronal_ray.benchmark_search neuronal_ray.benchmark_job neuronal_ray.benchmark_growth neuronal_ray.benchmark_memory
 neuronal_ray.benchmark_methods neuronal_ray.benchmark_sweep
 neuronal_ray.benchmark_cluster neuronal_ray.benchmark_scaling
+neuronal_ray.benchmark_export
 neuronal_ray.benchmark
 neuronal_ray.__main__
 """
@@ -180,6 +185,7 @@ def loaded_by(*arguments: str) -> set[str]:
         ("neuronal_ray.prune", "--help"),
         ("neuronal_ray.evaluate", "--help"),
         ("neuronal_ray.report", "--help"),
+        ("neuronal_ray.export", "--help"),
         ("neuronal_ray", "prune", "--help"),
     ],
     ids=" ".join,
@@ -191,7 +197,7 @@ def test_help_answers_without_the_heavy_libraries(arguments: tuple[str, ...]) ->
     assert not loaded & heavy
 
 
-@pytest.mark.parametrize("command", ["prune", "evaluate", "report", "benchmark"])
+@pytest.mark.parametrize("command", ["prune", "evaluate", "report", "export", "benchmark"])
 def test_every_command_of_the_script_is_a_module_with_main(command: str) -> None:
     functions = [
         node.name

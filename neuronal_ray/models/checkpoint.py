@@ -2,10 +2,11 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -24,28 +25,13 @@ from transformers.utils import logging as transformers_logging
 from neuronal_ray.core.layout import Linear
 from neuronal_ray.models.blocks import find_blocks, find_linears, weight_of
 from neuronal_ray.models.experts import split_experts
+from neuronal_ray.models.tensor_files import Stored, read_header
 from neuronal_ray.models.unsupported import UnsupportedModel
 
 _BUILTIN = Path(__file__).parent.parent / "builtin" / "model"
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 _UNWANTED = ["original/*", "*.bin", "*.pth", "*.msgpack", "*.h5", "*.gguf", "*.onnx"]
 INDEX = "model.safetensors.index.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stored:
-    """Where one tensor lies: file, byte range, shape and the name that safetensors has for its dtype."""
-
-    path: Path
-    start: int
-    stop: int
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def num_bytes(self) -> int:
-        """Size."""
-        return self.stop - self.start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +85,19 @@ def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoin
 
     Raises ValueError for a missing or truncated file, UnsupportedModel for a kind that cannot be pruned.
     """
+    config = read_config(path, trust_remote_code=trust_remote_code)
+    if config.is_encoder_decoder:
+        raise UnsupportedModel("--model: encoder-decoder models are not supported, expected a decoder")
+    if "quantization_config" in config.to_dict():
+        raise UnsupportedModel("--model: the checkpoint is quantized; prune the original, quantize afterwards")
+    tensors: dict[str, Stored] = {}
+    for file in _safetensors_files(path):
+        tensors |= read_header(file).tensors
+    return Checkpoint(path=path, config=config, tensors=tensors)
+
+
+def read_config(path: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of the model in the directory `path`. Raises ValueError when it is missing or unreadable."""
     if not (path / "config.json").is_file():
         raise ValueError(f"--model: no config.json in {path}, expected a Hugging Face model directory")
     try:
@@ -109,14 +108,7 @@ def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoin
         raise ValueError(f"--model: config.json in {path}: {' '.join(str(error).split())}") from error
     except TypeError as error:  # transformers 5.10 and 5.17, for what is JSON but no object
         raise ValueError(f"--model: config.json in {path} is no object with a model_type") from error
-    if config.is_encoder_decoder:
-        raise UnsupportedModel("--model: encoder-decoder models are not supported, expected a decoder")
-    if "quantization_config" in config.to_dict():
-        raise UnsupportedModel("--model: the checkpoint is quantized; prune the original, quantize afterwards")
-    tensors: dict[str, Stored] = {}
-    for file in _safetensors_files(path):
-        tensors |= _read_header(file)
-    return Checkpoint(path=path, config=config, tensors=tensors)
+    return config
 
 
 def _safetensors_files(path: Path) -> list[Path]:
@@ -130,35 +122,10 @@ def _safetensors_files(path: Path) -> list[Path]:
         files = [path / "model.safetensors"]
     for file in files:
         if not file.is_file():
+            if any(path.glob("packed*.safetensors")):
+                raise ValueError(f"--model: {path} is a packed model; neuronal_ray.load_packed reads it")
             raise ValueError(f"--model: {file} is missing; only safetensors checkpoints are read")
     return files
-
-
-def _read_header(path: Path) -> dict[str, Stored]:
-    """The tensors of one safetensors file. Raises ValueError when the file is shorter than its header says."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= size - 8:
-            raise ValueError(f"--model: {path} is truncated or not a safetensors file")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            tensors = {name: _stored(path, 8 + length, entry) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"--model: {path} is not a safetensors file (unreadable header)") from error
-    listed = max((stored.stop for stored in tensors.values()), default=8 + length)
-    if listed != size:
-        raise ValueError(f"--model: {path} is truncated or damaged: {size:,} bytes, its header lists {listed:,}")
-    return tensors
-
-
-def _stored(path: Path, data: int, entry: dict[str, list[int]]) -> Stored:
-    """Where the tensor of one header entry lies in the file whose data begin at byte `data`."""
-    start, stop = entry["data_offsets"]
-    return Stored(
-        path=path, start=data + start, stop=data + stop, shape=tuple(entry["shape"]), dtype=str(entry["dtype"])
-    )
 
 
 def load_model(
@@ -177,7 +144,7 @@ def load_model(
     kind, trust = AutoModelForCausalLM, {"trust_remote_code": trust_remote_code}
     if blocks is not None and len(blocks) < checkpoint.config.get_text_config().num_hidden_layers:
         kind, trust = _partial_class(checkpoint, blocks, trust_remote_code=trust_remote_code), {}
-    with _quiet_loading():
+    with quiet_loading():
         model, info = kind.from_pretrained(
             checkpoint.path,
             config=checkpoint.config,
@@ -188,12 +155,17 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
         )
+    refuse_absent(info, checkpoint.path)
+    return model.eval().requires_grad_(False)
+
+
+def refuse_absent(info: Mapping[str, Iterable[Any]], path: Path, *, flag: str = "--model") -> None:
+    """Raise ValueError when transformers' `info` of a loading names weights that `path` lacks."""
     absent = sorted(info["missing_keys"]) + sorted(
         f"{name} (has {list(stored)}, expected {list(expected)})" for name, stored, expected in info["mismatched_keys"]
     )
     if absent:
-        raise ValueError(f"--model: {checkpoint.path} lacks weights of the model: {', '.join(absent[:3])}")
-    return model.eval().requires_grad_(False)
+        raise ValueError(f"{flag}: {path} lacks weights of the model: {', '.join(absent[:3])}")
 
 
 def _partial_class(checkpoint: Checkpoint, blocks: range, *, trust_remote_code: bool) -> type[PreTrainedModel]:
@@ -225,7 +197,7 @@ def _empty(block: nn.Module) -> None:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """No table of missing weights, which are refused here, and no bar per worker that drowns our own progress."""
     verbosity, had_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

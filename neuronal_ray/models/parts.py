@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,15 +68,37 @@ def split_parts(
 
 def _stored_names(checkpoint: Checkpoint, model: PreTrainedModel, specs: Sequence[LinearSpec]) -> set[str]:
     """The names under which the linears of one block are stored; `model` is an empty one."""
+    return set(_stored_shapes(checkpoint, model, specs[0].linear.block, [spec.linear.path for spec in specs]))
+
+
+def _stored_shapes(
+    checkpoint: Checkpoint, model: PreTrainedModel, block: int, paths: Iterable[str]
+) -> dict[str, tuple[int, ...]]:
+    """The names under which some linears of one block are stored, and the shapes that the model gives them."""
     blocks_name, blocks = find_blocks(model)
+    linears = find_linears(blocks[block])
     values = {}
-    for spec in specs:
-        module = find_linears(blocks[spec.linear.block])[spec.linear.path]
-        weight = weight_of(module)
-        values[f"{blocks_name}.{spec.linear.block}.{spec.linear.path}.weight"] = (
-            weight.t() if is_transposed(module) else weight
-        )
-    return {checkpoint.stored_name(name) for name in stored_tensors(model, values)}
+    for path in paths:
+        weight = weight_of(linears[path])
+        values[f"{blocks_name}.{block}.{path}.weight"] = weight.t() if is_transposed(linears[path]) else weight
+    return {checkpoint.stored_name(name): tuple(weight.shape) for name, weight in stored_tensors(model, values).items()}
+
+
+def stored_linears(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> list[str]:
+    """The names under which all prunable linears are stored, blocks in order.
+
+    Raises UnsupportedModel when one is not there or has another shape than the model's.
+    """
+    model = empty_model(checkpoint, trust_remote_code=trust_remote_code)
+    names = []
+    for index, block in enumerate(find_blocks(model)[1]):
+        for name, shape in _stored_shapes(checkpoint, model, index, find_linears(block)).items():
+            if checkpoint.tensors[name].shape != shape:
+                raise UnsupportedModel(
+                    f"--model: {name} is stored as {checkpoint.tensors[name].shape}, the model has {shape}"
+                )
+            names.append(name)
+    return names
 
 
 def copy_part(checkpoint: Checkpoint, part: Part, target: Path) -> Checkpoint:
@@ -117,10 +139,7 @@ def copy_part(checkpoint: Checkpoint, part: Part, target: Path) -> Checkpoint:
 
 def copy_rest(checkpoint: Checkpoint, parts: Sequence[Part], target: Path) -> None:
     """Everything but the weights, once those are written: configuration, tokenizer and, last, the index of files."""
-    for file in sorted(checkpoint.path.iterdir()):
-        wanted = any(file.match(pattern) for pattern in WANTED)
-        if file.is_file() and wanted and file.suffix != ".safetensors" and file.name != INDEX:
-            shutil.copyfile(file, target / file.name)
+    copy_descriptions(checkpoint, target)
     if len(parts) > 1:
         index = {
             "metadata": {"total_size": checkpoint.num_bytes},
@@ -129,6 +148,26 @@ def copy_rest(checkpoint: Checkpoint, parts: Sequence[Part], target: Path) -> No
         temporary = target / f".{INDEX}.partial"
         temporary.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         temporary.replace(target / INDEX)
+
+
+def copy_descriptions(checkpoint: Checkpoint, target: Path) -> None:
+    """Everything but the weights and their index: configuration, tokenizer, and what was found about the model."""
+    for file in sorted(checkpoint.path.iterdir()):
+        wanted = any(file.match(pattern) for pattern in WANTED)
+        if file.is_file() and wanted and file.suffix != ".safetensors" and file.name != INDEX:
+            shutil.copyfile(file, target / file.name)
+
+
+def copy_whole(checkpoint: Checkpoint, target: Path, *, advance: Callable[[str], None]) -> Checkpoint:
+    """Copy all of a checkpoint into `target`, file by file, each told to `advance`; where its tensors lie there."""
+    copy_descriptions(checkpoint, target)
+    for file in checkpoint.files:
+        shutil.copyfile(file, target / file.name)
+        advance(file.name)
+    if (checkpoint.path / INDEX).is_file():
+        shutil.copyfile(checkpoint.path / INDEX, target / INDEX)
+    tensors = {name: replace(stored, path=target / stored.path.name) for name, stored in checkpoint.tensors.items()}
+    return replace(checkpoint, path=target, tensors=tensors)
 
 
 def stored_tensors(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -163,7 +202,7 @@ def zero_masked(written: Checkpoint, masks: Mapping[str, Bool[Tensor, "..."]]) -
     for name, mask in masks.items():
         with _bits(written, name, tuple(mask.shape)) as bits:
             bits[mask.cpu().numpy()] = 0
-            zeros[name] = _count_zeros(bits)
+            zeros[name] = count_zeros(bits)
     return zeros
 
 
@@ -178,12 +217,12 @@ def write_weights(written: Checkpoint, weights: Mapping[str, Float[Tensor, "..."
         dtype = written.tensors[written.stored_name(name)].dtype
         if dtype not in _DTYPES:
             raise UnsupportedModel(f"--model: {name} is stored as {dtype}, expected one of {', '.join(_DTYPES)}")
-        rounded = weight.cpu().to(_DTYPES[dtype])
+        rounded = weight.cpu().to(_DTYPES[dtype]) + 0.0  # makes positive zeros of negative ones
         if not bool(torch.isfinite(rounded).all()):
             raise ValueError(f"--model: new weights of {name} are not finite in the stored dtype {dtype}")
         with _bits(written, name, tuple(weight.shape)) as bits:
             bits[...] = rounded.contiguous().view(torch.uint8).numpy().view(bits.dtype)
-            zeros[name] = _count_zeros(bits)
+            zeros[name] = count_zeros(bits)
     return zeros
 
 
@@ -199,7 +238,7 @@ def _bits(written: Checkpoint, name: str, shape: tuple[int, ...]) -> Iterator[np
     bits.flush()
 
 
-def _count_zeros(bits: np.memmap) -> int:
-    """How many floating-point numbers are zero, of either sign."""
+def count_zeros(bits: np.ndarray) -> int:
+    """How many floating-point numbers, given by their bits, are zero, of either sign."""
     all_but_sign = bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
     return bits.size - int(np.count_nonzero(bits & all_but_sign))

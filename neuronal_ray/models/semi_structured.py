@@ -1,0 +1,73 @@
+"""How are the linears of a 2:4 model handed to a GPU's sparse matrix units?"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.sparse import to_sparse_semi_structured
+from transformers import PreTrainedModel
+
+from neuronal_ray.models.blocks import find_blocks, find_linears
+from neuronal_ray.models.checkpoint import load_model, open_checkpoint
+from neuronal_ray.models.unsupported import UnsupportedModel
+
+_KEPT, _GROUP = 2, 4
+_WHO = "load_semi_structured"
+_LEAST_CAPABILITY = (8, 0)  # Ampere, the first with sparse matrix units
+
+
+def is_two_four(weight: Float[Tensor, "rows columns"]) -> bool:
+    """Whether of every 4 aligned inputs of a row at most 2 are not zero."""
+    rows, columns = weight.shape
+    if columns % _GROUP:
+        return False
+    kept = (weight != 0).view(rows, columns // _GROUP, _GROUP).sum(dim=2)
+    return bool((kept <= _KEPT).all())
+
+
+def two_four_linears(model: PreTrainedModel) -> Iterator[nn.Linear]:
+    """The linears of the blocks. Raises UnsupportedModel, naming the first that is no nn.Linear in the 2:4 pattern."""
+    for index, block in enumerate(find_blocks(model)[1]):
+        for path, module in find_linears(block).items():
+            if not isinstance(module, nn.Linear):
+                raise UnsupportedModel(f"{_WHO}: block {index} {path} is a {type(module).__name__}, not an nn.Linear")
+            if not is_two_four(module.weight.data):
+                raise UnsupportedModel(
+                    f"{_WHO}: block {index} {path} is not 2:4 (2 of every 4 inputs stay); prune with --pattern 2:4"
+                )
+            yield module
+
+
+def load_semi_structured(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float16,
+    device: torch.device | str = "cuda",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A dense 2:4 directory on `device`, the weights of its blocks' linears in torch's semi-structured form.
+
+    `dtype`: float16 or bfloat16. Raises ValueError for a device without sparse matrix units, for a model that is not
+    2:4 throughout, and for shapes that torch's kernels do not take.
+    """
+    target = torch.device(device)
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f"{_WHO}: {dtype} has no sparse products, expected torch.float16 or torch.bfloat16")
+    if target.type != "cuda" or not torch.cuda.is_available():
+        raise ValueError(f"{_WHO}: {target} has no sparse matrix units, expected a CUDA device")
+    if torch.cuda.get_device_capability(target) < _LEAST_CAPABILITY:
+        raise ValueError(f"{_WHO}: {torch.cuda.get_device_name(target)} has no sparse matrix units (before Ampere)")
+    checkpoint = open_checkpoint(Path(path), trust_remote_code=trust_remote_code)
+    host = torch.device("cpu")
+    model = load_model(checkpoint, device=host, dtype=dtype, trust_remote_code=trust_remote_code)
+    linears = list(two_four_linears(model))
+    model.to(target)
+    for linear in linears:
+        try:
+            sparse = to_sparse_semi_structured(linear.weight.data)
+        except (RuntimeError, ValueError) as error:
+            raise UnsupportedModel(f"{_WHO}: {tuple(linear.weight.shape)} weights: {error}") from error
+        linear.weight = nn.Parameter(sparse, requires_grad=False)
+    return model

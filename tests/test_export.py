@@ -1,0 +1,133 @@
+"""Does `neuronal-ray export` write every format, and refuse bad input in one line with exit code 2?"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import prune_arguments, write_model, write_texts
+from transformers import AutoModelForCausalLM
+
+import neuronal_ray
+import neuronal_ray.export
+import neuronal_ray.prune
+
+PRUNABLE = 3 * (32 * 96 + 3 * 32 * 48)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """`model` in bfloat16, and `pruned`, as prune writes it."""
+    threads = torch.get_num_threads()
+    folder = tmp_path_factory.mktemp("export")
+    write_model(folder / "model", dtype=torch.bfloat16)
+    write_texts(folder)
+    changes = {"evaluate": "none", "allocation": "uniform", "block_lambdas": None, "row_lambdas": None}
+    assert neuronal_ray.prune.main(prune_arguments(folder, folder / "pruned", **changes)) == 0
+    yield folder
+    torch.set_num_threads(threads)
+
+
+def export(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """What a run that ends well prints."""
+    code = neuronal_ray.export.main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    return printed.out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The one line on stderr of a run that is refused."""
+    assert neuronal_ray.export.main([str(argument) for argument in arguments]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]
+    assert len(lines) == 1, lines
+    return lines[0].removeprefix("neuronal-ray export: error: ")
+
+
+def test_a_dense_directory_is_checked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(folder.iterdir())
+    printed = export(capsys, "--model", folder / "pruned")
+    pruned = json.loads((folder / "pruned" / "pruning.json").read_text())["sparsity"]["pruned"]
+    assert f"{pruned:,} of {PRUNABLE:,} weights are zero: {pruned / PRUNABLE:.4%}" in printed
+    tensors = load_file(folder / "pruned" / "model.safetensors")
+    for line in printed.splitlines()[:-1]:
+        name, *_, share = line.split()
+        assert share == f"{(tensors[name] == 0).float().mean():.4%}"
+    assert len(printed.splitlines()) == 1 + 3 * 7
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_dense_directory_is_copied(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export(capsys, "--model", folder / "pruned", "--output", tmp_path / "copy")
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "pruning.json"):
+        assert (tmp_path / "copy" / name).read_bytes() == (folder / "pruned" / name).read_bytes()
+
+
+def test_packed_and_back(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "packed"
+    printed = export(capsys, "--model", folder / "pruned", "--format", "packed", "--output", out)
+    assert "21 tensors packed" in printed
+    assert f"files: {(out / 'packed.safetensors').stat().st_size:,} bytes" in printed
+    assert (out / "tokenizer.json").is_file()
+    assert "is a packed model; neuronal_ray.load_packed reads it" in refused(capsys, "--model", out)
+    found, expected = neuronal_ray.load_packed(out), AutoModelForCausalLM.from_pretrained(folder / "pruned")
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name].view(torch.int16), tensor.view(torch.int16)), name
+    found.save_pretrained(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    for name, tensor in load_file(folder / "pruned" / "model.safetensors").items():
+        assert torch.equal(again[name].view(torch.int16), tensor.view(torch.int16)), name
+
+
+def test_masks_and_their_application(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks, out = tmp_path / "masks.safetensors", tmp_path / "out"
+    printed = export(capsys, "--model", folder / "pruned", "--format", "masks", "--output", masks)
+    assert f"masks of 21 tensors, {masks.stat().st_size:,} bytes" in printed
+    printed = export(capsys, "--model", folder / "model", "--masks", masks, "--output", out)
+    assert "weights are zero" in printed
+    assert not (out / "pruning.json").exists()
+    expected = load_file(folder / "pruned" / "model.safetensors")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in load_file(out / "model.safetensors").items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--format", "packed"], "--output: missing"),
+        (["--masks", "m.safetensors"], "--output: missing"),
+        (["--format", "masks", "--output", "OUT"], "is not a .safetensors file"),
+        (["--format", "packed", "--masks", "m.safetensors", "--output", "OUT"], "--masks: applied to a dense copy"),
+        (["--masks", "OUT/m.safetensors", "--output", "OUT/out"], "--masks: no file"),
+        (["--output", "HERE"], "exists already"),
+        (["--format", "masks", "--output", "OUT/none/m.safetensors"], "--output: no directory"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(
+    arguments: list[str], expected: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = [word.replace("HERE", str(tmp_path)).replace("OUT", str(out)) for word in arguments]
+    assert expected in refused(capsys, "--model", folder / "pruned", *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_that_are_none_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--model: no directory" in refused(capsys, "--model", tmp_path / "nowhere")
+    shutil.copytree(folder / "pruned", tmp_path / "damaged")
+    file = tmp_path / "damaged" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    for format_ in ("dense", "packed"):
+        line = refused(capsys, "--model", tmp_path / "damaged", "--format", format_, "--output", tmp_path / "out")
+        assert line.startswith("--model: ")
+        assert "truncated" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+
+
+def test_an_unknown_format_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        neuronal_ray.export.main(["--model", "builtin", "--format", "zip"])
+    assert ended.value.code == 2
+    assert "--format" in capsys.readouterr().err
