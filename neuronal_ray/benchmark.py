@@ -17,6 +17,7 @@ PARTS = {
     "methods": ("neuronal_ray.benchmark_methods", "allocations, refinements and solvers beside the dense pass"),
     "sweep": ("neuronal_ray.benchmark_sweep", "what a sweep saves over separate commands"),
     "cluster": ("neuronal_ray.benchmark_cluster", "what Ray costs and replicas gain"),
+    "export": ("neuronal_ray.benchmark_export", "packing and loading beside plain reading and writing"),
     "scaling": ("neuronal_ray.benchmark_scaling", "what is to be expected of larger machines"),
 }
 """By name: a module with `main(argv)` and what it measures. Bad input is a ValueError, or main's own exit code."""

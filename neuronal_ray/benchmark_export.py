@@ -1,9 +1,10 @@
 """Does packing keep up with the disk: packing and loading against plain sequential I/O of the dense bytes?"""
 
+import argparse
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -11,11 +12,14 @@ from statistics import median
 import numpy as np
 import torch
 
+from neuronal_ray.benchmark_record import check_output, publish
+from neuronal_ray.benchmark_shapes import kept_or_temporary
 from neuronal_ray.core.packing import pack_words, unpack_words
-from neuronal_ray.models.checkpoint import empty_llama, open_checkpoint
+from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.models.packed import open_packed, write_packed
 from neuronal_ray.models.packed_loading import load_packed
 from neuronal_ray.models.parts import copy_descriptions
+from neuronal_ray.models.synthetic import empty_llama
 from neuronal_ray.models.tensor_files import Kind, Written, checksum, write_tensors
 
 _ROUNDS = 3
@@ -83,6 +87,21 @@ class ExportMeasured:
             f"{(self.loading_peak - self.dense_bytes) / 2**20:.0f} MiB beside the model; the largest tensor has "
             f"{self.largest_bytes / 2**20:.0f} MiB",
         ]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure in a temporary directory."""
+    parser = argparse.ArgumentParser(
+        prog="neuronal-ray benchmark export",
+        description="Packing and loading a 16-bit checkpoint of 1.5 GB beside plain reading and writing.",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
+    arguments = parser.parse_args(argv)
+    check_output(arguments.output)
+    with kept_or_temporary(None) as folder:
+        measured = measure_export(folder)
+    print("\n".join(measured.lines()), flush=True)
+    publish([measured], arguments.output)
 
 
 def measure_export(folder: Path) -> ExportMeasured:

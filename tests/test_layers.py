@@ -43,8 +43,6 @@ neuronal_ray.models.checkpoint neuronal_ray.models.wiring
 neuronal_ray.models.parts neuronal_ray.models.synthetic neuronal_ray.models.packed
 neuronal_ray.models.packed_loading neuronal_ray.models.masks neuronal_ray.models.audit
 neuronal_ray.models.semi_structured
-neuronal_ray.models.packed_loading neuronal_ray.models.masks neuronal_ray.models.audit
-neuronal_ray.models.semi_structured
 neuronal_ray.models.train_builtin
 neuronal_ray.data
 neuronal_ray.data.text
