@@ -10,6 +10,7 @@ _DEFAULT = "search"
 
 PARTS = {
     "search": ("neuronal_ray.benchmark_search", "where the search's time goes, its floors, a literal one (default)"),
+    "kernels": ("neuronal_ray.benchmark_kernels", "cut, rank and squares beside their references and their bytes"),
     "job": ("neuronal_ray.benchmark_job", "a whole pruning: statistics, search, three perplexities, files"),
     "growth": ("neuronal_ray.benchmark_growth", "how time and memory grow with the model, text, candidates, workers"),
     "memory": ("neuronal_ray.benchmark_memory", "the planner's formula for visiting blocks beside what was measured"),

@@ -177,3 +177,13 @@ def test_ceilings_are_positive() -> None:
     found = measure_ceilings(torch.device("cpu"), torch.float32)
     assert found.flops > 1e8
     assert found.bandwidth > 1e8
+
+
+def test_every_kernel_is_measured_beside_its_reference_and_its_bytes() -> None:
+    found = measure_kernels(torch.device("cpu"), rows=8, columns=16, tokens=4)
+    cases = {(kernel.name, kernel.dtype) for kernel in found.kernels}
+    assert cases == {(name, dtype) for name in ("cut", "squares") for dtype in ("float32", "bfloat16")} | {
+        ("rank", "float32")
+    }
+    assert all(min(kernel.kernel_s, kernel.reference_s, kernel.floor_s) > 0 for kernel in found.kernels), found
+    assert len(found.lines()) == 1 + len(cases)

@@ -84,7 +84,7 @@ neuronal_ray.benchmark_literal neuronal_ray.benchmark_stages neuronal_ray.benchm
 neuronal_ray.benchmark_timed
 neuronal_ray.prune neuronal_ray.evaluate neuronal_ray.sweep neuronal_ray.export
 neuronal_ray.benchmark_search neuronal_ray.benchmark_job neuronal_ray.benchmark_growth neuronal_ray.benchmark_memory
-neuronal_ray.benchmark_methods neuronal_ray.benchmark_sweep
+neuronal_ray.benchmark_methods neuronal_ray.benchmark_sweep neuronal_ray.benchmark_kernels
 neuronal_ray.benchmark_cluster neuronal_ray.benchmark_scaling
 neuronal_ray.benchmark_export
 neuronal_ray.benchmark

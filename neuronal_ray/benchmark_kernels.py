@@ -1,0 +1,111 @@
+"""How fast are the kernels beside their references, and how far from the time that their bytes take?"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from neuronal_ray.benchmark_device import measure_ceilings, seconds
+from neuronal_ray.benchmark_record import check_output, publish
+from neuronal_ray.benchmark_shapes import device_of
+from neuronal_ray.kernels.cut import apply_cut, cut_reference
+from neuronal_ray.kernels.memory import keep_freed_memory
+from neuronal_ray.kernels.ranking import rank, rank_reference
+from neuronal_ray.kernels.squares import column_squares, squares_reference
+
+_ROWS, _COLUMNS, _TOKENS = 4096, 4096, 2048
+_ROUNDS = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """Medians of seconds on one large input; `floor_s` is its bytes, read and written once, at the speed of a copy."""
+
+    name: str
+    dtype: str
+    kernel_s: float
+    reference_s: float
+    floor_s: float
+
+    def line(self) -> str:
+        """Its row of the table."""
+        return (
+            f"  {self.name:<8} {self.dtype:<9} {self.kernel_s * 1e3:9.2f} ms   reference / kernel = "
+            f"{self.reference_s / self.kernel_s:5.2f}   kernel / its bytes = {self.kernel_s / self.floor_s:.2f}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelsMeasured:
+    """All kernels, in both of the usual dtypes."""
+
+    device: str
+    kernels: tuple[Kernel, ...]
+
+    def lines(self) -> list[str]:
+        """The printed table."""
+        head = f"kernels ({self.device}): weights {_ROWS} x {_COLUMNS}, inputs {_TOKENS} x {_COLUMNS}, medians of {_ROUNDS}"
+        return [head, *(kernel.line() for kernel in self.kernels)]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure every kernel."""
+    parser = argparse.ArgumentParser(
+        prog="neuronal-ray benchmark kernels",
+        description="Cut, rank and column squares beside their definitions in torch, in turn, on inputs that no cache holds.",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
+    arguments = parser.parse_args(argv)
+    check_output(arguments.output)
+    measured = measure_kernels(torch.device(device_of(arguments.device)))
+    print("\n".join(measured.lines()), flush=True)
+    publish([measured], arguments.output)
+
+
+def measure_kernels(
+    device: torch.device, *, rows: int = _ROWS, columns: int = _COLUMNS, tokens: int = _TOKENS
+) -> KernelsMeasured:
+    """Each kernel next to its reference; on a CPU freed memory is kept for both, as in a worker."""
+    if device.type == "cpu":
+        keep_freed_memory()
+    source = torch.Generator().manual_seed(0)
+    score = torch.rand(rows, columns, generator=source)
+    ranks, removed = rank(score).to(device), torch.full((rows,), columns * 7 // 10, dtype=torch.int32, device=device)
+    score, kernels = score.to(device), []
+    for dtype in (torch.float32, torch.bfloat16):
+        bandwidth = measure_ceilings(device, dtype).bandwidth
+        weight = torch.randn(rows, columns, generator=source).to(device, dtype)
+        inputs = torch.randn(1, tokens, columns, generator=source).to(device, dtype)
+        out, item = torch.empty_like(weight), dtype.itemsize
+        cases: list[tuple[str, Callable[[], object], Callable[[], object], int]] = [
+            (
+                "cut",
+                partial(apply_cut, weight, ranks, removed, out=out),
+                partial(cut_reference, weight, ranks, removed),
+                weight.numel() * (2 * item + ranks.itemsize),
+            ),
+            ("squares", partial(column_squares, inputs), partial(squares_reference, inputs), inputs.numel() * item),
+        ]
+        if dtype == torch.float32:  # that of scores
+            moved = score.numel() * (item + ranks.itemsize)
+            cases.append(("rank", partial(rank, score), partial(rank_reference, score), moved))
+        for name, kernel, reference, moved in cases:
+            spent: dict[str, list[float]] = {"kernel": [], "reference": []}
+            for _ in range(_ROUNDS + 1):  # the first warms up
+                spent["kernel"].append(seconds(device, kernel))
+                spent["reference"].append(seconds(device, reference))
+            kernels.append(
+                Kernel(
+                    name=name,
+                    dtype=str(dtype).removeprefix("torch."),
+                    kernel_s=median(spent["kernel"][1:]),
+                    reference_s=median(spent["reference"][1:]),
+                    floor_s=moved / bandwidth,
+                )
+            )
+    return KernelsMeasured(device=str(device), kernels=tuple(kernels))
