@@ -48,15 +48,15 @@ class KernelsMeasured:
 
     def lines(self) -> list[str]:
         """The printed table."""
-        head = f"kernels ({self.device}): weights {_ROWS} x {_COLUMNS}, inputs {_TOKENS} x {_COLUMNS}, medians of {_ROUNDS}"
-        return [head, *(kernel.line() for kernel in self.kernels)]
+        shapes = f"weights {_ROWS} x {_COLUMNS}, inputs {_TOKENS} x {_COLUMNS}"
+        return [f"kernels ({self.device}): {shapes}, medians of {_ROUNDS}", *(kernel.line() for kernel in self.kernels)]
 
 
 def main(argv: Sequence[str]) -> None:
     """Measure every kernel."""
     parser = argparse.ArgumentParser(
         prog="neuronal-ray benchmark kernels",
-        description="Cut, rank and column squares beside their definitions in torch, in turn, on inputs that no cache holds.",
+        description="Cut, rank and column squares beside their definitions in torch, in turn, on more than caches hold.",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
