@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     """Measure every kernel."""
     parser = argparse.ArgumentParser(
         prog="neuronal-ray benchmark kernels",
-        description="Cut, rank and column squares beside their definitions in torch, in turn, on more than caches hold.",
+        description="Cut, rank and column squares beside their definitions in torch, on more than caches hold.",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
