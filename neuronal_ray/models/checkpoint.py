@@ -261,10 +261,10 @@ def empty_llama(**config: int) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(LlamaConfig(**config))
 
 
-def write_random_llama(path: Path, **config: int) -> None:
-    """A LLaMA with random weights, in float32, for benchmarks."""
+def write_random_llama(path: Path, *, dtype: torch.dtype = torch.float32, **config: int) -> None:
+    """A LLaMA with random weights, for benchmarks."""
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(LlamaConfig(**config)).save_pretrained(path)
+    AutoModelForCausalLM.from_config(LlamaConfig(**config), dtype=dtype).save_pretrained(path)
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,0 +1,94 @@
+"""What are 60, 70 and 80 % zeros worth at run time on the shapes of a real model? Runs `benchmark inference` for each.
+
+    python jobs/inference.py --output runs/inference --models runs/models --deepsparse-python PATH
+
+The models have TinyLlama-1.1B's shapes, random weights in bfloat16 and, in every row of every linear, the smallest
+weights removed: the time of a product does not depend on the values. The torch runtimes get all 22 blocks, the others,
+whose graphs are float32, four of them. A step whose JSON file exists is not measured again.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from neuronal_ray import benchmark_inference
+from neuronal_ray.entry import Unfinished, exit_code
+
+SPARSITIES = (60, 70, 80)
+SHAPES = {
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+}
+STEPS = {  # name: blocks, runtimes, further options
+    "torch": (22, "eager,packed", ("--rounds", "5")),
+    "graph": (4, "onnxruntime,openvino,openvino-8bit", ("--rounds", "5")),
+    "deepsparse": (4, "deepsparse", ("--rounds", "5")),
+    "compiled": (4, "eager,compiled,packed,csr", ("--rounds", "5")),
+}
+
+
+def main() -> int:
+    """Exit code 0 when all steps are done, 1 when one failed."""
+    return exit_code("jobs/inference.py", _main)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="where the models are kept (9 GB)")
+    parser.add_argument("--steps", default=",".join(STEPS), metavar="NAMES", help=f"some of: {', '.join(STEPS)}")
+    parser.add_argument("--only", type=int, choices=SPARSITIES, help="one sparsity")
+    parser.add_argument("--deepsparse-python", metavar="PATH", help="without it that step is left out")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for name in arguments.steps.split(","):
+        blocks, runtimes, options = STEPS[name]
+        if name == "deepsparse":
+            if arguments.deepsparse_python is None:
+                continue
+            options = (*options, "--deepsparse-python", arguments.deepsparse_python)
+        dense = arguments.models / f"{blocks}-blocks" / "dense"
+        for percent in SPARSITIES if arguments.only is None else (arguments.only,):
+            result = arguments.output / f"{name}-{percent}.json"
+            if result.is_file():
+                continue
+            sparse = dense.with_name(str(percent))
+            _write_models(dense, sparse, blocks=blocks, rate=percent / 100)
+            command = ["--model", str(sparse), "--against", str(dense), "--runtimes", runtimes, "--output", str(result)]
+            if benchmark_inference.main([*command, *options]) != 0:
+                failed.append(result.stem)
+    if failed:
+        raise Unfinished(f"not measured: {', '.join(failed)}")
+
+
+def _write_models(dense: Path, sparse: Path, *, blocks: int, rate: float) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from neuronal_ray.models.checkpoint import write_random_llama
+
+    if not dense.is_dir():
+        write_random_llama(dense, dtype=torch.bfloat16, num_hidden_layers=blocks, **SHAPES)
+    if sparse.is_dir():
+        return
+    tensors = load_file(dense / "model.safetensors")
+    for name, weight in tensors.items():
+        if name.endswith("_proj.weight"):
+            smallest = weight.float().abs().argsort(dim=1)[:, : round(rate * weight.shape[1])]
+            weight.scatter_(1, smallest, 0)
+    sparse.mkdir()
+    save_file(tensors, sparse / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((dense / "config.json").read_text())
+    (sparse / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    shutil.copyfile(dense / "generation_config.json", sparse / "generation_config.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
