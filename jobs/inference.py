@@ -75,7 +75,7 @@ def _write_models(dense: Path, sparse: Path, *, blocks: int, rate: float) -> Non
     from neuronal_ray.models.checkpoint import write_random_llama
 
     if not dense.is_dir():
-        write_random_llama(dense, dtype=torch.bfloat16, num_hidden_layers=blocks, **SHAPES)
+        write_random_llama(dense, torch.bfloat16, num_hidden_layers=blocks, **SHAPES)
     if sparse.is_dir():
         return
     tensors = load_file(dense / "model.safetensors")

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from neuronal_ray import benchmark_inference
 from neuronal_ray.entry import exit_code
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Measured:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 when done, 2 for bad input."""
+    if (sys.argv[1:] if argv is None else argv)[:1] == ["inference"]:
+        return benchmark_inference.main((sys.argv[1:] if argv is None else argv)[1:])
     return exit_code("neuronal-ray benchmark", lambda: _main(sys.argv[1:] if argv is None else argv))
 
 

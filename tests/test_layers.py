@@ -24,6 +24,10 @@ neuronal_ray.core.layout neuronal_ray.core.operators neuronal_ray.core.spectrum 
 neuronal_ray.core.alignment neuronal_ray.core.plan
 neuronal_ray.core.packing neuronal_ray.core.divergence neuronal_ray.core.levels
 neuronal_ray.core.pattern neuronal_ray.core.trim neuronal_ray.core.directions
+neuronal_ray.kernels
+neuronal_ray.kernels.build
+neuronal_ray.kernels.packed
+neuronal_ray.runtimes
 neuronal_ray.methods
 neuronal_ray.methods.*
 neuronal_ray.refinements
@@ -36,7 +40,10 @@ neuronal_ray.models.experts
 neuronal_ray.models.residence
 neuronal_ray.models.blocks
 neuronal_ray.models.rows neuronal_ray.models.routing
-neuronal_ray.models.checkpoint neuronal_ray.models.wiring
+neuronal_ray.models.checkpoint neuronal_ray.models.wiring neuronal_ray.models.packed_linear
+neuronal_ray.models.generation neuronal_ray.models.onnx_export
+neuronal_ray.runtimes.graph neuronal_ray.runtimes.measured neuronal_ray.runtimes.child
+neuronal_ray.runtimes.*
 neuronal_ray.models.parts
 neuronal_ray.models.train_builtin
 neuronal_ray.data
@@ -77,6 +84,7 @@ neuronal_ray.report neuronal_ray.benchmark_literal
 neuronal_ray.benchmark_methods
 neuronal_ray.prune neuronal_ray.evaluate neuronal_ray.sweep
 neuronal_ray.benchmark_sweep neuronal_ray.benchmark_cluster neuronal_ray.benchmark_scaling
+neuronal_ray.benchmark_inference
 neuronal_ray.benchmark
 neuronal_ray.__main__
 """

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 _SOURCE = Path(__file__).with_name("packed.c")
-_FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-mpopcnt")
-_FLAGS += ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi2", "-mavx512bf16")
+_INSTRUCTIONS = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi2", "-mavx512bf16")
+_FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-mpopcnt", *_INSTRUCTIONS)
 
 
 class KernelUnavailable(RuntimeError):

@@ -261,7 +261,7 @@ def empty_llama(**config: int) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(LlamaConfig(**config))
 
 
-def write_random_llama(path: Path, *, dtype: torch.dtype = torch.float32, **config: int) -> None:
+def write_random_llama(path: Path, dtype: torch.dtype = torch.float32, /, **config: int) -> None:
     """A LLaMA with random weights, for benchmarks."""
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(LlamaConfig(**config), dtype=dtype).save_pretrained(path)

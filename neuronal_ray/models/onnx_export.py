@@ -72,8 +72,12 @@ def _write(model: PreTrainedModel, path: Path) -> None:
     }
     changing = torch.export.Dim.AUTO
     rows = {0: changing, 1: changing}
-    shapes = {"input_ids": rows, "attention_mask": rows, "position_ids": rows}
-    shapes["past_key_values"] = [{0: changing, 2: changing}] * (2 * len(cache.layers))
+    shapes = {
+        "input_ids": rows,
+        "attention_mask": rows,
+        "position_ids": rows,
+        "past_key_values": [{0: changing, 2: changing}] * (2 * len(cache.layers)),
+    }
     kinds = {type(layer).__name__ for layer in cache.layers}
     if kinds != {"DynamicLayer"}:
         raise UnsupportedModel(

@@ -42,8 +42,8 @@ class Pair:
         limits = [f"{found.threshold:10.2f}" for found in gains]
         return [
             *rows,
-            f"{'':<15}{'sparse / dense':<36}" + "".join(cells),
-            f"{'':<15}{'gain if above':<36}" + "".join(limits),
+            f"{'':<15}{'sparse / dense':<38}" + "".join(cells),
+            f"{'':<15}{'gain if above':<38}" + "".join(limits),
         ]
 
     @property
