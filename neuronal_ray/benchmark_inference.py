@@ -6,10 +6,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neuronal_ray.entry import exit_code
+from neuronal_ray.runtimes import RUNTIMES, missing
 
 if TYPE_CHECKING:
     from neuronal_ray.models.checkpoint import Checkpoint
@@ -31,8 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> None:
-    from neuronal_ray.runtimes import RUNTIMES
-
     choices = "\n".join(f"  {name:<14} {runtime.what}" for name, runtime in RUNTIMES.items())
     parser = argparse.ArgumentParser(
         prog=PROG,
@@ -105,9 +106,15 @@ def _main(argv: Sequence[str]) -> None:
             "device": places.device,
             "pairs": [asdict(pair) | {"repeatability": pair.repeatability} for pair in pairs],
             "failed": failed,
-            "versions": versions(),
+            "versions": versions() | _package_versions(),
         }
         write_json(arguments.output, content)
+
+
+def _package_versions() -> dict[str, str]:
+    """Of the optional packages that are installed."""
+    names = {name for runtime in RUNTIMES.values() for name in runtime.packages if find_spec(name) is not None}
+    return {name: version(name) for name in sorted(names)}
 
 
 def _batches(text: str) -> tuple[int, ...]:
@@ -122,8 +129,6 @@ def _batches(text: str) -> tuple[int, ...]:
 
 def _names(asked: str | None, *, deepsparse: bool) -> list[str]:
     """The runtimes to measure; those left out by default are said on stderr."""
-    from neuronal_ray.runtimes import RUNTIMES, missing
-
     names = list(RUNTIMES) if asked is None else asked.split(",")
     unknown = [name for name in names if name not in RUNTIMES]
     if unknown:
@@ -210,7 +215,6 @@ class _Places:
         self.device = "cuda" if cuda and arguments.device != "cpu" else "cpu"
 
     def measure(self, name: str) -> "Pair":
-        from neuronal_ray.runtimes import RUNTIMES
         from neuronal_ray.runtimes.pair import measure_pair
 
         runtime = RUNTIMES[name]
