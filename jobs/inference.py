@@ -4,7 +4,7 @@
 
 The models have TinyLlama-1.1B's shapes, random weights in bfloat16 and, in every row of every linear, the smallest
 weights removed: the time of a product does not depend on the values. The torch runtimes get all 22 blocks, the others,
-whose graphs are float32, four of them. A step whose JSON file exists is not measured again.
+whose graphs are float32, four of them. A step whose JSON file exists is not measured again. OUTPUT/tables.md has them all.
 """
 
 import argparse
@@ -12,9 +12,11 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from statistics import median
 
 from neuronal_ray import benchmark_inference
 from neuronal_ray.entry import Unfinished, exit_code
+from neuronal_ray.runtimes.measured import GIB, gain
 
 SPARSITIES = (60, 70, 80)
 SHAPES = {
@@ -66,8 +68,34 @@ def _main() -> None:
             command = ["--model", str(sparse), "--against", str(dense), "--output", str(result)]
             if benchmark_inference.main([*command, *options]) != 0:
                 failed.append(result.stem)
+    (arguments.output / "tables.md").write_text(render(arguments.output))
     if failed:
         raise Unfinished(f"not measured: {', '.join(failed)}")
+
+
+def render(folder: Path) -> str:
+    """A Markdown table of every measured step in `folder`."""
+    columns = ["blocks", "runtime", "zeros", "model", "disk", "load", "peak", "held"]
+    phases = [(phase, batch) for batch in ("1", "8") for phase in ("prefill", "decode")]
+    rows = [columns + [f"{phase} {batch}" for phase, batch in phases] + ["repeatable"], ["---"] * 13]
+    for name, (blocks, _) in STEPS.items():
+        for percent in SPARSITIES:
+            file = folder / f"{name}-{percent}.json"
+            for pair in json.loads(file.read_text())["pairs"] if file.is_file() else ():
+                for which in ("dense", "sparse"):
+                    side = pair[which]
+                    cells = [f"{side['disk_bytes'] / GIB:.2f}", f"{side['load_s']:.1f} s"]
+                    cells += [f"{side[key] / GIB:.2f}" for key in ("peak_bytes", "held_bytes")]
+                    cells += [f"{median(side[phase][batch]):.1f}" for phase, batch in phases]
+                    within = f"{pair['repeatability']:.1%}"
+                    rows.append([str(blocks), pair["runtime"], f"{percent} %", which, *cells, within])
+                gains = [gain(pair["sparse"][phase][batch], pair["dense"][phase][batch]) for phase, batch in phases]
+                words = [
+                    f"**{one.ratio:.2f}**" if one.real else f"no gain ({one.ratio:.2f} <= {one.threshold:.2f})"
+                    for one in gains
+                ]
+                rows.append(["", "", "", "sparse / dense", "", "", "", "", *words, ""])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _write_models(dense: Path, sparse: Path, *, blocks: int, rate: float) -> None:

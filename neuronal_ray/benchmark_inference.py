@@ -249,8 +249,8 @@ class _Places:
     def _exported(self, which: str) -> Path:
         """In a process of its own, whose memory goes with it."""
         folder = self._folder / which
-        if not folder.is_dir():
-            folder.mkdir()
+        if not (folder / "model.onnx").is_file():
+            folder.mkdir(exist_ok=True)
             code = "import sys; from pathlib import Path; from neuronal_ray.models.onnx_export import export_onnx; "
             code += "export_onnx(Path(sys.argv[1]), Path(sys.argv[2]))"
             command = [sys.executable, "-c", code, str(self._models[which].path), str(folder)]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -81,12 +82,14 @@ class Measuring:
             if line.startswith(ANSWER):
                 found: dict[str, float] = json.loads(line.removeprefix(ANSWER))
                 return found
-        self._process.wait()
         raise RuntimeFailed(self._last())
 
     def _last(self) -> str:
+        self._process.wait()
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else f"ended with exit code {self._process.returncode}"
+        code = self._process.returncode
+        how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"{lines[-1]} ({how})" if lines else how
 
     def _end(self) -> None:
         for stream in (self._process.stdin, self._process.stdout):
