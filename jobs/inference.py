@@ -4,7 +4,7 @@
 
 The models have TinyLlama-1.1B's shapes, random weights in bfloat16 and, in every row of every linear, the smallest
 weights removed: the time of a product does not depend on the values. The torch runtimes get all 22 blocks, the others,
-whose graphs are float32, four of them. A step whose JSON file exists is not measured again. OUTPUT/tables.md has them all.
+whose graphs are float32, four of them. A step whose JSON file exists is not measured again. OUTPUT/tables.md has all.
 """
 
 import argparse

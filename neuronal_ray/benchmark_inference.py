@@ -62,6 +62,8 @@ def _main(argv: Sequence[str]) -> None:
     for name in ("rounds", "prompt", "tokens", "threads"):
         if (value := getattr(arguments, name)) is not None and value < 1:
             raise ValueError(f"--{name}: {value} is not positive")
+    if arguments.deepsparse_python is not None and not arguments.deepsparse_python.is_file():
+        raise ValueError(f"--deepsparse-python: no file {arguments.deepsparse_python}")
     batches = _batches(arguments.batches)
     names = _names(arguments.runtimes, deepsparse=arguments.deepsparse_python is not None)
     if arguments.output is not None and not arguments.output.absolute().parent.is_dir():

@@ -1,6 +1,7 @@
 """Does `benchmark inference` measure two models side by side, and refuse what it cannot measure in one line?"""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,7 @@ def test_onnx_runtime_is_measured_where_it_is_installed(models: Path, capsys: py
     [
         (("--runtimes", "eager,fast"), "sparse", "--runtimes: unknown 'fast'"),
         (("--runtimes", "deepsparse"), "sparse", "--deepsparse-python is not given|not installed: onnx"),
+        (("--deepsparse-python", "/nowhere/python"), "sparse", "--deepsparse-python: no file /nowhere/python"),
         (("--rounds", "0"), "sparse", "--rounds: 0 is not positive"),
         (("--batches", "1,x"), "sparse", "--batches: '1,x' is not"),
         (("--output", "/nowhere/out.json"), "sparse", "--output: no directory /nowhere"),
@@ -76,8 +78,6 @@ def test_onnx_runtime_is_measured_where_it_is_installed(models: Path, capsys: py
 def test_bad_input_is_one_line_and_code_2(
     models: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], model: str, message: str
 ) -> None:
-    import re
-
     assert run(models, *options, model=model) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(message, error), error

