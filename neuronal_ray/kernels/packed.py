@@ -3,6 +3,7 @@
 import ctypes
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
@@ -39,12 +40,10 @@ def pack_rows(weight: Float[Tensor, "rows columns"]) -> PackedRows:
     """`weight`, in bfloat16 or float32 on the CPU, without its zeros."""
     if weight.dtype not in _SUFFIXES or weight.device.type != "cpu":
         raise ValueError(f"packed matrices are bfloat16 or float32 on the CPU, not {weight.dtype} on {weight.device}")
-    rows, columns = weight.shape
+    columns = weight.shape[1]
     mask = weight != 0
-    words = torch.nn.functional.pad(mask, (0, -columns % WORD)).view(rows, -1, WORD)
-    bits = torch.zeros(words.shape[:2], dtype=torch.int32)  # [rows, words]
-    for place in range(WORD):  # one place at a time: 32 integers for each bit would be 128 times the bits
-        bits |= words[:, :, place].to(torch.int32) << place
+    padded = torch.nn.functional.pad(mask, (0, -columns % WORD)).numpy()
+    bits = torch.from_numpy(np.packbits(padded, axis=1, bitorder="little").view(np.int32))  # [rows, words]
     counts = mask.sum(dim=1)
     spare = weight.new_zeros(_SPARE_BYTES // weight.element_size())
     return PackedRows(

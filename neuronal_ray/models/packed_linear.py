@@ -63,7 +63,7 @@ def pack_linears(model: nn.Module) -> int:
         for path, module in list(block.named_modules()):
             if type(module) is not nn.Linear or module.weight.dtype not in DTYPES:
                 continue
-            if (module.weight == 0).float().mean() < WORTHWHILE:
+            if int(torch.count_nonzero(module.weight)) > (1 - WORTHWHILE) * module.weight.numel():
                 continue
             block.set_submodule(path, PackedLinear(module))
             count += 1
