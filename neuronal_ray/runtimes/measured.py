@@ -54,7 +54,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """The median of the rounds' ratios, and what it must exceed to be called a gain."""
+    """How much faster, and what that must exceed to be called a gain."""
 
     ratio: float
     threshold: float
@@ -66,9 +66,12 @@ class Gain:
 
 
 def gain(sparse: Sequence[float], dense: Sequence[float]) -> Gain:
-    """Of rates measured side by side; the threshold is one plus the spread of the rounds' ratios."""
+    """Of rates measured side by side: the median of the rounds' ratios or the ratio of the medians, whichever is less.
+
+    The threshold is one plus the spread of the rounds' ratios.
+    """
     ratios = [one / other for one, other in zip(sparse, dense, strict=True)]
-    return Gain(ratio=median(ratios), threshold=1 + spread(ratios))
+    return Gain(ratio=min(median(ratios), median(sparse) / median(dense)), threshold=1 + spread(ratios))
 
 
 def spread(values: Sequence[float]) -> float:

@@ -31,7 +31,7 @@ class Rounds:
 
 
 class Measuring:
-    """A process with a model."""
+    """A process with a model, stopped between its rounds: threads that wait busily would take the other's time."""
 
     def __init__(self, python: str, module: str, opening: Opening, *, vocabulary: int, log: Path) -> None:
         asked = asdict(opening) | {"path": str(opening.path), "module": module, "vocabulary": vocabulary}
@@ -52,6 +52,7 @@ class Measuring:
         except RuntimeFailed:
             self._end()
             raise
+        self._process.send_signal(signal.SIGSTOP)
 
     def __enter__(self) -> Self:
         return self
@@ -63,16 +64,20 @@ class Measuring:
         """The seconds of one round."""
         job = {"sequences": sequences, "prompt": rounds.prompt, "tokens": rounds.tokens}
         assert self._process.stdin is not None
+        self._process.send_signal(signal.SIGCONT)
         try:
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
             raise RuntimeFailed(self._last()) from error
-        return self._answer()
+        found = self._answer()
+        self._process.send_signal(signal.SIGSTOP)
+        return found
 
     def memory(self) -> dict[str, float]:
         """The bytes held and the most held; ends the process."""
         assert self._process.stdin is not None
+        self._process.send_signal(signal.SIGCONT)
         self._process.stdin.close()
         return self._answer()
 

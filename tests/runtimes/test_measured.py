@@ -39,6 +39,12 @@ def test_rounds_are_compared_with_their_neighbors_so_that_a_machine_that_slows_d
     assert (found.ratio, found.threshold) == (2.0, 1.0)
 
 
+def test_a_gain_in_the_ratios_that_the_medians_do_not_show_is_none() -> None:
+    found = gain([8.0, 9.0, 20.0, 9.0, 20.0], [4.0, 12.0, 10.0, 12.0, 10.0])
+    assert found.ratio == pytest.approx(0.9), found
+    assert not found.real
+
+
 def test_the_table_says_no_gain_and_by_which_threshold() -> None:
     slower = Pair(runtime="eager", dense=side([10.0, 10.0, 10.0]), sparse=side([9.0, 9.1, 9.2])).lines()
     faster = Pair(runtime="packed", dense=side([10.0, 10.0, 10.0]), sparse=side([19.0, 20.0, 21.0])).lines()
