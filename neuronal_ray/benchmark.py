@@ -18,6 +18,7 @@ PARTS = {
     "methods": ("neuronal_ray.benchmark_methods", "allocations, refinements and solvers beside the dense pass"),
     "sweep": ("neuronal_ray.benchmark_sweep", "what a sweep saves over separate commands"),
     "cluster": ("neuronal_ray.benchmark_cluster", "what Ray costs and replicas gain"),
+    "inference": ("neuronal_ray.benchmark_inference", "what the zeros are worth in every runtime that is installed"),
     "export": ("neuronal_ray.benchmark_export", "packing and loading beside plain reading and writing"),
     "scaling": ("neuronal_ray.benchmark_scaling", "what is to be expected of larger machines"),
 }

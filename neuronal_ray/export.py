@@ -107,10 +107,26 @@ def _masks(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     return [f"masks of {len(names)} tensors, {size:,} bytes: {config.output}"]
 
 
+def _onnx(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
+    """A graph that generates, with a key/value cache, for ONNX Runtime and others."""
+    from neuronal_ray.models.onnx_export import FILE, check_needs, export_onnx
+    from neuronal_ray.output import staged
+    from neuronal_ray.progress import Progress
+
+    assert config.output is not None
+    check_needs()
+    with staged(config.output) as staging, Progress().stage("onnx", 1) as advance:
+        export_onnx(checkpoint.path, staging)
+        advance("")
+    size = sum(file.stat().st_size for file in config.output.glob(f"{FILE}*"))
+    return [f"{FILE} and its weights, {size:,} bytes in float32, zeros included: {config.output}"]
+
+
 _FORMATS: dict[str, Callable[["ExportConfig", "Checkpoint"], list[str]]] = {
     "dense": _dense,
     "packed": _packed,
     "masks": _masks,
+    "onnx": _onnx,
 }
 
 
@@ -127,7 +143,8 @@ class ExportConfig:
         Option(
             "str",
             "dense: check the directory, and copy it to --output if there is one; packed: bits and non-zero values, "
-            "for neuronal_ray.load_packed; masks: one file that says which weights stay, for --masks",
+            "for neuronal_ray.load_packed; masks: one file that says which weights stay, for --masks; onnx: a graph "
+            "that generates, for ONNX Runtime (needs neuronal_ray[inference])",
             choices=tuple(_FORMATS),
         ),
     ] = "dense"

@@ -19,14 +19,16 @@ neuronal_ray
 neuronal_ray.plugins neuronal_ray.options
 neuronal_ray.config
 neuronal_ray.kernels
-neuronal_ray.kernels.triton_cut
+neuronal_ray.kernels.triton_cut neuronal_ray.kernels.build
 neuronal_ray.kernels.cut neuronal_ray.kernels.ranking neuronal_ray.kernels.squares neuronal_ray.kernels.memory
+neuronal_ray.kernels.packed
 neuronal_ray.core
 neuronal_ray.core.masks neuronal_ray.core.stats
 neuronal_ray.core.layout neuronal_ray.core.operators neuronal_ray.core.spectrum neuronal_ray.core.spread
 neuronal_ray.core.alignment neuronal_ray.core.plan
 neuronal_ray.core.packing neuronal_ray.core.divergence neuronal_ray.core.levels
 neuronal_ray.core.pattern neuronal_ray.core.trim neuronal_ray.core.directions
+neuronal_ray.runtimes
 neuronal_ray.methods
 neuronal_ray.methods.*
 neuronal_ray.refinements
@@ -39,10 +41,13 @@ neuronal_ray.models.experts neuronal_ray.models.fingerprints
 neuronal_ray.models.residence
 neuronal_ray.models.blocks
 neuronal_ray.models.rows neuronal_ray.models.routing
-neuronal_ray.models.checkpoint neuronal_ray.models.wiring
+neuronal_ray.models.checkpoint neuronal_ray.models.wiring neuronal_ray.models.packed_linear
 neuronal_ray.models.parts neuronal_ray.models.synthetic neuronal_ray.models.packed
 neuronal_ray.models.packed_loading neuronal_ray.models.masks neuronal_ray.models.audit
 neuronal_ray.models.semi_structured
+neuronal_ray.models.generation neuronal_ray.models.onnx_export
+neuronal_ray.runtimes.graph neuronal_ray.runtimes.measured neuronal_ray.runtimes.child
+neuronal_ray.runtimes.*
 neuronal_ray.models.train_builtin
 neuronal_ray.data
 neuronal_ray.data.text
@@ -87,6 +92,7 @@ neuronal_ray.benchmark_search neuronal_ray.benchmark_job neuronal_ray.benchmark_
 neuronal_ray.benchmark_methods neuronal_ray.benchmark_sweep neuronal_ray.benchmark_kernels
 neuronal_ray.benchmark_cluster neuronal_ray.benchmark_scaling
 neuronal_ray.benchmark_export
+neuronal_ray.benchmark_inference
 neuronal_ray.benchmark
 neuronal_ray.__main__
 """

@@ -1,1 +1,1 @@
-"""The few operations that a search does for every weight or activation: each file has a fast form and its reference."""
+"""What is done for every weight or activation, in search and inference: each file has a fast form and its reference."""

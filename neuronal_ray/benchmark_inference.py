@@ -1,0 +1,266 @@
+"""`python -m neuronal_ray.benchmark inference`: what a sparse model is worth at run time, beside its dense one."""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neuronal_ray.entry import exit_code
+from neuronal_ray.runtimes import RUNTIMES, missing
+
+if TYPE_CHECKING:
+    from neuronal_ray.models.checkpoint import Checkpoint
+    from neuronal_ray.runtimes import Runtime
+    from neuronal_ray.runtimes.measured import Pair
+    from neuronal_ray.runtimes.pair import Place, Rounds
+
+PROG = "neuronal-ray benchmark inference"
+_DESCRIPTION = """Measure a sparse model beside the dense one that it was made from, in every runtime that is installed:
+size on disk, seconds to load, peak memory, memory held, and tokens per second of reading a prompt (prefill) and of
+generating (decode). Each model runs in a process of its own, and their rounds take turns. A ratio is printed only where
+it exceeds what the rounds differ among themselves; else the table says no gain. Example:
+neuronal-ray benchmark inference --model pruned --against huggyllama/llama-7b"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0 when done, 2 for bad input, 1 for anything else."""
+    return exit_code(PROG, lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> None:
+    choices = "\n".join(f"  {name:<14} {runtime.what}" for name, runtime in RUNTIMES.items())
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        description=f"{_DESCRIPTION}\n\nruntimes:\n{choices}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="the sparse model")
+    parser.add_argument("--against", required=True, metavar="DIR", help="the dense one, of the same shape")
+    parser.add_argument(
+        "--runtimes", metavar="NAMES", help="comma-separated (default: all that are installed but compiled)"
+    )
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="that count, after one more (default: 5)")
+    parser.add_argument("--batches", default="1,8", metavar="LIST", help="sequences at a time (default: 1,8)")
+    parser.add_argument("--prompt", type=int, default=32, metavar="N", help="tokens read (default: 32)")
+    parser.add_argument("--tokens", type=int, default=16, metavar="N", help="tokens generated (default: 16)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of the torch runtimes")
+    parser.add_argument(
+        "--deepsparse-python",
+        type=Path,
+        metavar="PATH",
+        help="the Python of an environment with deepsparse 1.8, onnx and numpy; measured only if given",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures")
+    arguments = parser.parse_args(argv)
+    for name in ("rounds", "prompt", "tokens", "threads"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise ValueError(f"--{name}: {value} is not positive")
+    if arguments.deepsparse_python is not None and not arguments.deepsparse_python.is_file():
+        raise ValueError(f"--deepsparse-python: no file {arguments.deepsparse_python}")
+    batches = _batches(arguments.batches)
+    names = _names(arguments.runtimes, deepsparse=arguments.deepsparse_python is not None)
+    if arguments.output is not None and not arguments.output.absolute().parent.is_dir():
+        raise ValueError(f"--output: no directory {arguments.output.absolute().parent}")
+
+    from neuronal_ray.output import write_json
+    from neuronal_ray.pipeline import versions
+    from neuronal_ray.runtimes.measured import REPEATABLE, header
+    from neuronal_ray.runtimes.pair import Rounds, RuntimeFailed
+
+    dense, sparse = _checkpoints(arguments.against, arguments.model)
+    rounds = Rounds(rounds=arguments.rounds, batches=batches, prompt=arguments.prompt, tokens=arguments.tokens)
+    zeros = _zeros(sparse)
+    pairs, failed = [], {}
+    with tempfile.TemporaryDirectory(prefix="neuronal_ray-") as folder:
+        places = _Places(arguments, dense, sparse, rounds, Path(folder))
+        print(
+            f"{arguments.model}: {100 * zeros:.1f} % zeros in its linears; {places.threads} threads, {places.device}\n"
+            f"prompts of {rounds.prompt} tokens, {rounds.tokens} more; medians of {rounds.rounds} rounds\n"
+            f"GiB, tokens per second at {' and '.join(map(str, batches))} sequences"
+        )
+        print(header(batches), flush=True)
+        for name in names:
+            try:
+                pair = places.measure(name)
+            except (RuntimeFailed, ValueError) as error:
+                failed[name] = str(error)
+                print(f"{name:<14} could not be measured: {error}", flush=True)
+                continue
+            pairs.append(pair)
+            print("\n".join(pair.lines()), flush=True)
+    for pair in pairs:
+        verdict = "" if pair.repeatability <= REPEATABLE else f", more than {REPEATABLE:.0%}: not to be relied on"
+        print(f"{pair.runtime}: decode repeatable within {pair.repeatability:.1%}{verdict}")
+    if arguments.output is not None:
+        content = {
+            "model": arguments.model,
+            "against": arguments.against,
+            "zeros": zeros,
+            "rounds": asdict(rounds),
+            "threads": places.threads,
+            "device": places.device,
+            "pairs": [asdict(pair) | {"repeatability": pair.repeatability} for pair in pairs],
+            "failed": failed,
+            "versions": versions() | _package_versions(),
+        }
+        write_json(arguments.output, content)
+
+
+def _package_versions() -> dict[str, str]:
+    """Of the optional packages that are installed."""
+    names = {name for runtime in RUNTIMES.values() for name in runtime.packages if find_spec(name) is not None}
+    return {name: version(name) for name in sorted(names)}
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    try:
+        batches = tuple(int(word) for word in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"--batches: {text!r} is not a comma-separated list of numbers") from error
+    if min(batches) < 1 or len(set(batches)) < len(batches):
+        raise ValueError(f"--batches: {text!r}: expected different positive numbers")
+    return batches
+
+
+def _names(asked: str | None, *, deepsparse: bool) -> list[str]:
+    """The runtimes to measure; those left out by default are said on stderr."""
+    names = list(RUNTIMES) if asked is None else asked.split(",")
+    unknown = [name for name in names if name not in RUNTIMES]
+    if unknown:
+        raise ValueError(f"--runtimes: unknown {unknown[0]!r}, expected some of: {', '.join(RUNTIMES)}")
+    usable = []
+    for name in names:
+        absent = missing(RUNTIMES[name])
+        if name == "deepsparse" and not deepsparse:
+            reason = "--deepsparse-python is not given"
+        elif absent:
+            reason = f"not installed: {', '.join(absent)}; pip install 'neuronal_ray[inference]'"
+        elif asked is None and name == "compiled":
+            reason = "compiling takes minutes; ask for it with --runtimes compiled"
+        else:
+            usable.append(name)
+            continue
+        if asked is not None:
+            raise ValueError(f"--runtimes: {name}: {reason}")
+        print(f"{PROG}: {name} is left out: {reason}", file=sys.stderr)
+    return usable
+
+
+def _checkpoints(against: str, model: str) -> "tuple[Checkpoint, Checkpoint]":
+    from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
+
+    found = []
+    for flag, name in (("--against", against), ("--model", model)):
+        try:
+            found.append(open_checkpoint(resolve_model(name)))
+        except ValueError as error:
+            raise ValueError(str(error).replace("--model", flag, 1)) from error
+    dense, sparse = found
+    shapes = [{name: stored.shape for name, stored in one.tensors.items()} for one in found]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"--against: {against} has other tensors than {model}; expected the model it was made from")
+    return dense, sparse
+
+
+def _zeros(checkpoint: "Checkpoint") -> float:
+    """The share of zeros in the linears of the blocks."""
+    import torch
+    from safetensors import safe_open
+
+    from neuronal_ray.models.blocks import find_blocks, find_linears
+    from neuronal_ray.models.checkpoint import empty_model
+
+    model = empty_model(checkpoint)
+    prefix, blocks = find_blocks(model)
+    zeros = total = 0
+    for index, block in enumerate(blocks):
+        for path in find_linears(block):
+            name = f"{prefix}.{index}.{path}.weight"
+            try:
+                stored = checkpoint.stored_name(name)
+            except ValueError:  # stored together with others
+                continue
+            with safe_open(checkpoint.tensors[stored].path, framework="pt") as file:
+                weight = file.get_tensor(stored)
+            zeros += weight.numel() - int(torch.count_nonzero(weight))
+            total += weight.numel()
+    return zeros / total if total else 0.0
+
+
+class _Places:
+    """Where dense and sparse models lie, exported when first asked for."""
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        dense: "Checkpoint",
+        sparse: "Checkpoint",
+        rounds: "Rounds",
+        folder: Path,
+    ) -> None:
+        import torch
+
+        self._models = {"dense": dense, "sparse": sparse}
+        self._rounds, self._folder = rounds, folder
+        self._deepsparse = arguments.deepsparse_python
+        self.threads = arguments.threads or torch.get_num_threads()
+        cuda = torch.cuda.is_available()
+        if arguments.device == "cuda" and not cuda:
+            raise ValueError("--device: there is no CUDA device")
+        self.device = "cuda" if cuda and arguments.device != "cpu" else "cpu"
+
+    def measure(self, name: str) -> "Pair":
+        from neuronal_ray.runtimes.pair import measure_pair
+
+        runtime = RUNTIMES[name]
+        return measure_pair(
+            name,
+            self._place(runtime.dense, RUNTIMES[runtime.dense], "dense"),
+            self._place(name, runtime, "sparse"),
+            rounds=self._rounds,
+            vocabulary=self._models["dense"].config.get_text_config().vocab_size,
+            folder=self._folder,
+        )
+
+    def _place(self, name: str, runtime: "Runtime", which: str) -> "Place":
+        from neuronal_ray.runtimes import Opening
+        from neuronal_ray.runtimes.pair import Place
+
+        checkpoint = self._models[which]
+        path, num_bytes = checkpoint.path, checkpoint.num_bytes
+        if runtime.onnx:
+            path = self._exported(which)
+            num_bytes = sum(file.stat().st_size for file in path.parent.glob("model.onnx*"))
+        opening = Opening(
+            runtime=name,
+            path=path,
+            threads=self.threads,
+            device="cpu" if runtime.onnx or name in ("packed", "csr") else self.device,
+            length=self._rounds.prompt + self._rounds.tokens,
+        )
+        python = str(self._deepsparse) if name == "deepsparse" else sys.executable
+        return Place(python=python, module=runtime.module, opening=opening, disk_bytes=num_bytes)
+
+    def _exported(self, which: str) -> Path:
+        """In a process of its own, whose memory goes with it."""
+        folder = self._folder / which
+        if not (folder / "model.onnx").is_file():
+            folder.mkdir(exist_ok=True)
+            code = "import sys; from pathlib import Path; from neuronal_ray.models.onnx_export import export_onnx; "
+            code += "export_onnx(Path(sys.argv[1]), Path(sys.argv[2]))"
+            command = [sys.executable, "-c", code, str(self._models[which].path), str(folder)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise ValueError(f"export to ONNX failed: {done.stderr.strip().splitlines()[-1]}")
+        return folder / "model.onnx"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

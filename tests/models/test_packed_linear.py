@@ -1,0 +1,71 @@
+"""Does a model with packed linears say what the dense one says, for any family, and stay dense where it must?"""
+
+import logging
+
+import pytest
+import torch
+from conftest import MakeModel
+from torch import nn
+
+from neuronal_ray.kernels.build import KernelUnavailable, library
+from neuronal_ray.models import packed_linear
+from neuronal_ray.models.blocks import find_blocks, find_linears
+from neuronal_ray.models.packed_linear import PackedLinear, pack_linears
+
+
+@pytest.fixture(scope="module")
+def _kernel() -> None:
+    try:
+        library()
+    except KernelUnavailable as reason:
+        pytest.skip(str(reason))
+
+
+def make_sparse(model: nn.Module) -> int:
+    """Remove 70 % of every linear at random; the number of plain linears."""
+    count = 0
+    for block in find_blocks(model)[1]:
+        for module in find_linears(block).values():
+            if type(module) is nn.Linear:
+                mask = torch.rand(module.weight.shape, generator=torch.Generator().manual_seed(count)) < 0.7
+                module.weight.data[mask] = 0
+                count += 1
+    return count
+
+
+@pytest.mark.usefixtures("_kernel")
+@pytest.mark.parametrize("tokens", [1, 5, 12], ids="{} tokens".format)
+def test_logits_are_the_dense_ones(family: str, make_model: MakeModel, tokens: int) -> None:
+    model = make_model(family)
+    linears = make_sparse(model)
+    ids = torch.randint(1, 60, (1, tokens), generator=torch.Generator().manual_seed(0))
+    dense = model(ids).logits
+    assert pack_linears(model) == linears
+    packed = model(ids).logits
+    difference = float((packed - dense).abs().max() / dense.abs().max())
+    assert difference < 1e-4, difference
+
+
+@pytest.mark.usefixtures("_kernel")
+def test_dense_linears_stay(make_model: MakeModel) -> None:
+    model = make_model("llama")
+    make_sparse(model)
+    kept = find_blocks(model)[1][0].self_attn.q_proj
+    kept.weight.data.fill_(1.0)
+    assert pack_linears(model) == 3 * 7 - 1
+    assert type(find_blocks(model)[1][0].self_attn.q_proj) is nn.Linear
+    assert type(find_blocks(model)[1][1].self_attn.q_proj) is PackedLinear
+
+
+def test_without_the_kernel_nothing_changes_and_a_warning_says_why(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unavailable() -> None:
+        raise KernelUnavailable("no compiler")
+
+    monkeypatch.setattr(packed_linear, "library", unavailable)
+    model = make_model("llama")
+    make_sparse(model)
+    with caplog.at_level(logging.WARNING):
+        assert pack_linears(model) == 0
+    assert "no compiler; the linears stay dense" in caplog.text
