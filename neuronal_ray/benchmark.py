@@ -22,7 +22,7 @@ PARTS = {
     "export": ("neuronal_ray.benchmark_export", "packing and loading beside plain reading and writing"),
     "scaling": ("neuronal_ray.benchmark_scaling", "what is to be expected of larger machines"),
 }
-"""By name: a module with `main(argv)` and what it measures. Bad input is a ValueError, or main's own exit code."""
+"""By name: a module with `main(argv)` and what it measures. Bad input is a ValueError."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,9 +46,7 @@ def _main(argv: Sequence[str]) -> None:
         module = import_module(PARTS[part][0])
     except ModuleNotFoundError as error:
         raise ValueError(f"{part}: {error.name} is not installed") from error
-    code = module.main(argv[1:] if named else argv)
-    if code:
-        raise SystemExit(code)
+    module.main(argv[1:] if named else argv)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neuronal_ray.entry import exit_code
 from neuronal_ray.runtimes import RUNTIMES, missing
 
 if TYPE_CHECKING:
@@ -28,12 +27,8 @@ it exceeds what the rounds differ among themselves; else the table says no gain.
 neuronal-ray benchmark inference --model pruned --against huggyllama/llama-7b"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 when done, 2 for bad input, 1 for anything else."""
-    return exit_code(PROG, lambda: _main(sys.argv[1:] if argv is None else argv))
-
-
-def _main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
+    """Raises ValueError for bad input."""
     choices = "\n".join(f"  {name:<14} {runtime.what}" for name, runtime in RUNTIMES.items())
     parser = argparse.ArgumentParser(
         prog=PROG,
@@ -260,7 +255,3 @@ class _Places:
             if done.returncode != 0:
                 raise ValueError(f"export to ONNX failed: {done.stderr.strip().splitlines()[-1]}")
         return folder / "model.onnx"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
