@@ -12,7 +12,7 @@ from neuronal_ray.options import Option, parse_config
 if TYPE_CHECKING:
     from neuronal_ray.models.audit import LinearZeros
     from neuronal_ray.models.checkpoint import Checkpoint
-    from neuronal_ray.models.packed import PackedModel
+    from neuronal_ray.models.packed_models import PackedModel
 
 _DESCRIPTION = """Check a pruned model directory, or write it in another form. Examples:
 neuronal-ray export --model pruned --format packed --output pruned-packed
@@ -50,7 +50,7 @@ def _main(argv: Sequence[str]) -> None:
 def _dense(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     """A Hugging Face directory with zeros in it, as `prune` writes it: checked, and copied if there is an output."""
     from neuronal_ray.models.audit import audit
-    from neuronal_ray.models.masks import apply_masks, check_masks, open_masks
+    from neuronal_ray.models.mask_files import apply_masks, check_masks, open_masks
     from neuronal_ray.models.parts import copy_whole
     from neuronal_ray.output import staged
     from neuronal_ray.progress import Progress
@@ -78,7 +78,7 @@ def _dense(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
 
 def _packed(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     """Bits and values in place of sparse tensors, to be loaded with `neuronal_ray.load_packed`."""
-    from neuronal_ray.models.packed import open_packed, write_packed
+    from neuronal_ray.models.packed_models import open_packed, write_packed
     from neuronal_ray.models.parts import copy_descriptions
     from neuronal_ray.output import staged
     from neuronal_ray.progress import Progress
@@ -95,7 +95,7 @@ def _packed(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
 
 def _masks(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     """One file with a bit per weight of the linears, to be applied with --masks."""
-    from neuronal_ray.models.masks import write_masks
+    from neuronal_ray.models.mask_files import write_masks
     from neuronal_ray.models.parts import stored_linears
     from neuronal_ray.output import staged_file
     from neuronal_ray.progress import Progress

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from neuronal_ray.models.checkpoint import Checkpoint, open_checkpoint
-from neuronal_ray.models.masks import apply_masks, check_masks, open_masks, write_masks
+from neuronal_ray.models.mask_files import apply_masks, check_masks, open_masks, write_masks
 from neuronal_ray.models.parts import copy_whole, stored_linears
 
 pytestmark = pytest.mark.usefixtures("one_thread")
