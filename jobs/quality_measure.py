@@ -148,7 +148,7 @@ def measure(cell: Cell, settings: Settings, flags: str, *, target: float, budget
     pool = InProcessPool(_spec(dense.checkpoint, composition.recipe))
     layout, progress, marks = pool.first(Worker.describe), Progress(), [time.perf_counter()]
     session = Session(pool)
-    session.hold(composition, calibration, progress)
+    session.hold(composition, calibration, progress, samples=config.search_samples)
     marks.append(time.perf_counter())
     search = session.search(composition, calibration, progress, samples=config.search_samples, mode=config.mode)
     plan = allocate(config, composition, layout, search).plan

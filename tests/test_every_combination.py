@@ -106,8 +106,14 @@ class Pruned:
         return {str(spec.linear): int(self.worker.mask(spec.linear, self.plan).sum()) for spec in self.worker.layout}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("arguments", list(dict.fromkeys(combinations())))
+def cases() -> Iterator[tuple[str, str]]:
+    """Every combination on two of the families, which take turns: all five with every choice, not with every pair."""
+    for number, arguments in enumerate(dict.fromkeys(combinations())):
+        yield FAMILIES[number % len(FAMILIES)], arguments
+        yield FAMILIES[(number + 2) % len(FAMILIES)], arguments
+
+
+@pytest.mark.parametrize(("family", "arguments"), list(cases()))
 def test_a_combination_removes_what_was_asked(
     family: str, arguments: str, checkpoint_dir: Callable[[str], Path]
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,18 @@ def test_an_unknown_format_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
         neuronal_ray.export.main(["--model", "builtin", "--format", "zip"])
     assert ended.value.code == 2
     assert "--format" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("onnx") is not None and find_spec("onnxscript") is not None, reason="ONNX is here")
+def test_onnx_says_what_to_install(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "--model", folder / "pruned", "--format", "onnx", "--output", tmp_path / "graph")
+    assert "--format onnx: needs" in line
+    assert "neuronal_ray[inference]" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(find_spec("onnxscript") is None or find_spec("onnx") is None, reason="no onnx, onnxscript")
+def test_onnx_is_written_beside_the_tokenizer(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = export(capsys, "--model", folder / "pruned", "--format", "onnx", "--output", tmp_path / "graph")
+    assert "model.onnx" in printed
+    assert {"model.onnx", "config.json"} <= {file.name for file in (tmp_path / "graph").iterdir()}

@@ -416,8 +416,7 @@ def test_a_new_worker_is_brought_to_the_state_of_the_others(spec: WorkerSpec) ->
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("shards", [1, 2])
-@pytest.mark.parametrize("delay", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("shards", "delay"), [(1, 0.0), (2, 0.3), (1, 1.0)])
 def test_a_search_that_loses_workers_gives_the_same_bits(
     shards: int, delay: float, spec: WorkerSpec, expected: Outcome, tmp_path: Path
 ) -> None:
@@ -440,9 +439,8 @@ def test_a_search_that_loses_workers_gives_the_same_bits(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("shards", [1, 2])
-def test_a_worker_that_hangs_is_replaced(shards: int, spec: WorkerSpec, caplog: pytest.LogCaptureFixture) -> None:
-    pool = RayPool(replace(spec, shards=shards), address="local", replicas=2, task_timeout_s=8.0)
+def test_a_worker_that_hangs_is_replaced(spec: WorkerSpec, caplog: pytest.LogCaptureFixture) -> None:
+    pool = RayPool(replace(spec, shards=2), address="local", replicas=2, task_timeout_s=8.0)
     try:
         stopped = pool.each(process)[-1]
         os.kill(stopped, signal.SIGSTOP)

@@ -44,10 +44,10 @@ SMALL = [
     for method in ("magnitude", "wanda", "multiflow", "sparsegpt")
     for top_up in ("uniform", "owl", "neuroal")
     for sparsity in (0.6, 0.7, 0.8)
+    if top_up != "neuroal" or method == "wanda" or sparsity == 0.7  # the others were run once, they take long
 ]
 LARGER = [
     ("tinystories-llama", "wanda", "neuroal", 0.7),
-    ("tinystories-llama", "multiflow", "neuroal", 0.8),
     ("tinystories-llama", "sparsegpt", "neuroal", 0.6),
 ]
 
