@@ -30,7 +30,7 @@ from neuronal_ray.core.masks import cut
 from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.stats import Gram, RunningGram, RunningNorm, SquareSum, Statistic
 from neuronal_ray.core.trim import trim_rows
-from neuronal_ray.kernels.cut import apply_cut
+from neuronal_ray.cuts import Cuts
 from neuronal_ray.levels import LevelStore, solve_at_levels
 from neuronal_ray.models.blocks import Recording, is_transposed
 from neuronal_ray.models.parts import Part, copy_part, stored_tensors, write_weights, zero_masked
@@ -44,9 +44,6 @@ State = TypeVar("State")
 
 FEW_TOKENS = 32
 """An expert that fewer tokens were routed to is judged by the inputs of all experts of its kind in its block."""
-
-_PLANS = 16
-"""Whose counts lie on the device, the latest: a step's candidates, which pass each block together."""
 
 _RELEASED: dict[type[Statistic], type[Statistic]] = {SquareSum: RunningNorm, Gram: RunningGram}
 """The released code's float32 forms of the statistics."""
@@ -129,8 +126,7 @@ class Worker:
         self._excerpts: dict[range, SearchText] = {}
         self._levels: LevelStore | None = None
         self._dense: Statistics = {}
-        self._cuts: dict[object, Tensor] = {}
-        self._counts: dict[bytes, Counts] = {}
+        self._cuts = Cuts(self.replica)
 
     # -- shards ------------------------------------------------------------------------------------------------
 
@@ -727,38 +723,9 @@ class Worker:
         return {linear: self._near(self._ranks[linear]) for linear in linears if linear in self._ranks}
 
     def _cut(self, index: int, plan: Plan, ranks: Mapping[Linear, Ranks], *, lasting: bool = False) -> Weights:
-        """The weights of block `index` cut by `plan`; the next cut writes over them unless they are `lasting`."""
+        """See Cuts.weights."""
         with self.stopwatch.measure("masks"):
-            cuts, removed = {}, self._removed(plan)
-            for spec in self.layout.blocks[index]:
-                weight = self.replica.weight(spec)
-                cuts[spec.linear] = apply_cut(
-                    weight,
-                    self._near(ranks[spec.linear]),
-                    removed[spec.linear],
-                    out=None if lasting else self._memory_for_cut(spec.linear.path, weight),
-                )
-            return cuts
-
-    def _removed(self, plan: Plan) -> Counts:
-        """The counts of this shard's rows on the device: one copy per plan, as each waits for what is under way."""
-        if self.device.type == "cpu":
-            return plan.removed
-        if plan.digest not in self._counts:
-            counts = {linear: removed for linear, removed in plan.removed.items() if linear.block in self.blocks}
-            sizes = [len(removed) for removed in counts.values()]
-            near = self._near(torch.cat(list(counts.values()))).split(sizes)
-            self._counts[plan.digest] = dict(zip(counts, near, strict=True))
-            if len(self._counts) > _PLANS:
-                self._counts.pop(next(iter(self._counts)))
-        return self._counts[plan.digest]
-
-    def _memory_for_cut(self, path: str, weight: Tensor) -> Tensor:
-        """Where a linear's cut goes, in every block that is like this one: new memory costs as much as the cut."""
-        place = (path, weight.shape, weight.stride(), weight.dtype)
-        if place not in self._cuts:
-            self._cuts[place] = torch.empty_like(weight)
-        return self._cuts[place]
+            return self._cuts.weights(index, plan, ranks, lasting=lasting)
 
     def _rank_block(
         self, index: int, statistics: Statistics | None, *, lower_ties_first: bool = True

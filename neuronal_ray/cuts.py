@@ -1,0 +1,57 @@
+"""What a plan makes of a block: its weights cut at the ranking, in memory that candidates share."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from neuronal_ray.core.layout import Linear
+from neuronal_ray.core.plan import Counts, Plan
+from neuronal_ray.kernels.cut import apply_cut
+from neuronal_ray.recipe import Ranks
+from neuronal_ray.replica import Replica, Weights
+
+_PLANS = 16
+"""Whose counts lie on the device, the latest: a step's candidates, which may pass each block together."""
+
+
+class Cuts:
+    """Cuts blocks of one replica on its device; rankings may lie elsewhere."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._memory: dict[object, Tensor] = {}
+        self._counts: dict[bytes, Counts] = {}
+
+    def weights(self, index: int, plan: Plan, ranks: Mapping[Linear, Ranks], *, lasting: bool = False) -> Weights:
+        """The weights of block `index` under `plan`; the next cut writes over them unless they are `lasting`."""
+        found, removed = {}, self._removed(plan)
+        for spec in self._replica.layout.blocks[index]:
+            weight = self._replica.weight(spec)
+            found[spec.linear] = apply_cut(
+                weight,
+                ranks[spec.linear].to(self._replica.device),
+                removed[spec.linear],
+                out=None if lasting else self._memory_for(spec.linear.path, weight),
+            )
+        return found
+
+    def _memory_for(self, path: str, weight: Tensor) -> Tensor:
+        """Where a linear's cut goes, in every block that is like this one: new memory costs as much as the cut."""
+        place = (path, weight.shape, weight.stride(), weight.dtype)
+        if place not in self._memory:
+            self._memory[place] = torch.empty_like(weight)
+        return self._memory[place]
+
+    def _removed(self, plan: Plan) -> Counts:
+        """The counts of this shard's rows on the device: one copy per plan, as each waits for what is under way."""
+        if self._replica.device.type == "cpu":
+            return plan.removed
+        if plan.digest not in self._counts:
+            counts = {linear: rows for linear, rows in plan.removed.items() if linear.block in self._replica.blocks}
+            near = torch.cat(list(counts.values())).to(self._replica.device)
+            parts = near.split([len(rows) for rows in counts.values()])
+            self._counts[plan.digest] = dict(zip(counts, parts, strict=True))
+            if len(self._counts) > _PLANS:
+                self._counts.pop(next(iter(self._counts)))
+        return self._counts[plan.digest]
