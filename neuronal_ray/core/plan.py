@@ -81,14 +81,15 @@ def water_level(
     """Rates moved by one common offset and bounded to [0, 1] so that `sum(rates * sizes)` is `total`.
 
     The sum is a non-decreasing, piecewise linear function of the offset: Newton's step, kept inside a bracket. In
-    numpy, which is several times faster than torch on vectors as short as a linear's rows.
+    numpy, which is several times faster than torch on vectors as short as a linear's rows, but for the sum of floats,
+    whose last bits decide ties.
     """
     values, weights = rates.numpy(), sizes.numpy()
     low, high = -1.0 - float(values.max()), 2.0 - float(values.min())  # all rates below 0, all above 1
     offset = 0.0
     for _ in range(_NEWTON_STEPS):
         moved = values + offset
-        excess = float((np.clip(moved, 0.0, 1.0) * weights).sum()) - total
+        excess = float(torch.from_numpy(np.clip(moved, 0.0, 1.0) * weights).sum()) - total
         if abs(excess) <= 1e-12 * max(1.0, total):
             break
         low, high = (low, offset) if excess > 0 else (offset, high)
