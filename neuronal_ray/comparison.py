@@ -43,9 +43,7 @@ class Comparison:
         What feeds all experts of a block is judged by the inputs of all of them.
         """
         for group, first in layout.first_readers(block).items():
-            seen = dense.get(group) or sparse.get(group)
-            nothing = torch.zeros(first.columns) if seen is None else torch.zeros_like(seen.norm)
-            ours, theirs = (found[group].norm if group in found else nothing for found in (dense, sparse))
+            ours, theirs = _norms(first.columns, dense.get(group), sparse.get(group))
             signal = (ours, theirs)
             if group in layout.feeds_experts:
                 signal = (merged(dense, layout.routed[group]).norm, merged(sparse, layout.routed[group]).norm)
@@ -76,6 +74,17 @@ class Comparison:
             signals=dict(zip(self._pairs, on_host, strict=True)),
             divergences=divergences,
         )
+
+
+def _norms(
+    columns: int, dense: Statistic | None, sparse: Statistic | None
+) -> tuple[Float32[Tensor, " columns"], Float32[Tensor, " columns"]]:
+    """Of an input in both models, zeros where no token came to it."""
+    if dense is not None and sparse is not None:
+        return dense.norm, sparse.norm
+    seen = dense or sparse
+    nothing = torch.zeros(columns) if seen is None else torch.zeros_like(seen.norm)
+    return (dense.norm if dense else nothing), (sparse.norm if sparse else nothing)
 
 
 def merged(statistics: Mapping[Group, Statistic], groups: Sequence[Group]) -> Statistic:

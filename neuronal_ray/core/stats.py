@@ -59,7 +59,7 @@ class SquareSum:
         """The statistic of both texts together."""
         return type(self)(self.total + other.total, self.sequences + other.sequences, self.tokens + other.tokens)
 
-    @property
+    @cached_property
     def norm(self) -> Float32[Tensor, " columns"]:
         """a_j = sqrt(sum over tokens of x_j^2 / number of sequences) (Wanda, ICLR 2024, section 3)."""
         return (self.total / self.sequences).sqrt().float()
