@@ -56,7 +56,7 @@ class ClusterMeasured:
             f"  Ray, 2 shards       {self.two_shards_s:8.2f} s   1 replica / 2 shards = "
             f"{self.one_replica_s / self.two_shards_s:.2f}; {self.hidden_bytes / 2**20:.1f} MiB of hidden states "
             "handed on by each candidate",
-            f"  driver              {self.driver_growth / 2**20:8.1f} MiB more after a search over Ray than before it, at most",
+            f"  driver              {self.driver_growth / 2**20:8.1f} MiB more after a search over Ray, at most",
         ]
 
 
