@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import neuronal_ray
-import neuronal_ray.prune
 
 PAGE = Path(__file__).parent.parent / "docs" / "add-a-method.md"
 PLUG_IN = Path(neuronal_ray.__file__).parent / "methods" / "softwanda.py"
@@ -27,12 +27,13 @@ def plug_in() -> Iterator[None]:
         yield
     finally:
         PLUG_IN.unlink()
-        sys.modules.pop("neuronal_ray.methods.softwanda", None)
 
 
 def run(arguments: list[str], output: Path) -> bytes:
-    """The weights that a prune writes."""
-    assert neuronal_ray.prune.main([*arguments, *QUICK, "--output", str(output)]) == 0
+    """The weights that a prune in a process of its own writes."""
+    command = [sys.executable, "-m", "neuronal_ray.prune", *arguments, *QUICK, "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     return (output / "model.safetensors").read_bytes()
 
 
