@@ -1,5 +1,6 @@
 """The example of docs/add-a-method.md does what the page says: it is extracted, put in place and run."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -29,12 +30,20 @@ def plug_in() -> Iterator[None]:
         PLUG_IN.unlink()
 
 
-def run(arguments: list[str], output: Path) -> bytes:
-    """The weights that a prune in a process of its own writes."""
-    command = [sys.executable, "-m", "neuronal_ray.prune", *arguments, *QUICK, "--output", str(output)]
+IN_TURN = """
+import json, sys
+from neuronal_ray.prune import main
+sys.exit(max(main(arguments) for arguments in json.loads(sys.argv[1])))
+"""
+
+
+def run(runs: dict[str, list[str]], folder: Path) -> dict[str, bytes]:
+    """The weights that prunes write, by name; in a process of their own, as options are read at import."""
+    words = [[*arguments, *QUICK, "--output", str(folder / name)] for name, arguments in runs.items()]
+    command = [sys.executable, "-c", IN_TURN, json.dumps(words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return (output / "model.safetensors").read_bytes()
+    return {name: (folder / name / "model.safetensors").read_bytes() for name in runs}
 
 
 @pytest.mark.usefixtures("plug_in")
@@ -43,10 +52,15 @@ def test_the_page_adds_a_method(tmp_path: Path) -> None:
     arguments = shlex.split(shell.replace("\\\n", " "))[3:]
     where = arguments.index("--output")
     del arguments[where : where + 2]
-    run(arguments, tmp_path / "page")
-
     base = ["--model", "builtin", "--calibration", "builtin"]
-    as_wanda = run([*base, "--method", "softwanda", "--set", "method.power=1"], tmp_path / "power1")
-    assert as_wanda == run([*base, "--method", "wanda"], tmp_path / "wanda")
-    as_magnitude = run([*base, "--method", "softwanda", "--set", "method.power=0"], tmp_path / "power0")
-    assert as_magnitude == run([*base, "--method", "magnitude"], tmp_path / "magnitude")
+    soft = [*base, "--method", "softwanda", "--set"]
+    runs = {
+        "page": arguments,
+        "power1": [*soft, "method.power=1"],
+        "power0": [*soft, "method.power=0"],
+        "wanda": [*base, "--method", "wanda"],
+        "magnitude": [*base, "--method", "magnitude"],
+    }
+    written = run(runs, tmp_path)
+    assert written["power1"] == written["wanda"]
+    assert written["power0"] == written["magnitude"]

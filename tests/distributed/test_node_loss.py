@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import prune_arguments, write_model, write_texts
 
 import neuronal_ray.prune
 
 pytestmark = pytest.mark.ray
 
-BYTE_EQUAL = ("model.safetensors", "allocation.parquet")
 RUN_S = 300
 
 # In a process of its own: Ray remembers the token of the first cluster that a process meets.
@@ -59,15 +59,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("replicas", "shards"), [("2", "1"), ("1", "2")])
-def test_a_run_survives_the_loss_of_a_node(replicas: str, shards: str, folder: Path) -> None:
+def test_a_run_survives_the_loss_of_a_node(folder: Path) -> None:
     lambdas = ",".join(f"{number / 2000:.4f}" for number in range(1, 400))
     before = torch.get_num_threads()
     assert neuronal_ray.prune.main(prune_arguments(folder, folder / "whole", block_lambdas=lambdas)) == 0
     torch.set_num_threads(before)
-    arguments = prune_arguments(
-        folder, folder / "out", block_lambdas=lambdas, replicas=replicas, shards=shards, address=None
-    )
+    arguments = prune_arguments(folder, folder / "out", block_lambdas=lambdas, replicas="1", shards="2", address=None)
     with tempfile.TemporaryDirectory(prefix="nr") as sockets:
         run = subprocess.run(
             [sys.executable, "-c", ON_A_CLUSTER, sockets, str(folder / ".out.journal"), *arguments],
@@ -80,6 +77,10 @@ def test_a_run_survives_the_loss_of_a_node(replicas: str, shards: str, folder: P
     assert "lost a node" in run.stderr
     assert "a new worker takes its place" in run.stderr
     assert "nodes left 3" in run.stderr
-    files = BYTE_EQUAL if shards == "1" else BYTE_EQUAL[1:]
-    for name in files:
-        assert (folder / "out" / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
+    (plan, whole) = ((folder / name / "allocation.parquet").read_bytes() for name in ("out", "whole"))
+    assert plan == whole
+    written = {n: t for file in (folder / "out").glob("*.safetensors") for n, t in load_file(file).items()}
+    expected = load_file(folder / "whole" / "model.safetensors")
+    assert written.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(written[name], tensor), name
