@@ -64,11 +64,12 @@ def _two_nodes() -> Iterator[dict[str, str]]:
         _links()
         try:
             head = ["start", "--head", f"--node-ip-address={_HEAD}", "--port=6379", "--include-dashboard=false"]
-            limits = ["--num-cpus=1", "--num-gpus=0", f"--object-store-memory={200 * 2**20}", f"--temp-dir={sockets}"]
-            _inside("head", [*_RAY, *head, *limits], environment)
+            limits = ["--num-gpus=0", f"--object-store-memory={200 * 2**20}"]
+            # room for two workers beside the head: the lost one is replaced there
+            _inside("head", [*_RAY, *head, "--num-cpus=2", f"--temp-dir={sockets}", *limits], environment)
             _inside(
                 "node",
-                [*_RAY, "start", f"--address={_HEAD}:6379", f"--node-ip-address={_OTHER}", *limits[:3]],
+                [*_RAY, "start", f"--address={_HEAD}:6379", f"--node-ip-address={_OTHER}", "--num-cpus=1", *limits],
                 environment,
             )
             yield environment
