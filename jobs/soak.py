@@ -5,8 +5,8 @@ python jobs/soak.py --rounds 50 --output runs/soak.json
 Each round is `neuronal-ray prune` on a Ray of its own with two workers (two replicas, or one of two shards), and one
 kind of fault at random moments after the workers have started: workers are killed (SIGKILL), a worker hangs (SIGSTOP),
 or the driver is killed and the command repeated with --resume; or, if asked for, the node's memory is taken until Ray's
-memory monitor ends workers. A round is survived when the command ends with 0 and the weights that it wrote equal, bit for bit, those
-of an undisturbed run.
+memory monitor ends workers. A round is survived when the command ends with 0 and the weights that it wrote equal, bit
+for bit, those of an undisturbed run.
 """
 
 import argparse
