@@ -338,6 +338,7 @@ class Search:
         keep = partial(Worker.set_search_text, chunk=chunk, with_reference=not self._authors)
         self._pool.each(keep, self._text, known)
         answers.prepared, answers.with_end = True, known is None and not self._authors
+        answers.excerpts.clear()  # a new text has none
         if self._levels:
             ranges, levels = self._ranges(), levels_around(self._target, self._levels)
             stores = self._pool.map(Worker.solve_levels, ranges, levels, self._calibration)
