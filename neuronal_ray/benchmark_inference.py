@@ -166,27 +166,16 @@ def _checkpoints(against: str, model: str) -> "tuple[Checkpoint, Checkpoint]":
 
 def _zeros(checkpoint: "Checkpoint") -> float:
     """The share of zeros in the linears of the blocks."""
-    import torch
-    from safetensors import safe_open
+    from neuronal_ray.models.parts import count_zeros, stored_linears
+    from neuronal_ray.models.tensor_files import WORD_BYTES, read_bytes
 
-    from neuronal_ray.models.blocks import find_blocks, find_linears
-    from neuronal_ray.models.checkpoint import empty_model
-
-    model = empty_model(checkpoint)
-    prefix, blocks = find_blocks(model)
     zeros = total = 0
-    for index, block in enumerate(blocks):
-        for path in find_linears(block):
-            name = f"{prefix}.{index}.{path}.weight"
-            try:
-                stored = checkpoint.stored_name(name)
-            except ValueError:  # stored together with others
-                continue
-            with safe_open(checkpoint.tensors[stored].path, framework="pt") as file:
-                weight = file.get_tensor(stored)
-            zeros += weight.numel() - int(torch.count_nonzero(weight))
-            total += weight.numel()
-    return zeros / total if total else 0.0
+    for name in stored_linears(checkpoint):
+        stored = checkpoint.tensors[name]
+        words = read_bytes(stored).view(f"u{WORD_BYTES[stored.dtype]}")
+        zeros += count_zeros(words)
+        total += len(words)
+    return zeros / total
 
 
 class _Places:

@@ -416,8 +416,8 @@ class Worker:
         for index in self.replica.visited(self._until(blocks.stop)):
             outputs, _ = self.replica.run(index, recordings)
             if index in blocks:
-                ranks = {spec.linear: self._near(self._ranks[spec.linear]) for spec in self.layout.blocks[index]}
-                results.append(function(BlockText(self.replica, index, recordings, outputs, ranks)))
+                block = BlockText(self.replica, index, recordings, outputs, self._ranks_near(index))
+                results.append(function(block))
             recordings = outputs
         return self._give([recordings], results, lambda: results)
 

@@ -28,6 +28,7 @@ from neuronal_ray.models.tensor_files import (
     Stored,
     Written,
     checksum,
+    file_name,
     read_bytes,
     read_header,
     write_tensors,
@@ -128,8 +129,7 @@ def write_packed(checkpoint: Checkpoint, target: Path, *, advance: Callable[[str
     for number, file in enumerate(checkpoint.files, start=1):
         tensors = {name: stored for name, stored in checkpoint.tensors.items() if stored.path == file}
         shapes = json.dumps({name: stored.shape for name, stored in tensors.items()}, separators=(",", ":"))
-        count = len(checkpoint.files)
-        name = "packed.safetensors" if count == 1 else f"packed-{number:05}-of-{count:05}.safetensors"
+        name = file_name("packed", number, len(checkpoint.files))
         write_tensors(
             target / name,
             _packed(tensors),

@@ -19,6 +19,7 @@ from neuronal_ray.core.layout import Layout, LinearSpec
 from neuronal_ray.models.blocks import find_blocks, find_linears, is_transposed, weight_of
 from neuronal_ray.models.checkpoint import INDEX, WANTED, Checkpoint, empty_model
 from neuronal_ray.models.experts import Expert, stack_name
+from neuronal_ray.models.tensor_files import encoded_header, file_name
 from neuronal_ray.models.unsupported import UnsupportedModel
 
 _PART_BYTES = 4 * 2**30
@@ -58,7 +59,7 @@ def split_parts(
         wanted = {name for block in run for name in names[block]} | (rest if number == 1 else set())
         parts.append(
             Part(
-                file="model.safetensors" if len(runs) == 1 else f"model-{number:05}-of-{len(runs):05}.safetensors",
+                file=file_name("model", number, len(runs)),
                 blocks=range(run[0], run[-1] + 1),
                 names=tuple(name for name in checkpoint.tensors if name in wanted),  # in their order on disk
             )
@@ -114,8 +115,7 @@ def copy_part(checkpoint: Checkpoint, part: Part, target: Path) -> Checkpoint:
         }
         begins[name] = offset
         offset += stored.num_bytes
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
+    encoded = encoded_header(header)
     data, path = 8 + len(encoded), target / part.file
     with ExitStack() as stack:
         sources = {file: stack.enter_context(file.open("rb")) for file in checkpoint.files}

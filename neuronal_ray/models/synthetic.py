@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from neuronal_ray.models.checkpoint import INDEX
+from neuronal_ray.models.tensor_files import encoded_header, file_name
 
 PART_BYTES = 4 * 2**30
 """The largest file of weights, if no tensor is larger."""
@@ -52,10 +53,7 @@ def write_random_llama(
     try:
         staging.mkdir()
         parts = _parts(shapes, dtype, part_bytes)
-        names = [
-            "model.safetensors" if len(parts) == 1 else f"model-{number:05}-of-{len(parts):05}.safetensors"
-            for number in range(1, len(parts) + 1)
-        ]
+        names = [file_name("model", number, len(parts)) for number in range(1, len(parts) + 1)]
         for name, part in zip(names, parts, strict=True):
             _write_part(staging / name, part, dtype, llama.initializer_range)
         if len(parts) > 1:
@@ -95,8 +93,7 @@ def _write_part(path: Path, part: Mapping[str, tuple[int, ...]], dtype: torch.dt
         stop = offset + _num_bytes(shape, dtype)
         header[name] = {"dtype": _STORED[dtype], "shape": list(shape), "data_offsets": [offset, stop]}
         offset = stop
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
+    encoded = encoded_header(header)
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name, shape in part.items():

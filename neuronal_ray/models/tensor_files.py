@@ -106,6 +106,17 @@ def checksum(data: np.ndarray) -> int:
     return zlib.crc32(data.view(np.uint8).data)
 
 
+def file_name(stem: str, number: int, count: int) -> str:
+    """What the `number`th of `count` files is called, from 1."""
+    return f"{stem}.safetensors" if count == 1 else f"{stem}-{number:05}-of-{count:05}.safetensors"
+
+
+def encoded_header(header: Mapping[str, object]) -> bytes:
+    """A header as it lies in a file, filled up with spaces to the alignment."""
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    return encoded + b" " * (-len(encoded) % _ALIGNMENT)
+
+
 def write_tensors(
     path: Path, tensors: Iterable[Written], *, possible: Iterable[Kind], metadata: Mapping[str, str]
 ) -> int:
@@ -142,7 +153,7 @@ class _Placed:
 
 
 def _encoded(placed: Sequence[_Placed], metadata: Mapping[str, str]) -> bytes:
-    """A header, filled up with spaces to the alignment."""
+    """The header of tensors that went to these places."""
     sums = {place.kind.name: place.checksum for place in placed}
     header: dict[str, object] = {"__metadata__": {**metadata, CHECKSUMS: json.dumps(sums, separators=(",", ":"))}}
     for place in placed:
@@ -151,5 +162,4 @@ def _encoded(placed: Sequence[_Placed], metadata: Mapping[str, str]) -> bytes:
             "shape": list(place.kind.shape),
             "data_offsets": [place.begin, place.end],
         }
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    return encoded + b" " * (-len(encoded) % _ALIGNMENT)
+    return encoded_header(header)
