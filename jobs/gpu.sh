@@ -43,7 +43,8 @@ forget() {
     rm -rf "$checkpoints"/llama-"$1"-*
 }
 
-run tests "$python" -m pytest -o addopts= -q -m gpu tests/gpu tests/kernels || true
+run tests "$python" -m pytest -o addopts= -q -m gpu tests/gpu tests/kernels tests/models/test_semi_structured.py || true
+run kernels "$python" -m neuronal_ray.benchmark kernels --device "$device" || true
 measure search-7b search 7b --literal-candidates 2 "${blocks[@]}" || true
 measure job-7b job 7b "${blocks[@]}" || true
 measure streams-7b search 7b --streams --repeats 2 "${blocks[@]}" || true

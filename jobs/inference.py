@@ -116,11 +116,13 @@ def _write_models(dense: Path, sparse: Path, *, blocks: int, rate: float) -> Non
         if name.endswith("_proj.weight"):
             smallest = weight.float().abs().argsort(dim=1)[:, : round(rate * weight.shape[1])]
             weight.scatter_(1, smallest, 0)
-    sparse.mkdir()
-    save_file(tensors, sparse / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((dense / "config.json").read_text())
-    (sparse / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    shutil.copyfile(dense / "generation_config.json", sparse / "generation_config.json")
+    staging = sparse.with_name(f".{sparse.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    for file in dense.glob("*.json"):
+        shutil.copyfile(file, staging / file.name)
+    save_file(tensors, staging / "model.safetensors", metadata={"format": "pt"})
+    staging.rename(sparse)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,33 @@
 """How fast are the kernels beside their references, and how far from the time that their bytes take?"""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.sparse import to_sparse_semi_structured
 
 from neuronal_ray.benchmark_device import measure_ceilings, seconds
 from neuronal_ray.benchmark_record import check_output, publish
 from neuronal_ray.benchmark_shapes import device_of
 from neuronal_ray.kernels.cut import apply_cut, cut_reference
 from neuronal_ray.kernels.memory import keep_freed_memory
+from neuronal_ray.kernels.norm import RmsNorm, rms_norm, rms_norm_reference
 from neuronal_ray.kernels.ranking import rank, rank_reference
+from neuronal_ray.kernels.rotary import rotary, rotary_reference
 from neuronal_ray.kernels.squares import column_squares, squares_reference
 
 _ROWS, _COLUMNS, _TOKENS = 4096, 4096, 2048
-_ROUNDS = 7
+_HEAD = 128
+_FORM = RmsNorm(eps=1e-6, rounded=True, plus_one=False)
+_PRODUCTS = (1, 16, 256, 2048)
+_ROUNDS, _IN_A_ROW = 7, 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +43,7 @@ class Kernel:
     def line(self) -> str:
         """Its row of the table."""
         return (
-            f"  {self.name:<8} {self.dtype:<9} {self.kernel_s * 1e3:9.2f} ms   reference / kernel = "
+            f"  {self.name:<10} {self.dtype:<9} {self.kernel_s * 1e3:9.2f} ms   reference / kernel = "
             f"{self.reference_s / self.kernel_s:5.2f}   kernel / its bytes = {self.kernel_s / self.floor_s:.2f}"
         )
 
@@ -56,7 +65,8 @@ def main(argv: Sequence[str]) -> None:
     """Measure every kernel."""
     parser = argparse.ArgumentParser(
         prog="neuronal-ray benchmark kernels",
-        description="Cut, rank and column squares beside their definitions in torch, on more than caches hold.",
+        description="Cut, rank and column squares, on a GPU also normalization and rotary embedding, beside their "
+        "definitions in torch.",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
@@ -67,12 +77,31 @@ def main(argv: Sequence[str]) -> None:
     publish([measured], arguments.output)
 
 
+def _repeated(call: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        call()
+
+
+def _two_four(
+    weight: Float[Tensor, "rows columns"], inputs: Float[Tensor, "tokens columns"]
+) -> Iterator[tuple[str, Callable[[], object], Callable[[], object], int]]:
+    """Products with a 2:4 weight in torch's semi-structured form, beside its dense ones, for some numbers of tokens."""
+    groups = weight.unflatten(1, (-1, 4))
+    pruned = (groups * (groups.abs().argsort(dim=2).argsort(dim=2) >= 2)).flatten(1)
+    sparse = to_sparse_semi_structured(pruned)
+    for tokens in _PRODUCTS:
+        some = inputs[:tokens].contiguous()
+        moved = (weight.numel() * 9 // 16 + tokens * sum(weight.shape)) * weight.itemsize
+        yield f"2:4 x {tokens}", partial(F.linear, some, sparse), partial(F.linear, some, pruned), moved
+
+
 def measure_kernels(
     device: torch.device, *, rows: int = _ROWS, columns: int = _COLUMNS, tokens: int = _TOKENS
 ) -> KernelsMeasured:
     """Each kernel next to its reference; on a CPU freed memory is kept for both, as in a worker."""
     if device.type == "cpu":
         keep_freed_memory()
+    in_a_row = _IN_A_ROW if device.type == "cuda" else 1  # so that starting a kernel is hidden by the one before
     source = torch.Generator().manual_seed(0)
     score = torch.rand(rows, columns, generator=source)
     ranks, removed = rank(score).to(device), torch.full((rows,), columns * 7 // 10, dtype=torch.int32, device=device)
@@ -94,11 +123,26 @@ def measure_kernels(
         if dtype == torch.float32:  # that of scores
             moved = score.numel() * (item + ranks.itemsize)
             cases.append(("rank", partial(rank, score), partial(rank_reference, score), moved))
+        if device.type == "cuda":  # a CPU leaves these to torch
+            factor, moved = weight[0].contiguous(), 2 * inputs.numel() * item
+            heads = inputs.view(1, tokens, -1, _HEAD).transpose(1, 2)
+            angles = (inputs[:, :, :_HEAD].contiguous(), inputs[:, :, _HEAD : 2 * _HEAD].contiguous())
+            cases += [
+                (
+                    "norm",
+                    partial(rms_norm, inputs, factor, _FORM),
+                    partial(rms_norm_reference, inputs, factor, _FORM),
+                    moved,
+                ),
+                ("rotary", partial(rotary, heads, *angles), partial(rotary_reference, heads, *angles), moved),
+            ]
+            if dtype == torch.bfloat16:
+                cases += _two_four(weight, inputs[0])
         for name, kernel, reference, moved in cases:
             spent: dict[str, list[float]] = {"kernel": [], "reference": []}
             for _ in range(_ROUNDS + 1):  # the first warms up
-                spent["kernel"].append(seconds(device, kernel))
-                spent["reference"].append(seconds(device, reference))
+                for which, call in (("kernel", kernel), ("reference", reference)):
+                    spent[which].append(seconds(device, partial(_repeated, call, in_a_row)) / in_a_row)
             kernels.append(
                 Kernel(
                     name=name,

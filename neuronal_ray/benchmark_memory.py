@@ -130,7 +130,7 @@ def measure_lived(setting: Setting) -> Lived:
     outside = sum(tensor.nbytes for tensor in model.parameters() if id(tensor) not in in_blocks)
     with LiveBytes(counts=_is_no_ranking) as live:
         timed_search(setting, pool, tokens)
-    work = Work(item=dtype.itemsize, held=setting.samples * setting.length)
+    work = Work(item=dtype.itemsize, held=setting.samples * setting.length, device="cpu")
     footprint = Footprint.of(empty_model(worker.replica.checkpoint), work)
     return Lived(
         name=setting.name,

@@ -208,7 +208,8 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
     need = needs(
         layout, tokens=text.numel(), calibration_tokens=tokens.numel(), candidates=search.distinct, item=dtype.itemsize
     )
-    footprint = Footprint.of(empty_model(worker.replica.checkpoint), Work(item=dtype.itemsize, held=text.numel()))
+    work = Work(item=dtype.itemsize, held=text.numel(), device=device.type)
+    footprint = Footprint.of(empty_model(worker.replica.checkpoint), work)
     return SearchMeasured(
         name=setting.name,
         device=worker.device_name(),

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from neuronal_ray.kernels.ranking import SLICE, rank_dtype
+from neuronal_ray.kernels.ranking import SLICES, rank_dtype
 from neuronal_ray.models.blocks import Model, find_blocks, find_linears, weight_of
 from neuronal_ray.replica import CHUNK_TOKENS, shard_blocks
 
@@ -19,13 +19,15 @@ _CHUNKS = 6  # activations of one chunk inside a block, in widths of its widest 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a run asks of its workers: bytes of a number, tokens held at once, and whether it keeps rankings, or Grams.
+    """What a run asks of its workers: bytes of a number, tokens held at once, the type of device, and whether it keeps
+    rankings, or Grams.
 
     `held` are the tokens of the texts that pass through the blocks as a whole.
     """
 
     item: int
     held: int
+    device: str = "cuda"
     ranks: bool = True
     grams: bool = False
 
@@ -53,10 +55,10 @@ class Footprint:
         hidden = int(model.config.get_text_config().hidden_size)
         passing = (
             max(weights)  # the pruned copy of a block
-            + (_SCORED * largest + _SORTED * min(largest, SLICE)) * work.ranks
+            + (_SCORED * largest + _SORTED * min(largest, SLICES[work.device])) * work.ranks
             + 3 * 4 * widest**2 * work.grams
             + _STREAMS * work.held * hidden * work.item
-            + _CHUNKS * CHUNK_TOKENS * widest * work.item
+            + _CHUNKS * CHUNK_TOKENS[work.device] * widest * work.item
         )
         return cls(
             weights=weights,

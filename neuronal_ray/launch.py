@@ -37,6 +37,7 @@ def work_of(config: RunConfig, checkpoint: Checkpoint, recipe: Recipe | None, *,
     return Work(
         item=item_bytes(config, checkpoint, on_gpu=on_gpu),
         held=held,
+        device="cuda" if on_gpu else "cpu",
         ranks=recipe is not None and not recipe.solves,
         grams=recipe is not None and recipe.walks,
     )

@@ -14,19 +14,21 @@ from neuronal_ray.core.stats import Statistic
 from neuronal_ray.kernels.memory import keep_freed_memory
 from neuronal_ray.models.blocks import Recording, Stream, find_linears, forwards, is_transposed, set_weight, weight_of
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint
+from neuronal_ray.models.fused import fuse
 from neuronal_ray.models.wiring import Kinds, assembled, trace_kinds
 from neuronal_ray.timing import Stopwatch
 
 Statistics = Mapping[Group, Statistic]
 Weights = Mapping[Linear, Float[Tensor, "rows columns"]]
 
-CHUNK_TOKENS = 2048
-"""Tokens that pass through a block at once. Part of the numerics: it does not depend on device or pool."""
+CHUNK_TOKENS = {"cpu": 2048, "cuda": 8192}
+"""Tokens that pass through a block at once, by the type of device: a GPU's matrix products are faster for more of them.
+Part of the numerics: it depends on nothing else, not on the pool, not on the memory that happens to be free."""
 
 
-def chunk_sequences(length: int) -> int:
-    """Number of sequences of `length` tokens in one chunk."""
-    return max(1, CHUNK_TOKENS // length)
+def chunk_sequences(length: int, device: str = "cpu") -> int:
+    """Number of sequences of `length` tokens in one chunk on a type of device; on a CPU that of tasks."""
+    return max(1, CHUNK_TOKENS[device] // length)
 
 
 def shard_blocks(num_blocks: int, shard: int, shards: int) -> range:
@@ -70,6 +72,9 @@ class Replica:
         if self.device.type == "cpu":
             keep_freed_memory()  # from here on: weights do not come and go
         self.stream = Stream(model, self.blocks, self.device if streams else None)
+        if self.device.type == "cuda":
+            for index in self.blocks:
+                fuse(self.stream.blocks[index])
         self.linears = {index: find_linears(self.stream.blocks[index]) for index in self.blocks}
         self._check_weights()
         self._layout: Layout | None = None
@@ -104,8 +109,18 @@ class Replica:
         self, tokens: Int64[Tensor, "sequences length"], *, chunk: int | None = None
     ) -> tuple[list[Int64[Tensor, "sequences length"]], list[Recording]]:
         """The text in chunks on the device, and each chunk's embeddings."""
-        parts = list(tokens.to(self.device).split(chunk or chunk_sequences(tokens.shape[1])))
+        sequences = chunk or chunk_sequences(tokens.shape[1], self.device.type)
+        parts = list(tokens.to(self.device).split(sequences))
         return parts, [self.stream.start(part) for part in parts]
+
+    def finish(
+        self, parts: Iterable[Int64[Tensor, "sequences length"]], recordings: Iterable[Recording]
+    ) -> Iterator[Float[Tensor, "some length vocabulary"]]:
+        """The logits of chunks after the last block, no more at a time than a CPU's chunk has: they are many."""
+        for tokens, recording in zip(parts, recordings, strict=True):
+            few = chunk_sequences(tokens.shape[1])
+            for some, hidden in zip(tokens.split(few), recording.hidden.split(few), strict=True):
+                yield self.stream.finish(some, Recording(hidden, recording.calls))
 
     def visited(self, blocks: range) -> Iterator[int]:
         """The blocks one after the other, each on the device for its turn."""

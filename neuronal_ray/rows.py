@@ -71,7 +71,15 @@ def row_rates(problem: Problem, rates: Rates, winner: Trial, lam: float) -> Rate
     A row is denser the more its consumer's input has shrunk: the signed difference of dense and sparse norms, as in
     the released code ("inversely proportional to the alignment" in the paper).
     """
-    return {spec.linear: _rates_of_rows(problem, spec, rates[spec.linear], winner, lam) for spec in problem.layout}
+    made: dict[object, Float64[Tensor, " rows"]] = {}  # linears that feed one input alike have one answer
+    found = {}
+    for spec in problem.layout:
+        given = rates[spec.linear]
+        key = spec.linear if spec.sources is not None else (spec.reads, spec.consumer, id(given))
+        if key not in made:
+            made[key] = _rates_of_rows(problem, spec, given, winner, lam)
+        found[spec.linear] = made[key]
+    return found
 
 
 def _rates_of_rows(

@@ -333,9 +333,8 @@ class Search:
         answers = self._answers
         if answers.prepared and (answers.with_end or not with_end):
             return
-        chunk = 1 if self._authors else chunk_sequences(self._text.shape[1])
         known = None if with_end else self._reference
-        keep = partial(Worker.set_search_text, chunk=chunk, with_reference=not self._authors)
+        keep = partial(Worker.set_search_text, chunk=1 if self._authors else None, with_reference=not self._authors)
         self._pool.each(keep, self._text, known)
         answers.prepared, answers.with_end = True, known is None and not self._authors
         answers.excerpts.clear()  # a new text has none

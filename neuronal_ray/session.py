@@ -21,7 +21,6 @@ from neuronal_ray.journal import Journal
 from neuronal_ray.pool import Pool
 from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
-from neuronal_ray.replica import chunk_sequences
 from neuronal_ray.search import Answers, Search
 from neuronal_ray.worker import Walk, Worker
 
@@ -175,7 +174,9 @@ class Session:
         kinds = [seen.kind]
         if not seen.released:
             kinds += [kind for kind in self.wanted.get(seen.text, ()) if kind is not seen.kind]
-        chunk = 1 if seen.released else chunk_sequences(calibration.shape[1])  # the running mean wants single ones
+        chunk = 1  # the released code's running mean wants single ones
+        if not seen.released:
+            chunk = self.pool.first(Worker.chunk_sequences, calibration.shape[1])
         parts = calibration.split(chunk)
         gathered = self._merged(parts, kinds, progress, first=samples)
         for kind, (first, statistics) in zip(kinds, gathered, strict=True):

@@ -36,7 +36,7 @@ from neuronal_ray.models.blocks import Recording, is_transposed
 from neuronal_ray.models.parts import Part, copy_part, stored_tensors, write_weights, zero_masked
 from neuronal_ray.models.wiring import Kinds
 from neuronal_ray.recipe import Ranks, Recipe
-from neuronal_ray.replica import BlockText, Replica, Statistics, Weights
+from neuronal_ray.replica import BlockText, Replica, Statistics, Weights, chunk_sequences
 from neuronal_ray.search_text import SearchText
 
 Result = TypeVar("Result")
@@ -217,6 +217,10 @@ class Worker:
             return torch.cuda.get_device_name(self.device)
         return f"cpu, {torch.get_num_threads()} threads"
 
+    def chunk_sequences(self, length: int) -> int:
+        """Number of sequences of `length` tokens that pass through a block at once here."""
+        return chunk_sequences(length, self.device.type)
+
     def fingerprint(self) -> str:
         """Equal for equal checkpoints and dtypes, as far as can be told without reading the weights."""
         checkpoint = self.replica.checkpoint
@@ -267,7 +271,7 @@ class Worker:
         tokens: Int64[Tensor, "sequences length"],
         reference: Statistics | None = None,
         *,
-        chunk: int,
+        chunk: int | None,
         with_reference: bool,
     ) -> None:
         """Keep the search sequences' embeddings and, if asked, what the dense model makes of them: the activation
@@ -597,8 +601,7 @@ class Worker:
                 recordings, _ = self.replica.run(index, recordings)
             else:
                 recordings, _ = self.replica.run_with(index, recordings, self._finished(index, plan))
-        finish = self.replica.stream.finish
-        return self._give([recordings], None, lambda: read(map(finish, parts, recordings)))
+        return self._give([recordings], None, lambda: read(self.replica.finish(parts, recordings)))
 
     def answered(
         self, tokens: Int64[Tensor, "sequences length"], plan: Plan | None
@@ -781,10 +784,11 @@ class Worker:
     def _loss(self, recordings: list[Recording]) -> float:
         """Mean cross-entropy per predicted token of the search text, infinite on overflow."""
         total, count = 0.0, 0
-        for tokens, recording in zip(self._text.parts, recordings, strict=True):
-            for row, wanted in zip(self.replica.stream.finish(tokens, recording), tokens, strict=True):
-                total += float(F.cross_entropy(row[:-1].float(), wanted[1:], reduction="sum"))
-                count += len(wanted) - 1
+        texts = (row for tokens in self._text.parts for row in tokens)
+        rows = (row for logits in self.replica.finish(self._text.parts, recordings) for row in logits)
+        for row, wanted in zip(rows, texts, strict=True):
+            total += float(F.cross_entropy(row[:-1].float(), wanted[1:], reduction="sum"))
+            count += len(wanted) - 1
         return total / count if math.isfinite(total) else math.inf
 
 

@@ -315,7 +315,7 @@ def test_dense_logits_are_the_models_own(worker: Worker) -> None:
 def test_logits_come_in_chunks_of_a_fixed_number_of_tokens(
     checkpoint_dir: CheckpointDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(neuronal_ray.replica, "CHUNK_TOKENS", 2 * LENGTH + 1)
+    monkeypatch.setattr(neuronal_ray.replica, "CHUNK_TOKENS", {"cpu": 2 * LENGTH + 1})
     assert [chunk_sequences(length) for length in (1, LENGTH, LENGTH + 1, 10_000)] == [25, 2, 1, 1]
     worker = Worker(spec_of(checkpoint_dir("llama")))
     parts = list(worker.logits(text(5), None, iter))

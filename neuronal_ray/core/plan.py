@@ -70,9 +70,9 @@ class Plan:
 
 def uniform_rates(layout: Layout, rate_of_block: Callable[[int], float]) -> Rates:
     """One rate for all rows of a block."""
-    return {
-        spec.linear: torch.full((spec.rows,), rate_of_block(spec.linear.block), dtype=torch.float64) for spec in layout
-    }
+    shapes = {(spec.linear.block, spec.rows) for spec in layout}
+    made = {(block, rows): torch.full((rows,), rate_of_block(block), dtype=torch.float64) for block, rows in shapes}
+    return {spec.linear: made[spec.linear.block, spec.rows] for spec in layout}
 
 
 def water_level(
@@ -93,7 +93,7 @@ def water_level(
         if abs(excess) <= 1e-12 * max(1.0, total):
             break
         low, high = (low, offset) if excess > 0 else (offset, high)
-        slope = float(((moved > 0) & (moved < 1)) @ weights)
+        slope = float(weights.sum(where=(moved > 0) & (moved < 1)))  # sizes are integers: exact in any order
         step = offset - excess / slope if slope > 0 else high  # no slope: all are at a bound, only the bracket helps
         offset = step if low < step < high else (low + high) / 2
         if offset in (low, high):
@@ -112,7 +112,11 @@ def largest_remainder(expected: Float64[Tensor, " items"], total: int, *, decima
     remainder = (rounded - counts).round(decimals)
     missing = total - int(counts.sum())
     assert 0 <= missing <= len(counts), (missing, total)
-    counts[(-remainder).argsort(kind="stable")[:missing]] += 1
+    if missing:
+        least = np.partition(remainder, -missing)[-missing]  # the smallest that is rounded up
+        counts[remainder > least] += 1
+        above = np.count_nonzero(remainder > least)
+        counts[np.flatnonzero(remainder == least)[: missing - above]] += 1
     return torch.from_numpy(counts.astype(np.int64))
 
 
@@ -129,9 +133,12 @@ def exact_plan(layout: Layout, rates: Rates, *, target: float) -> Plan:
     budget = round(target * layout.prunable)
     shares = water_level(means, sizes, float(budget)) * sizes
     linear_budgets = largest_remainder(shares, budget, decimals=_LINEAR_DECIMALS).tolist()
-    removed = {}
+    removed, made = {}, dict[tuple[int, int, int], Int32[Tensor, " rows"]]()
     for spec, linear_budget in zip(layout, linear_budgets, strict=True):
-        removed[spec.linear] = _shared_among_rows(rates[spec.linear], spec.columns, linear_budget)
+        key = (id(rates[spec.linear]), spec.columns, linear_budget)  # linears that share rates mostly share counts
+        if key not in made:
+            made[key] = _shared_among_rows(rates[spec.linear], spec.columns, linear_budget)
+        removed[spec.linear] = made[key]
     return Plan(removed)
 
 

@@ -8,12 +8,12 @@ at a time, so that positions never exist for a whole matrix.
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 _INT16_COLUMNS = 2**15
-SLICE = 2**22
-"""Scores that are sorted at a time: about 24 bytes each, keys or positions among them."""
+SLICES = {"cpu": 2**22, "cuda": 2**24}
+"""Scores that are sorted at a time, by the type of device: about 24 bytes each, keys or positions among them."""
 
 _PART = 2**18
 """Scores that one thread sorts at a time; so few alone are sorted where they are, for starting threads costs more."""
@@ -36,19 +36,24 @@ def rank(score: Float[Tensor, "rows columns"]) -> Int[Tensor, "rows columns"]:
     comes first. NaN comes last.
     """
     rows, columns = score.shape
-    step = max(1, SLICE // max(1, columns))
-    slices = [slice(start, start + step) for start in range(0, rows, step)]
-    if score.device.type != "cpu" or score.dtype == torch.float64:
-        return torch.cat([rank_reference(score[here]) for here in slices])
-    ranks = torch.empty(rows, columns, dtype=rank_dtype(columns))
-    positions = torch.arange(columns, dtype=ranks.dtype)
-    numbers = torch.arange(columns)
-    for here in slices:
-        keys = _ordered_bits(score[here].float()).to(torch.int64).bitwise_left_shift_(32).bitwise_or_(numbers)
-        _sort(keys)
-        order = keys.bitwise_and_(2**32 - 1)  # [rows of the slice, columns]
+    ranks = torch.empty(rows, columns, dtype=rank_dtype(columns), device=score.device)
+    positions = torch.arange(columns, dtype=ranks.dtype, device=score.device)
+    step = max(1, SLICES[score.device.type] // max(1, columns))
+    for start in range(0, rows, step):
+        here = slice(start, start + step)
+        order = _order(score[here])  # [rows of the slice, columns]
         ranks[here].scatter_(1, order, positions.expand_as(order))
     return ranks
+
+
+def _order(score: Float[Tensor, "rows columns"]) -> Int64[Tensor, "rows columns"]:
+    """The columns of each row by their scores."""
+    if score.device.type != "cpu" or score.dtype == torch.float64:
+        return score.argsort(dim=1, stable=True)
+    numbers = torch.arange(score.shape[1])
+    keys = _ordered_bits(score.float()).to(torch.int64).bitwise_left_shift_(32).bitwise_or_(numbers)
+    _sort(keys)
+    return keys.bitwise_and_(2**32 - 1)
 
 
 def _ordered_bits(score: Float[Tensor, "rows columns"]) -> Int[Tensor, "rows columns"]:

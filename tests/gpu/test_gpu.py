@@ -73,6 +73,23 @@ def test_alignment_is_that_of_a_cpu(model: Path) -> None:
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_fused_block_is_the_block(model: Path, dtype: str) -> None:
+    """But for a rounding here and there: the normalization adds in another order."""
+    worker = worker_of(InProcessPool(setting(model, dtype=dtype).spec))
+    stream = worker.replica.stream
+    recording = stream.start(random_tokens(setting(model), worker)[:1].to(DEVICE))
+    found = stream.block(1, recording).hidden.float()
+    patched = [module for module in stream.blocks[1].modules() if "forward" in vars(module)]
+    assert len(patched) == 3  # the attention, two normalizations
+    for module in patched:
+        del module.forward
+    expected = stream.block(1, recording).hidden.float()
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    assert float((found - expected).abs().max() / expected.abs().max()) < tolerance
+    assert float((found - expected).norm() / expected.norm()) < tolerance / 10
+
+
 def test_a_search_repeats_bit_for_bit_also_where_blocks_visit(model: Path) -> None:
     digests = []
     for streams in (False, False, True):

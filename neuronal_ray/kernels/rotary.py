@@ -1,0 +1,47 @@
+"""Rotary position embedding (RoFormer, section 3.2.2) in the two-halves form of transformers.
+
+Written out in torch it is six passes over queries and keys, some of them by the element because heads lie across
+memory; on a GPU one pass of a Triton kernel reads and writes them once.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neuronal_ray.kernels.cut import has_triton
+
+Heads = Float[Tensor, "sequences heads tokens features"]
+Angles = Float[Tensor, "some tokens features"]
+"""Of each position; one row for all sequences, or one for each."""
+
+
+def rotary_reference(states: Heads, cos: Angles, sin: Angles) -> Heads:
+    """The definition: both products are rounded to the dtype before they are added."""
+    low, high = states.chunk(2, dim=-1)
+    return states * cos[:, None] + torch.cat((-high, low), dim=-1) * sin[:, None]
+
+
+def takes(states: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether `rotary` has a kernel for these, whose gradients nobody wants."""
+    return (
+        states.device.type == "cuda"
+        and has_triton()
+        and states.dtype == cos.dtype == sin.dtype
+        and states.dtype != torch.float64
+        and states.dim() == 4
+        and cos.shape == sin.shape
+        and cos.shape[0] in (1, states.shape[0])
+        and cos.shape[1:] == (states.shape[2], states.shape[3])
+        and states.shape[3] % 2 == 0
+        and states.stride(3) == cos.stride(2) == sin.stride(2) == 1
+        and not (torch.is_grad_enabled() and states.requires_grad)
+    )
+
+
+def rotary(states: Heads, cos: Angles, sin: Angles) -> Heads:
+    """`rotary_reference` bit for bit, of what `takes` takes, in the states' own order of memory."""
+    from neuronal_ray.kernels.triton_rotary import triton_rotary
+
+    out = torch.empty_like(states)
+    triton_rotary(states, cos, sin, out)
+    return out

@@ -1,0 +1,63 @@
+"""Runs the Triton kernels on the CPU, in Triton's interpreter, against their references; needs TRITON_INTERPRET=1."""
+
+from itertools import product
+
+import torch
+
+from neuronal_ray.kernels.cut import cut_reference
+from neuronal_ray.kernels.norm import RmsNorm, rms_norm_reference
+from neuronal_ray.kernels.rotary import rotary_reference
+from neuronal_ray.kernels.triton_cut import triton_cut
+from neuronal_ray.kernels.triton_norm import triton_rms_norm
+from neuronal_ray.kernels.triton_rotary import triton_rotary
+
+DTYPES = (torch.float32, torch.float16)
+SOURCE = torch.Generator().manual_seed(0)
+
+
+def cuts() -> int:
+    """Rows and columns in odd numbers, weights in either order of memory."""
+    cases = 0
+    for (rows, columns), dtype, transposed in product(((1, 1), (5, 33), (9, 1025)), DTYPES, (False, True)):
+        weight = torch.randn(rows, columns, generator=SOURCE).to(dtype)
+        ranks = torch.rand(rows, columns, generator=SOURCE).argsort(dim=1).to(torch.int16)
+        removed = torch.randint(0, columns + 1, (rows,), generator=SOURCE, dtype=torch.int32)
+        stored = weight.t().contiguous().t() if transposed else weight
+        out = torch.full_like(stored, torch.nan)
+        triton_cut(stored, ranks, removed, out)
+        assert torch.equal(out, cut_reference(weight, ranks, removed)), (rows, columns, dtype, transposed)
+        cases += 1
+    return cases
+
+
+def norms() -> int:
+    """All forms; a float16 may fall on its other neighbour, for the sum is made in another order."""
+    cases = 0
+    for shape, dtype, rounded, plus_one in product(
+        ((1, 1), (2, 3, 33), (3, 1024)), DTYPES, (True, False), (True, False)
+    ):
+        inputs, weight = (torch.randn(size, generator=SOURCE).to(dtype) for size in (shape, shape[-1:]))
+        form = RmsNorm(eps=1e-5, rounded=rounded, plus_one=plus_one)
+        out = torch.full_like(inputs, torch.nan)
+        triton_rms_norm(inputs, weight, out, eps=form.eps, rounded=rounded, plus_one=plus_one)
+        tolerance = 4 * torch.finfo(dtype).eps
+        torch.testing.assert_close(out, rms_norm_reference(inputs, weight, form), rtol=tolerance, atol=tolerance)
+        cases += 1
+    return cases
+
+
+def rotations() -> int:
+    """Heads across memory as attention has them, one row of angles for all sequences or one for each."""
+    cases = 0
+    for (heads, features), dtype, rows in product(((1, 2), (3, 12), (4, 16)), DTYPES, (1, 2)):
+        states = torch.randn(2, 5, heads, features, generator=SOURCE).to(dtype).transpose(1, 2)
+        cos, sin = (torch.randn(rows, 5, features, generator=SOURCE).to(dtype) for _ in range(2))
+        out = torch.full_like(states, torch.nan)
+        triton_rotary(states, cos, sin, out)
+        assert torch.equal(out, rotary_reference(states, cos, sin)), (heads, features, dtype, rows)
+        cases += 1
+    return cases
+
+
+if __name__ == "__main__":
+    print(f"{cuts()} cuts, {norms()} normalizations, {rotations()} rotations")
