@@ -15,7 +15,6 @@ from neuronal_ray.runtimes import RUNTIMES, missing
 
 if TYPE_CHECKING:
     from neuronal_ray.models.checkpoint import Checkpoint
-    from neuronal_ray.runtimes import Runtime
     from neuronal_ray.runtimes.measured import Pair
     from neuronal_ray.runtimes.pair import Place, Rounds
 
@@ -206,18 +205,18 @@ class _Places:
         runtime = RUNTIMES[name]
         return measure_pair(
             name,
-            self._place(runtime.dense, RUNTIMES[runtime.dense], "dense"),
-            self._place(name, runtime, "sparse"),
+            self._place(runtime.dense, "dense", runtime.dtype),
+            self._place(name, "sparse", runtime.dtype),
             rounds=self._rounds,
             vocabulary=self._models["dense"].config.get_text_config().vocab_size,
             folder=self._folder,
         )
 
-    def _place(self, name: str, runtime: "Runtime", which: str) -> "Place":
+    def _place(self, name: str, which: str, dtype: str | None) -> "Place":
         from neuronal_ray.runtimes import Opening
         from neuronal_ray.runtimes.pair import Place
 
-        checkpoint = self._models[which]
+        runtime, checkpoint = RUNTIMES[name], self._models[which]
         path, num_bytes = checkpoint.path, checkpoint.num_bytes
         if runtime.onnx:
             path = self._exported(which)
@@ -228,6 +227,7 @@ class _Places:
             threads=self.threads,
             device="cpu" if runtime.onnx or name in ("packed", "csr") else self.device,
             length=self._rounds.prompt + self._rounds.tokens,
+            dtype=dtype,
         )
         python = str(self._deepsparse) if name == "deepsparse" else sys.executable
         return Place(python=python, module=runtime.module, opening=opening, disk_bytes=num_bytes)

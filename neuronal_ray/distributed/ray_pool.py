@@ -45,12 +45,15 @@ _START_TIMEOUT_S, _LEAST_START_TIMEOUT_S = 1800.0, 120.0
 class _Chain:
     """The actors of one replica, first blocks first; `building` until it can be given work.
 
+    `missed` are the calls of `each` since it was begun, `failures` how many before it were lost while they were built,
     `load` is the number of its tasks under way, `since` when it last began or ended one.
     """
 
     actors: list[ray.actor.ActorHandle]
     group: PlacementGroup | None
     building: ray.ObjectRef | None
+    missed: list[Call] = field(default_factory=list)
+    failures: int = 0
     load: int = 0
     since: float = field(default_factory=time.monotonic)
 
@@ -80,7 +83,8 @@ class RayPool:
 
     A chain that loses an actor, with its process or its node, or whose task takes longer than `task_timeout_s`, is
     replaced: the new one repeats the calls of `each` since `begin`, and what the lost one had been given is given out
-    again. Tasks are pure: the results are the same. A task that loses its chain three times is an error.
+    again. Tasks are pure: the results are the same. A task that loses its chain three times is an error. Where there is
+    no room for a new one the others go on without it until there is.
     """
 
     def __init__(
@@ -158,18 +162,22 @@ class RayPool:
     def each(self, task: Callable[..., Result], *shared: object) -> list[Result]:
         """See Pool."""
         references = tuple(ray.put(value) for value in shared)
-        chains = [self._built(chain) for chain in list(self._chains)]
-        calls = [chain.call(task, *references) for chain in chains]
+        able = self._able()
+        for chain in self._chains:
+            if chain not in able:
+                chain.missed.append((task, references))
+        calls = [(chain, chain.call(task, *references)) for chain in able]
         results: list[Result] = []
-        for number, (chain, call) in enumerate(zip(chains, calls, strict=True), start=1):
-            results += self._repeated(task, references, chain, call, f"{task_name(task)}, worker {number}")
+        for number, (chain, call) in enumerate(calls, start=1):
+            name = f"{task_name(task)}, worker {number}"
+            results += self._repeated(task, references, chain, call, name, others_do=True)
         self._calls = [call for call in self._calls if call[0] is not task] + [(task, references)]
         return results
 
     def first(self, task: Callable[..., Result], *args: object) -> Result:
         """See Pool."""
         references = tuple(ray.put(value) for value in args)
-        chain = self._built(self._chains[0])
+        chain = self._able()[0]
         return self._repeated(task, references, chain, chain.call(task, *references)[-1:], task_name(task))[-1]
 
     def close(self) -> None:
@@ -187,16 +195,36 @@ class RayPool:
         chain: _Chain,
         call: list[ray.ObjectRef],
         name: str,
+        *,
+        others_do: bool = False,
     ) -> list[Result]:
-        """The results of `call`, made again on a new chain when its own is lost."""
+        """The results of `call`, made again on another chain when its own is lost.
+
+        `others_do`: all chains make it; a new one does when it is built, and nobody waits for it if there are others.
+        """
         losses, wanted = 0, len(call)
         while True:
             try:
                 return [_result(one, name, timeout=self._task_timeout_s) for one in call]
             except _WorkerLost as lost:
                 losses += 1
-                chain = self._built(self._replace(chain, f"{name}: {lost}", losses))
+                chain = self._replace(chain, f"{name}: {lost}", losses)
+                if others_do and any(other.building is None for other in self._chains if other is not chain):
+                    chain.missed.append((task, references))
+                    return []
+                chain = self._built(chain) if others_do else self._able()[0]
                 call = chain.call(task, *references)[-wanted:]
+
+    def _able(self) -> list[_Chain]:
+        """The chains that can be given work; waits for one when there is none."""
+        building = {chain.building: chain for chain in self._chains if chain.building is not None}
+        if building:
+            wait = 0.0 if len(building) < len(self._chains) else self._start_timeout_s
+            ready, _ = ray.wait(list(building), num_returns=1, timeout=wait)
+            for reference in ready:
+                self._begun(building[reference])
+        able = [chain for chain in self._chains if chain.building is None]
+        return able or [self._built(self._chains[0])]
 
     def _idlest(self) -> _Chain | None:
         """The chain to give a task to, None while all have enough."""
@@ -218,21 +246,29 @@ class RayPool:
             oldest.since = time.monotonic()
             oldest.end()
             return None
-        self._built(building[ready[0]] if ready else next(iter(building.values())))
+        self._begun(building[ready[0]] if ready else next(iter(building.values())))
         return None
 
     def _built(self, chain: _Chain) -> _Chain:
         """`chain`, or the one that replaces it, once it can be given work."""
-        losses = 0
         while chain.building is not None:
-            name = f"start of replica {self._chains.index(chain) + 1}"
-            try:
-                _result(chain.building, name, timeout=self._start_timeout_s)
-            except _WorkerLost as lost:
-                losses += 1
-                chain = self._replace(chain, f"{name}: {lost}", losses)
-            else:
-                chain.building = None
+            chain = self._begun(chain)
+        return chain
+
+    def _begun(self, chain: _Chain) -> _Chain:
+        """`chain` once it is built and has made the calls that it missed; else the one in its place, not built yet."""
+        name = f"start of replica {self._chains.index(chain) + 1}"
+        try:
+            _result(chain.building, name, timeout=self._start_timeout_s)
+            for task, references in chain.missed:
+                for one in chain.call(task, *references):
+                    _result(one, task_name(task), timeout=self._task_timeout_s)
+        except _WorkerLost as lost:
+            failures = chain.failures + 1
+            chain = self._replace(chain, f"{name}: {lost}", failures)
+            chain.failures = failures
+        else:
+            chain.building, chain.missed = None, []
         return chain
 
     def _replace(self, chain: _Chain, what: str, losses: int) -> _Chain:

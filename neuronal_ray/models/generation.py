@@ -65,10 +65,15 @@ class Generation:
 
 
 def open_session(opening: Opening) -> Generation:
-    """A model in its checkpoint's dtype. Raises KernelUnavailable for packed linears where there is no kernel."""
+    """A model in the dtype asked for, else its checkpoint's.
+
+    Raises KernelUnavailable for packed linears where there is no kernel.
+    """
     torch.set_num_threads(opening.threads)
     checkpoint = open_checkpoint(opening.path)
     dtype = checkpoint.config.get_text_config().dtype or torch.float32
+    if opening.dtype is not None:
+        dtype = getattr(torch, opening.dtype)
     model = load_model(checkpoint, device=torch.device(opening.device), dtype=dtype)
     if opening.runtime == "packed":
         library()

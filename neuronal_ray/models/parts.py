@@ -24,6 +24,7 @@ from neuronal_ray.models.unsupported import UnsupportedModel
 
 _PART_BYTES = 4 * 2**30
 _COPIED_BYTES = 2**24
+_SLAB = 2**17  # numbers at a time: they and their mask stay in a core's cache
 _ITEM: dict[int, type[np.unsignedinteger]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -201,8 +202,21 @@ def zero_masked(written: Checkpoint, masks: Mapping[str, Bool[Tensor, "..."]]) -
     zeros = {}
     for name, mask in masks.items():
         with _bits(written, name, tuple(mask.shape)) as bits:
-            bits[mask.cpu().numpy()] = 0
-            zeros[name] = count_zeros(bits)
+            zeros[name] = _clear(bits.reshape(-1), mask.cpu().contiguous().numpy().reshape(-1))
+    return zeros
+
+
+def _clear(bits: np.ndarray, mask: np.ndarray) -> int:
+    """Zero numbers, given by their bits, where `mask` is True; how many are zero then.
+
+    An AND by the vector: assignment through a mask takes one number at a time.
+    """
+    signed, zeros = np.dtype(f"i{bits.itemsize}"), 0
+    for start in range(0, bits.size, _SLAB):
+        here = bits[start : start + _SLAB]
+        stays = np.subtract(mask[start : start + _SLAB].view(np.int8), 1, dtype=signed)  # all bits where it does
+        np.bitwise_and(here.view(signed), stays, out=here.view(signed))
+        zeros += count_zeros(here)
     return zeros
 
 
@@ -241,4 +255,6 @@ def _bits(written: Checkpoint, name: str, shape: tuple[int, ...]) -> Iterator[np
 def count_zeros(bits: np.ndarray) -> int:
     """How many floating-point numbers, given by their bits, are zero, of either sign."""
     all_but_sign = bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
-    return bits.size - int(np.count_nonzero(bits & all_but_sign))
+    flat = bits.reshape(-1)
+    slabs = (flat[start : start + _SLAB] for start in range(0, flat.size, _SLAB))
+    return flat.size - sum(int(np.count_nonzero(slab & all_but_sign)) for slab in slabs)

@@ -28,7 +28,8 @@ class Session(Protocol):
 class Runtime:
     """`module` has `open_session`; `dense` names the runtime that the dense model is measured in.
 
-    `packages` must be importable. With `onnx` it reads an exported graph instead of a checkpoint.
+    `packages` must be importable. With `onnx` it reads an exported graph instead of a checkpoint. `dtype` of both
+    models where it cannot be the checkpoint's.
     """
 
     module: str
@@ -36,6 +37,7 @@ class Runtime:
     dense: str
     packages: tuple[str, ...] = ()
     onnx: bool = False
+    dtype: str | None = None
 
 
 _TORCH, _ONNX, _OPENVINO = "neuronal_ray.models.generation", "neuronal_ray.runtimes.ort", "neuronal_ray.runtimes.ov"
@@ -45,7 +47,12 @@ RUNTIMES = {
     "eager": Runtime(module=_TORCH, what="transformers, as it is", dense="eager"),
     "compiled": Runtime(module=_TORCH, what="transformers under torch.compile", dense="compiled"),
     "packed": Runtime(module=_TORCH, what="transformers with packed linears, against eager", dense="eager"),
-    "csr": Runtime(module=_TORCH, what="transformers with torch's sparse CSR linears, against eager", dense="eager"),
+    "csr": Runtime(
+        module=_TORCH,
+        what="transformers with torch's sparse CSR linears, against eager, float32",
+        dense="eager",
+        dtype="float32",
+    ),
     "onnxruntime": Runtime(
         module=_ONNX, what="ONNX Runtime, float32", dense="onnxruntime", packages=(*_GRAPH, "onnxruntime"), onnx=True
     ),
@@ -69,13 +76,14 @@ RUNTIMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """What a session is opened with. `length` is the longest that a sequence gets."""
+    """What a session is opened with. `length` is the longest that a sequence gets; no `dtype` is the checkpoint's."""
 
     runtime: str
     path: Path
     threads: int
     device: str
     length: int
+    dtype: str | None = None
 
 
 def missing(runtime: Runtime) -> list[str]:

@@ -68,10 +68,11 @@ class Gain:
 def gain(sparse: Sequence[float], dense: Sequence[float]) -> Gain:
     """Of rates measured side by side: the median of the rounds' ratios or the ratio of the medians, whichever is less.
 
-    The threshold is one plus the spread of the rounds' ratios.
+    The threshold is one plus the spread of the rounds' ratios, or what any figure here may be off by if that is more.
     """
     ratios = [one / other for one, other in zip(sparse, dense, strict=True)]
-    return Gain(ratio=min(median(ratios), median(sparse) / median(dense)), threshold=1 + spread(ratios))
+    threshold = 1 + max(spread(ratios), REPEATABLE)
+    return Gain(ratio=min(median(ratios), median(sparse) / median(dense)), threshold=threshold)
 
 
 def spread(values: Sequence[float]) -> float:

@@ -394,6 +394,50 @@ def test_a_task_that_kills_its_workers_is_one_clear_error_and_close_leaves_no_ac
     assert ray.is_initialized(), "this pool found a Ray and leaves it"
 
 
+def when_whole(pool: RayPool) -> list[int]:
+    """The processes of all workers, once those that take the place of lost ones are there."""
+    give_up = time.monotonic() + PATIENCE_S
+    while len(found := pool.each(process)) < pool.replicas * pool.shards and time.monotonic() < give_up:
+        time.sleep(0.1)
+    assert len(found) == pool.replicas * pool.shards
+    return found
+
+
+class Guest:
+    """Takes the room of a worker."""
+
+    def there(self) -> bool:
+        return True
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_the_others_go_on_where_there_is_no_room_for_a_new_worker(spec: WorkerSpec) -> None:
+    pool = RayPool(spec, address="local", replicas=2)
+    guests = [ray.remote(Guest).options(num_cpus=1).remote() for _ in range(NUM_CPUS)]  # more than there is room for
+    asked = [guest.there.remote() for guest in guests]
+    try:
+        _, waiting = ray.wait(asked, num_returns=NUM_CPUS, timeout=5.0)
+        assert waiting
+        pool.each(note, "first")
+        killed = pool.each(process)[0]
+        os.kill(killed, signal.SIGKILL)
+        assert ray.wait(waiting, timeout=PATIENCE_S)[0], "a guest took the room"
+        assert list(pool.map(square, [1, 2, 3, 4])) == [1, 4, 9, 16]
+        pool.each(note, "second")
+        assert pool.each(noted) == [["first", "second"]], "one worker is left"
+        assert pool.first(process) != killed
+        assert list(pool.map(square, [5, 6])) == [25, 36]
+        for guest in guests:
+            ray.kill(guest)
+        assert killed not in when_whole(pool)
+        assert pool.each(noted) == [["first", "second"]] * 2
+    finally:
+        pool.close()
+        for guest in guests:
+            ray.kill(guest)
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_new_worker_is_brought_to_the_state_of_the_others(spec: WorkerSpec) -> None:
@@ -406,7 +450,7 @@ def test_a_new_worker_is_brought_to_the_state_of_the_others(spec: WorkerSpec) ->
         killed = pool.each(process)[0]
         os.kill(killed, signal.SIGKILL)
         assert list(pool.map(square, [1, 2, 3, 4])) == [1, 4, 9, 16]
-        assert killed not in pool.each(process)
+        assert killed not in when_whole(pool)
         assert sorted(pool.each(noted)) == [["forgotten", "first", "second"], ["second"]]
         os.kill(pool.first(process), signal.SIGKILL)
         assert pool.first(add, 1, 2, 3) == 9
@@ -432,7 +476,7 @@ def test_a_search_that_loses_workers_gives_the_same_bits(
         assert search_on(pool, tmp_path) == expected
         for kill in kills:
             kill.join()
-        assert not set(victims) & set(pool.each(process))
+        assert not set(victims) & set(when_whole(pool))
     finally:
         pool.close()
 
