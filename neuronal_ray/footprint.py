@@ -14,7 +14,7 @@ _SCORED = 16  # bytes per weight of the linear that is being ranked: float32 sco
 _SORTED = 24  # and per score of the slice that is being sorted: int64 positions, values, copies
 _STREAMS = 4  # copies of a text's hidden states: before the first block, after the dense last, before and after one
 _TOGETHER = 15  # candidates of a step
-_CHUNKS = 6  # activations of one chunk inside a block, in widths of its widest linear
+_IN_MLP, _IN_ATTENTION = (3, 2), (0, 9)  # activations of a chunk in either half, in widths of the widest and of hidden
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,9 @@ class Footprint:
             + (_SCORED * largest + _SORTED * min(largest, SLICES[work.device])) * work.ranks
             + 3 * 4 * widest**2 * work.grams
             + _STREAMS * work.held * hidden * work.item
-            + _CHUNKS * CHUNK_TOKENS[work.device] * widest * work.item
+            + max(wide * widest + narrow * hidden for wide, narrow in (_IN_MLP, _IN_ATTENTION))
+            * CHUNK_TOKENS[work.device]
+            * work.item
         )
         return cls(
             weights=weights,

@@ -5,7 +5,7 @@ chain of workers that together hold the model; a task runs on one after the othe
 returns is its result.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
@@ -33,7 +33,7 @@ class Pool(Protocol):
         """Number of workers in a chain."""
         ...
 
-    def map(self, task: Callable[..., Result], items: Sequence[Item], *shared: object) -> Iterator[Result]:
+    def map(self, task: Callable[..., Result], items: Iterable[Item], *shared: object) -> Iterator[Result]:
         """`task(worker, item, *shared)` for every item, spread over the replicas; results in the order of items."""
         ...
 
@@ -79,10 +79,11 @@ class InProcessPool:
         """See Pool."""
         return len(self._workers)
 
-    def map(self, task: Callable[..., Result], items: Sequence[Item], *shared: object) -> Iterator[Result]:
+    def map(self, task: Callable[..., Result], items: Iterable[Item], *shared: object) -> Iterator[Result]:
         """See Pool."""
+        total = f" of {len(items)}" if isinstance(items, Sized) else ""
         for index, item in enumerate(items):
-            yield self._results(task, f"item {index + 1} of {len(items)}", item, *shared)[-1]
+            yield self._results(task, f"item {index + 1}{total}", item, *shared)[-1]
 
     def each(self, task: Callable[..., Result], *shared: object) -> list[Result]:
         """See Pool."""

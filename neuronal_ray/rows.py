@@ -4,6 +4,7 @@ Cunegatti et al., Zeroth-Order Adaptive Neuron Alignment Based Pruning without R
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -119,27 +120,48 @@ def search_lambdas(
     """
     if search not in SEARCHES:
         raise ValueError(f"--lambda-search: unknown name {search!r}, expected one of: {', '.join(SEARCHES)}")
+
+    def made(lam: float) -> tuple[Rates, Plan]:
+        rates = rates_of(lam)
+        plan = problem.plan(rates, rows_adapted=rows_adapted)
+        plan.digest  # noqa: B018  # kept with the plan
+        return rates, plan
+
     tried: list[float] = []
-    rates: list[Rates] = []
-    plans: list[Plan] = []
+    candidates: list[Future[tuple[Rates, Plan]]] = []
     trials: list[Trial] = []
     best, batch = 0, list(lambdas) if search == "set" else _coarse(lambdas)
-    while batch:
-        tried += batch
-        rates += [rates_of(lam) for lam in batch]
-        plans += [problem.plan(candidate, rows_adapted=rows_adapted) for candidate in rates[len(plans) :]]
-        trials += problem.probe.tries(name, batch, plans[len(trials) :])
-        best = min(
-            range(len(trials)), key=lambda index: trials[index].score(problem.criterion)
-        )  # min keeps the first of equals
-        batch = _next_round(tried, tried[best], upper=max(lambdas), left=len(lambdas) - len(tried))
+    with ThreadPoolExecutor(1) as thread:  # a plan is made while those before it are tried
+        while batch:
+            tried += batch
+            coming = [thread.submit(made, lam) for lam in batch]
+            candidates += coming
+            trials += problem.probe.tries(name, batch, _Coming(coming))
+            best = min(
+                range(len(trials)), key=lambda index: trials[index].score(problem.criterion)
+            )  # min keeps the first of equals
+            batch = _next_round(tried, tried[best], upper=max(lambdas), left=len(lambdas) - len(tried))
+    rates, plan = candidates[best].result()
     step = Step(
         name=name,
         lambdas=tuple(tried),
         scores=tuple(trial.score(problem.criterion) for trial in trials),
         selected=tried[best],
     )
-    return Found(rates=rates[best], plan=plans[best], trial=trials[best], step=step)
+    return Found(rates=rates, plan=plan, trial=trials[best], step=step)
+
+
+class _Coming(Sequence[Plan]):
+    """Plans that are made while those before them are tried."""
+
+    def __init__(self, candidates: Sequence[Future[tuple[Rates, Plan]]]) -> None:
+        self._candidates = candidates
+
+    def __len__(self) -> int:
+        return len(self._candidates)
+
+    def __getitem__(self, index: int) -> Plan:  # type: ignore[override]  # one at a time
+        return self._candidates[index].result()[1]
 
 
 def _coarse(lambdas: Sequence[float]) -> list[float]:

@@ -1,7 +1,7 @@
 """Asking the model over the pool: one task per candidate, each distinct plan once; one per block or run of blocks."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -253,29 +253,36 @@ class Search:
         lambdas: Sequence[float],
         plans: Sequence[Plan],
         known: dict[bytes, Result],
-        run: Callable[[list[Plan]], Iterator[tuple[Result, float]]],
+        run: Callable[[Iterable[Plan]], Iterator[tuple[Result, float]]],
         score_of: Callable[[Result], float],
     ) -> list[Result]:
-        """Run what is not known yet, note every candidate, and answer in order."""
+        """Run what is not known yet, note every candidate, and answer in order; a plan is looked at in its turn."""
         self.prepare(with_end=criterion == "kl")
-        new = {plan.digest: (lam, plan) for lam, plan in zip(lambdas, plans, strict=True)}
-        new = {digest: item for digest, item in new.items() if digest not in known}
+        new: dict[bytes, float] = {}
         seconds: dict[bytes, float] = {}
-        asked = {(criterion, plan.digest) for plan in plans} - self._mine
-        self.spared_s += sum(self._answers.seconds.get(key, 0.0) for key in asked if key[1] not in new)
-        self._mine |= asked
-        self.evaluations += len(new)
-        self.rounds += bool(new)
-        with self._progress.stage(f"{step} search", len(new)) as advance:
-            results = run([plan for _, plan in new.values()])
-            for (digest, (lam, _)), (result, spent) in zip(new.items(), results, strict=True):
+        noun = "lambda" if step in _BY_LAMBDA else "candidate"
+        with self._progress.stage(f"{step} search", len(lambdas)) as advance:
+
+            def unknown() -> Iterator[Plan]:
+                for lam, plan in zip(lambdas, plans, strict=True):
+                    if plan.digest in known or plan.digest in new:
+                        advance(f"{noun} {lam:g}: known")
+                        continue
+                    new[plan.digest] = lam
+                    yield plan
+
+            for number, (result, spent) in enumerate(run(unknown())):
+                digest = list(new)[number]
                 known[digest], seconds[digest] = result, spent
                 if self._answers.journal is not None:
                     _noted(self._answers.journal, criterion, digest, result)
                 self._answers.seconds[criterion, digest] = spent
-                advance(
-                    f"{'lambda' if step in _BY_LAMBDA else 'candidate'} {lam:g}: {criterion} {score_of(result):.4g}"
-                )
+                advance(f"{noun} {new[digest]:g}: {criterion} {score_of(result):.4g}")
+        mine = {(criterion, plan.digest) for plan in plans} - self._mine
+        self.spared_s += sum(self._answers.seconds.get(key, 0.0) for key in mine if key[1] not in new)
+        self._mine |= mine
+        self.evaluations += len(new)
+        self.rounds += bool(new)
         found = [known[plan.digest] for plan in plans]
         for lam, plan, result in zip(lambdas, plans, found, strict=True):
             self.candidates.append(
@@ -289,27 +296,35 @@ class Search:
             )
         return found
 
-    def _each(self, plans: list[Plan], *, trial: Callable[[Worker, Plan], Result]) -> Iterator[tuple[Result, float]]:
+    def _each(
+        self, plans: Iterable[Plan], *, trial: Callable[[Worker, Plan], Result]
+    ) -> Iterator[tuple[Result, float]]:
         """One task per plan."""
         return self._pool.map(partial(_timed, trial), plans)
 
     def _grouped(
-        self, plans: list[Plan], *, trials: Callable[[Worker, Sequence[Plan]], list[Result]]
+        self, plans: Iterable[Plan], *, trials: Callable[[Worker, Sequence[Plan]], list[Result]]
     ) -> Iterator[tuple[Result, float]]:
         """One task per plan, or per worker where what a block costs is shared."""
-        share = -(-len(plans) // self._pool.replicas) if self._pool.first(Worker.goes_together) else 1
-        parts = [plans[start : start + share] for start in range(0, len(plans), share or 1)]
+        parts: Iterable[Sequence[Plan]] = ([plan] for plan in plans)
+        if self._pool.first(Worker.goes_together):
+            parts = self._shares(plans)
         for found, seconds in self._pool.map(partial(_timed, trials), parts):
             yield from ((one, seconds / len(found)) for one in found)
 
     def _together(
-        self, plans: list[Plan], *, trials: Callable[[Worker, Sequence[Plan], Tokens], list[Result]]
+        self, plans: Iterable[Plan], *, trials: Callable[[Worker, Sequence[Plan], Tokens], list[Result]]
     ) -> Iterator[tuple[Result, float]]:
         """One task per worker: its plans share the statistics and factorizations of each block."""
-        share = -(-len(plans) // self._pool.replicas) or 1
-        parts = [plans[start : start + share] for start in range(0, len(plans), share)]
+        parts = self._shares(plans)
         for found, seconds in self._pool.map(partial(_timed, trials), parts, self._calibration):
             yield from ((one, seconds / len(found)) for one in found)  # they ran side by side
+
+    def _shares(self, plans: Iterable[Plan]) -> list[list[Plan]]:
+        """All plans, as many for each replica."""
+        whole = list(plans)
+        share = -(-len(whole) // self._pool.replicas) or 1
+        return [whole[start : start + share] for start in range(0, len(whole), share)]
 
     def _collected(self, name: str, total: int, results: Iterator[Result]) -> list[Result]:
         found = []

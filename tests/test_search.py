@@ -1,6 +1,6 @@
 """Are candidates, blocks and rows the same however many workers share them?"""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,9 +25,10 @@ class Divided:
         self.pool, self.replicas, self.shards = pool, replicas, 1
         self.items: list[int] = []
 
-    def map(self, task: Callable[..., object], items: Sequence[object], *shared: object) -> Iterator[object]:
-        self.items.append(len(items))
-        return self.pool.map(task, items, *shared)
+    def map(self, task: Callable[..., object], items: Iterable[object], *shared: object) -> Iterator[object]:
+        whole = list(items)
+        self.items.append(len(whole))
+        return self.pool.map(task, whole, *shared)
 
     def each(self, task: Callable[..., object], *shared: object) -> list[object]:
         return self.pool.each(task, *shared)

@@ -47,7 +47,10 @@ class Probe(Protocol):
     """
 
     def tries(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[Trial]:
-        """One Trial per plan on the search text; `lambdas` are what the record calls the plans."""
+        """One Trial per plan on the search text; `lambdas` are what the record calls the plans.
+
+        A plan may be made when it is looked at: those before it can be tried meanwhile.
+        """
         ...
 
     def divergences(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[tuple[float, ...]]:

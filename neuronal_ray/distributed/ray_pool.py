@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -130,8 +130,9 @@ class RayPool:
         """See Pool."""
         self._calls = [call for call in self._calls if call[0] is Worker.keep_layout]
 
-    def map(self, task: Callable[..., Result], items: Sequence[Item], *shared: object) -> Iterator[Result]:
+    def map(self, task: Callable[..., Result], items: Iterable[Item], *shared: object) -> Iterator[Result]:
         """See Pool. A chain has one task more under way than shards; results that come early wait for their turn."""
+        items = list(items)
         references = [ray.put(value) for value in shared]
         waiting = list(range(len(items)))  # a heap: repeated items come first
         losses: Counter[int] = Counter()

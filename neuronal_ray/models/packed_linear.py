@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuronal_ray.kernels.build import KernelUnavailable, library
+from neuronal_ray.kernels.memory import return_freed_memory
 from neuronal_ray.kernels.packed import DTYPES, MOST_VECTORS, PackedRows, multiply, pack_rows, unpack
 from neuronal_ray.models.blocks import find_blocks
 
@@ -69,6 +70,7 @@ def pack_linears(model: nn.Module) -> int:
             count += 1
     if count > 0:
         _leave_the_file(model)
+        return_freed_memory()
     return count
 
 

@@ -9,9 +9,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from neuronal_ray.core.packing import unpack_words
-from neuronal_ray.models.checkpoint import quiet_loading, refuse_absent
-from neuronal_ray.models.packed_models import DTYPES, WHO, PackedTensor, open_packed
+from neuronal_ray.models.checkpoint import DTYPES, quiet_loading, refuse_absent
+from neuronal_ray.models.packed_models import WHO, PackedTensor, open_packed
 from neuronal_ray.models.tensor_files import WORD_BYTES, Stored, checksum, read_bytes
+
+_AHEAD = 2**26
+"""Bytes that the disk is asked for while those before them are unpacked."""
 
 
 class _Unread:
@@ -38,7 +41,7 @@ class _Unread:
         return torch.from_numpy(values).view(self.dtype).view(packed.shape)
 
     def _read(self, part: str, stored: Stored) -> np.ndarray:
-        data = read_bytes(stored)
+        data = read_bytes(stored, ahead=_AHEAD)
         if checksum(data) != self._packed.checksums[part]:
             raise ValueError(f"{WHO}: {stored.path} is damaged: {part} of {self._name} have another checksum")
         return data

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from transformers import PretrainedConfig
 
 from neuronal_ray.core.packing import pack_words
-from neuronal_ray.models.checkpoint import Checkpoint, read_config
+from neuronal_ray.models.checkpoint import DTYPES, Checkpoint, read_config
 from neuronal_ray.models.fingerprints import config_fingerprint, tensors_fingerprint, weights_fingerprint
 from neuronal_ray.models.tensor_files import (
     CHECKSUMS,
@@ -37,20 +36,6 @@ from neuronal_ray.models.tensor_files import (
 _FORMAT, _VERSION = "neuronal_ray packed", "1"
 WHO = "load_packed"
 _THREADS = min(4, os.cpu_count() or 1)  # reading a disk does not gain from more
-DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
 _ALIGNMENT = 8
 
 

@@ -17,16 +17,15 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from neuronal_ray.core.layout import Layout, LinearSpec
 from neuronal_ray.models.blocks import find_blocks, find_linears, is_transposed, weight_of
-from neuronal_ray.models.checkpoint import INDEX, WANTED, Checkpoint, empty_model
+from neuronal_ray.models.checkpoint import DTYPES, INDEX, WANTED, Checkpoint, empty_model
 from neuronal_ray.models.experts import Expert, stack_name
-from neuronal_ray.models.tensor_files import encoded_header, file_name
+from neuronal_ray.models.tensor_files import WORD_BYTES, encoded_header, file_name
 from neuronal_ray.models.unsupported import UnsupportedModel
 
 _PART_BYTES = 4 * 2**30
 _COPIED_BYTES = 2**24
 _SLAB = 2**17  # numbers at a time: they and their mask stay in a core's cache
 _ITEM: dict[int, type[np.unsignedinteger]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,9 +228,9 @@ def write_weights(written: Checkpoint, weights: Mapping[str, Float[Tensor, "..."
     zeros = {}
     for name, weight in weights.items():
         dtype = written.tensors[written.stored_name(name)].dtype
-        if dtype not in _DTYPES:
-            raise UnsupportedModel(f"--model: {name} is stored as {dtype}, expected one of {', '.join(_DTYPES)}")
-        rounded = weight.cpu().to(_DTYPES[dtype]) + 0.0  # makes positive zeros of negative ones
+        if dtype not in WORD_BYTES:
+            raise UnsupportedModel(f"--model: {name} is stored as {dtype}, expected one of {', '.join(WORD_BYTES)}")
+        rounded = weight.cpu().to(DTYPES[dtype]) + 0.0  # makes positive zeros of negative ones
         if not bool(torch.isfinite(rounded).all()):
             raise ValueError(f"--model: new weights of {name} are not finite in the stored dtype {dtype}")
         with _bits(written, name, tuple(weight.shape)) as bits:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from neuronal_ray.models.checkpoint import INDEX
+from neuronal_ray.models.checkpoint import DTYPES, INDEX
 from neuronal_ray.models.tensor_files import encoded_header, file_name
 
 PART_BYTES = 4 * 2**30
@@ -21,7 +21,7 @@ PART_BYTES = 4 * 2**30
 
 _SLICE = 2**22  # weights with a seed of their own: they are drawn in parallel
 _ROOM = 2**26  # bytes beside the tensors: headers, configuration, the directory itself
-_STORED = {torch.float32: "F32", torch.bfloat16: "BF16"}
+_STORED = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def empty_llama(**config: int) -> PreTrainedModel:

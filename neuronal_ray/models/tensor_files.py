@@ -88,10 +88,15 @@ def _stored(path: Path, data: int, entry: dict[str, list[int]]) -> Stored:
     )
 
 
-def read_bytes(stored: Stored) -> np.ndarray:
-    """The bytes of one tensor, [bytes], in memory of its own."""
+def read_bytes(stored: Stored, *, ahead: int = 0) -> np.ndarray:
+    """The bytes of one tensor, [bytes], in memory of its own.
+
+    So many `ahead`, behind them in the file, the system is to read on its own meanwhile, where it can be asked.
+    """
     found = np.empty(stored.num_bytes, np.uint8)
     with stored.path.open("rb", buffering=0) as file:
+        if ahead and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), stored.start, stored.num_bytes + ahead, os.POSIX_FADV_WILLNEED)
         done = 0
         while done < stored.num_bytes:  # one call reads 2 GiB at most
             count = os.preadv(file.fileno(), [found[done:].data], stored.start + done)

@@ -86,6 +86,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_metrics_report_interval_ms": "1000",
     }
     head, dashboard, agent, agent_grpc, client, runtime, metrics = free_ports(7)
     cluster = Cluster(
@@ -149,7 +150,7 @@ def test_a_job_s_result_is_the_in_process_one(cluster: Cluster, folder: Path, ex
     for stage in (
         "loading 1/1 2 replicas",
         "block search 2/2 lambda",
-        "row search 1/1",
+        "row search 2/2",
         "checkpoint 1/1 model.safetensors",
     ):
         assert re.search(rf"^\[ *\d+\.\d s\] {re.escape(stage)}", logs, flags=re.MULTILINE), (stage, logs)
@@ -182,7 +183,7 @@ def test_a_submission_without_the_token_is_refused(cluster: Cluster, folder: Pat
 
 def test_a_stopped_job_leaves_its_journal_alone_and_goes_on_from_it(cluster: Cluster, folder: Path) -> None:
     output = folder / "stopped"
-    many = ",".join(f"{number / 4000:.5f}" for number in range(1, 900))
+    many = ",".join(f"{number / 8000:.6f}" for number in range(1, 1500))
     arguments = prune_arguments(folder, output, block_lambdas=many, replicas="1", shards="2")
     index = arguments.index("--address")
     entry_point = ["python", "-m", "neuronal_ray.prune", *arguments[:index], *arguments[index + 2 :]]

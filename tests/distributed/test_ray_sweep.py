@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+import neuronal_ray.sweep
 from neuronal_ray.sweep_results import read_results
 
 VARIANTS = {
@@ -44,17 +45,21 @@ def sweep_file(folder: Path) -> Path:
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("one_thread")
 def test_two_workers_find_what_one_process_finds(tmp_path: Path) -> None:
     tiny.write_model(tmp_path / "model")
     tiny.write_texts(tmp_path)
     file = sweep_file(tmp_path)
-    places = {"one": ["--address", "none"], "two": ["--address", "local", "--replicas", "2"]}
-    found = {}
-    for name, words in places.items():
-        # a process of its own: Ray remembers the token of the first cluster that a process has seen
-        command = [sys.executable, "-m", "neuronal_ray.sweep", str(file), "--output", str(tmp_path / name), *words]
-        finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-        assert finished.returncode == 0, finished.stderr
-        found[name] = {(r.cell, r.evaluation): (r.value, r.error, r.rows) for r in read_results([tmp_path / name])}
+    # a process of its own: Ray remembers the token of the first cluster that a process has seen
+    command = [sys.executable, "-m", "neuronal_ray.sweep", str(file), "--output", str(tmp_path / "two")]
+    finished = subprocess.run(
+        [*command, "--address", "local", "--replicas", "2"], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert neuronal_ray.sweep.main([str(file), "--output", str(tmp_path / "one"), "--address", "none"]) == 0
+    found = {
+        name: {(r.cell, r.evaluation): (r.value, r.error, r.rows) for r in read_results([tmp_path / name])}
+        for name in ("one", "two")
+    }
     assert len(found["one"]) == (len(VARIANTS) * 2 + 1) * 3
     assert found["one"] == found["two"]
