@@ -26,7 +26,7 @@ from neuronal_ray.kernels.squares import column_squares, squares_reference
 _ROWS, _COLUMNS, _TOKENS = 4096, 4096, 2048
 _HEAD = 128
 _FORM = RmsNorm(eps=1e-6, rounded=True, plus_one=False)
-_PRODUCTS = (1, 16, 256, 2048)
+_PRODUCTS, _SPARSE_UNITS = (1, 16, 256, 2048), (8, 0)
 _ROUNDS, _IN_A_ROW = 7, 20
 
 
@@ -136,7 +136,7 @@ def measure_kernels(
                 ),
                 ("rotary", partial(rotary, heads, *angles), partial(rotary_reference, heads, *angles), moved),
             ]
-            if dtype == torch.bfloat16:
+            if dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= _SPARSE_UNITS:
                 cases += _two_four(weight, inputs[0])
         for name, kernel, reference, moved in cases:
             spent: dict[str, list[float]] = {"kernel": [], "reference": []}

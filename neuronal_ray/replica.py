@@ -27,7 +27,7 @@ Part of the numerics: it depends on nothing else, not on the pool, not on the me
 
 
 def chunk_sequences(length: int, device: str = "cpu") -> int:
-    """Number of sequences of `length` tokens in one chunk on a type of device; on a CPU that of tasks."""
+    """Number of sequences of `length` tokens in one chunk on a type of device."""
     return max(1, CHUNK_TOKENS[device] // length)
 
 
