@@ -34,7 +34,10 @@ class Pool(Protocol):
         ...
 
     def map(self, task: Callable[..., Result], items: Iterable[Item], *shared: object) -> Iterator[Result]:
-        """`task(worker, item, *shared)` for every item, spread over the replicas; results in the order of items."""
+        """`task(worker, item, *shared)` for every item, spread over the replicas; results in the order of items.
+
+        An item is asked for when a worker can take it: those that take time to make can be made meanwhile.
+        """
         ...
 
     def each(self, task: Callable[..., Result], *shared: object) -> list[Result]:

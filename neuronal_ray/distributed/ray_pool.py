@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import suppress
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -131,34 +131,53 @@ class RayPool:
         self._calls = [call for call in self._calls if call[0] is Worker.keep_layout]
 
     def map(self, task: Callable[..., Result], items: Iterable[Item], *shared: object) -> Iterator[Result]:
-        """See Pool. A chain has one task more under way than shards; results that come early wait for their turn."""
-        items = list(items)
+        """See Pool. A chain has one task more under way than shards; results that come early wait for their turn.
+
+        An item is asked for when a chain can take it.
+        """
         references = [ray.put(value) for value in shared]
-        waiting = list(range(len(items)))  # a heap: repeated items come first
+        total = f" of {len(items)}" if isinstance(items, Sized) else ""
+        coming, turn = enumerate(items), 0
+        given: dict[int, Item] = {}  # not done yet
+        again: list[int] = []  # a heap of those whose worker was lost: they come first
         losses: Counter[int] = Counter()
         flight: dict[ray.ObjectRef, tuple[int, _Chain]] = {}
         done: dict[int, Result] = {}
-        for turn in range(len(items)):
-            while turn not in done:
-                while waiting and (chain := self._idlest()) is not None:
-                    index = heappop(waiting)
-                    flight[chain.call(task, items[index], *references)[-1]] = (index, chain)
+        try:
+            while True:
+                while (chain := self._idlest()) is not None:
+                    if again:
+                        index = heappop(again)
+                    elif (one := next(coming, None)) is not None:
+                        index, item = one
+                        given[index] = item
+                    else:
+                        break
+                    flight[chain.call(task, given[index], *references)[-1]] = (index, chain)
                     chain.since = time.monotonic() if not chain.load else chain.since
                     chain.load += 1
+                while turn in done:
+                    yield done.pop(turn)
+                    turn += 1
+                if not flight and not again and chain is not None:
+                    return
                 ready = self._next(flight)
                 if ready is None:
                     continue
                 index, chain = flight.pop(ready)
                 chain.load -= 1
                 chain.since = time.monotonic()
-                name = f"{task_name(task)}, item {index + 1} of {len(items)}"
+                name = f"{task_name(task)}, item {index + 1}{total}"
                 try:
                     done[index] = _result(ready, name)
+                    del given[index]
                 except _WorkerLost as lost:
                     losses[index] += 1
                     self._replace(chain, f"{name}: {lost}", losses[index])
-                    heappush(waiting, index)
-            yield done.pop(turn)
+                    heappush(again, index)
+        finally:  # left half-way: nobody waits for what is under way
+            for _, chain in flight.values():
+                chain.load -= 1
 
     def each(self, task: Callable[..., Result], *shared: object) -> list[Result]:
         """See Pool."""

@@ -219,6 +219,20 @@ def test_no_items_give_no_results(pool: Pool) -> None:
     assert list(pool.map(square, [])) == []
 
 
+def test_items_are_asked_for_when_they_can_be_taken(pool: Pool) -> None:
+    asked: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(200):
+            asked.append(number)
+            yield number
+
+    results = pool.map(square, items())
+    assert next(results) == 0
+    assert len(asked) < 200
+    assert list(results) == [number * number for number in range(1, 200)]
+
+
 def test_shared_arguments_reach_every_task(pool: Pool) -> None:
     assert list(pool.map(add, [1, 2, 3, 4, 5], 10, 2)) == [22, 24, 26, 28, 30]
 
