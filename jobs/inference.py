@@ -106,6 +106,7 @@ def _write_models(dense: Path, sparse: Path, *, blocks: int, rate: float) -> Non
     from safetensors.torch import load_file, save_file
 
     from neuronal_ray.models.synthetic import write_random_llama
+    from neuronal_ray.output import staged
 
     if not dense.is_dir():
         write_random_llama(dense, SHAPES | {"num_hidden_layers": blocks}, dtype=torch.bfloat16)
@@ -116,13 +117,10 @@ def _write_models(dense: Path, sparse: Path, *, blocks: int, rate: float) -> Non
         if name.endswith("_proj.weight"):
             smallest = weight.float().abs().argsort(dim=1)[:, : round(rate * weight.shape[1])]
             weight.scatter_(1, smallest, 0)
-    staging = sparse.with_name(f".{sparse.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    for file in dense.glob("*.json"):
-        shutil.copyfile(file, staging / file.name)
-    save_file(tensors, staging / "model.safetensors", metadata={"format": "pt"})
-    staging.rename(sparse)
+    with staged(sparse) as staging:
+        for file in dense.glob("*.json"):
+            shutil.copyfile(file, staging / file.name)
+        save_file(tensors, staging / "model.safetensors", metadata={"format": "pt"})
 
 
 if __name__ == "__main__":
