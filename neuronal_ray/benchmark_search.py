@@ -39,6 +39,7 @@ from neuronal_ray.benchmark_timed import (
     TimedSearch,
     Tokens,
     forwards_alone,
+    forwards_beside,
     random_tokens,
     timed_search,
     worker_of,
@@ -73,7 +74,8 @@ class SearchMeasured:
     """One model's search. `search_s` is the whole after loading, `candidates` the distinct ones of `asked`.
 
     `staged_s` is what the stages add up to: the same run, but on a GPU, where they are taken in one that waits for the
-    device at each. `forwards_alone_s`: the candidates' forwards with weights already masked, nothing observed.
+    device at each. `forwards_alone_s`: the candidates' forwards with weights already masked, nothing observed, one
+    after the other; `forwards_beside_s`: as many side by side as in the search (lanes.py).
     `floor_s`: the operations of their matrix products at the device's ceiling. `formula_bytes`: what the planner
     counts with.
     """
@@ -95,6 +97,7 @@ class SearchMeasured:
     stages: tuple[Stage, ...]
     staged_s: float
     forwards_alone_s: float
+    forwards_beside_s: float
     floor_s: float
     ceilings: Ceilings
     token_forwards: float
@@ -117,6 +120,8 @@ class SearchMeasured:
             f"  {'sparse forwards alone':<28} {self.forwards_alone_s:9.2f} s   candidates / forwards alone = "
             f"{self.candidates_s / self.forwards_alone_s:.2f}, search / forwards alone = "
             f"{self.search_s / self.forwards_alone_s:.2f}",
+            f"  {'the same, side by side':<28} {self.forwards_beside_s:9.2f} s   search / forwards = "
+            f"{self.search_s / self.forwards_beside_s:.2f}",
             f"  {'arithmetic floor':<28} {self.floor_s:9.2f} s   search / floor = {self.search_s / self.floor_s:.2f}",
             f"  peak memory: {memory}host {self.host_bytes / GIB:.2f} GiB; planner's formula "
             f"{self.formula_bytes / GIB:.2f} GiB",
@@ -203,6 +208,7 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
 
     text, layout, dtype = tokens[: setting.samples], worker.layout, worker.replica.stream.model.dtype
     alone_s = forwards_alone(worker, text, search.plans[-1], repeats=repeats) * search.distinct
+    beside_s = forwards_beside(worker, text, search.plans[-1], repeats=repeats) * search.distinct
     literal = _literal(worker, text, search, literal_candidates) if literal_candidates else None
     ceilings = measure_ceilings(device, dtype)
     need = needs(
@@ -228,6 +234,7 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
         stages=tuple(Stage.of(name, spent, need.get(name, Need())) for name, spent in staged.seconds.items()),
         staged_s=staged.search_s,
         forwards_alone_s=alone_s,
+        forwards_beside_s=beside_s,
         floor_s=need[FORWARDS].flops / ceilings.flops,
         ceilings=ceilings,
         token_forwards=search.distinct * text.numel() + tokens.numel(),
@@ -239,7 +246,9 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
 
 
 def _literal(worker: Worker, text: Tokens, search: TimedSearch, candidates: int) -> Literal:
-    """Each literal candidate timed next to one of ours; of the two steps in turn, whose plans cost the same."""
+    """Each literal candidate timed next to ours, as many as go side by side; of the two steps in turn, whose plans cost
+    the same.
+    """
     inputs = [worker.replica.stream.start(part) for part in text.to(worker.device).split(1)]
     shared_s = (search.search_s - search.candidates_s) / search.distinct
     ratios: dict[bool, list[float]] = {False: [], True: []}
@@ -247,7 +256,8 @@ def _literal(worker: Worker, text: Tokens, search: TimedSearch, candidates: int)
         plan = search.plans[number % 2]
         ours_s = search.candidates_s / search.distinct
         if not worker.goes_together():
-            ours_s = seconds(worker.device, partial(worker.trial, plan))
+            beside = [plan] * worker.at_once()
+            ours_s = seconds(worker.device, partial(worker.side_by_side, beside, Worker.trial)) / len(beside)
         for all_statistics, found in ratios.items():
             call = partial(literal_candidate, worker, inputs, plan, all_statistics=all_statistics)
             found.append(seconds(worker.device, call) / (ours_s + shared_s))

@@ -171,5 +171,16 @@ def forwards_alone(worker: Worker, text: Tokens, plan: Plan, *, repeats: int) ->
     return total
 
 
+def forwards_beside(worker: Worker, text: Tokens, plan: Plan, *, repeats: int) -> float:
+    """`forwards_alone` of as many candidates as the worker takes side by side, for one of them."""
+    count = worker.at_once()
+    spent = worker.side_by_side(range(count), _nth_forwards_alone, text, plan, repeats)
+    return sum(spent) / count / count
+
+
+def _nth_forwards_alone(worker: Worker, _: int, text: Tokens, plan: Plan, repeats: int) -> float:
+    return forwards_alone(worker, text, plan, repeats=repeats)
+
+
 def _forward(worker: Worker, index: int, recordings: Sequence[Recording]) -> list[Recording]:
     return [worker.replica.stream.block(index, recording) for recording in recordings]

@@ -1,6 +1,7 @@
 """The dense model's next-token distributions on a text, and how far a sparse model's are from them."""
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 
 from jaxtyping import Float, Float32, Int64
@@ -21,7 +22,6 @@ class Distributions:
 
     def __init__(
         self,
-        stream: Stream,
         text: Sequence[Int64[Tensor, "sequences length"]],
         dense: Sequence[Recording],
         *,
@@ -29,37 +29,55 @@ class Distributions:
         cache_size: int = _CACHED,
     ) -> None:
         """`dense` are the hidden states of each chunk of `text` after the dense model's last block; sizes in floats."""
-        self._stream, self._text, self._dense = stream, text, dense
+        self._text, self._dense = text, dense
         self._slice_size, self._free = slice_size, cache_size
         self._kept: dict[int, Float32[Tensor, "tokens vocabulary"]] = {}
+        self._lock = threading.Lock()
 
-    def divergence(self, sparse: Sequence[Recording]) -> list[float]:
-        """Mean KL(dense || sparse) over the positions of each sequence, nats a token; infinite on overflow."""
+    def divergence(self, sparse: Sequence[Recording], stream: Stream) -> list[float]:
+        """Mean KL(dense || sparse) over the positions of each sequence, nats a token; infinite on overflow.
+
+        `stream` has the head, and no other thread at the time.
+        """
         means: list[float] = []
         number = 0
         for text, ours, theirs in zip(self._text, self._dense, sparse, strict=True):
             for row in range(len(text)):
                 total = 0.0
-                for positions in self._slices(text.shape[1]):
-                    dense = self._kept.get(number)
-                    if dense is None:
-                        dense = log_probabilities(self._logits(text, ours, row, positions))
-                        if dense.numel() <= self._free:
-                            self._kept[number] = dense
-                            self._free -= dense.numel()
+                for positions in self._slices(text.shape[1], stream.vocabulary):
+                    dense = self._log_probabilities(number, stream, text, ours, row, positions)
                     number += 1
-                    total += float(divergences(dense, self._logits(text, theirs, row, positions)).sum())
+                    total += float(divergences(dense, _logits(stream, text, theirs, row, positions)).sum())
                 means.append(total / text.shape[1] if math.isfinite(total) else math.inf)
         return means
 
-    def _slices(self, length: int) -> Iterator[slice]:
+    def _log_probabilities(
+        self,
+        number: int,
+        stream: Stream,
+        text: Int64[Tensor, "sequences length"],
+        dense: Recording,
+        row: int,
+        positions: slice,
+    ) -> Float32[Tensor, "tokens vocabulary"]:
+        """The dense model's of slice `number`; whoever comes first computes those that are kept, the others wait."""
+        size = (positions.stop - positions.start) * stream.vocabulary
+        with self._lock:
+            if number not in self._kept and size <= self._free:
+                self._kept[number] = log_probabilities(_logits(stream, text, dense, row, positions))
+                self._free -= size
+            kept = self._kept.get(number)
+        return log_probabilities(_logits(stream, text, dense, row, positions)) if kept is None else kept
+
+    def _slices(self, length: int, vocabulary: int) -> Iterator[slice]:
         """Runs of positions that together have no more logits than fit in a slice."""
-        step = max(1, self._slice_size // self._stream.vocabulary)
+        step = max(1, self._slice_size // vocabulary)
         return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
-    def _logits(
-        self, text: Int64[Tensor, "sequences length"], recording: Recording, row: int, positions: slice
-    ) -> Float[Tensor, "tokens vocabulary"]:
-        """The logits at some positions of one sequence of a chunk; the head sees each position by itself."""
-        here = Recording(recording.hidden[row : row + 1, positions], recording.calls)
-        return self._stream.finish(text[row : row + 1, positions], here)[0]
+
+def _logits(
+    stream: Stream, text: Int64[Tensor, "sequences length"], recording: Recording, row: int, positions: slice
+) -> Float[Tensor, "tokens vocabulary"]:
+    """The logits at some positions of one sequence of a chunk; the head sees each position by itself."""
+    here = Recording(recording.hidden[row : row + 1, positions], recording.calls)
+    return stream.finish(text[row : row + 1, positions], here)[0]

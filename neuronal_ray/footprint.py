@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from neuronal_ray.kernels.ranking import SLICES, rank_dtype
+from neuronal_ray.lanes import most_lanes
 from neuronal_ray.models.blocks import Model, find_blocks, find_linears, weight_of
 from neuronal_ray.replica import CHUNK_TOKENS, shard_blocks
 
@@ -13,6 +14,7 @@ _USABLE = 0.92  # of a device's memory: the rest is the driver's context and wha
 _SCORED = 16  # bytes per weight of the linear that is being ranked: float32 score and its factors, ranks and a copy
 _SORTED = 24  # and per score of the slice that is being sorted: int64 positions, values, copies
 _STREAMS = 4  # copies of a text's hidden states: before the first block, after the dense last, before and after one
+_STREAMS_OF_A_LANE = 2  # before and after a block
 _TOGETHER = 15  # candidates of a step
 _IN_MLP, _IN_ATTENTION = (3, 2), (0, 9)  # activations of a chunk in either half, in widths of the widest and of hidden
 
@@ -42,6 +44,8 @@ class Footprint:
     passing: int
     stream: int = 0
     """One more candidate's hidden states, where candidates pass a block together."""
+    beside: int = 0
+    """What goes side by side with the first task, where the model is whole on a CPU."""
 
     @classmethod
     def of(cls, model: Model, work: Work) -> "Footprint":
@@ -53,14 +57,19 @@ class Footprint:
         widest = max(max(shape) for block in shapes for shape in block)
         largest = max(rows * columns for block in shapes for rows, columns in block)
         hidden = int(model.config.get_text_config().hidden_size)
-        passing = (
+        stream = work.held * hidden * work.item
+        lanes = most_lanes(max(weights)) if work.device == "cpu" else 1
+        lane = (  # what each task holds of those that go side by side
             max(weights)  # the pruned copy of a block
-            + (_SCORED * largest + _SORTED * min(largest, SLICES[work.device])) * work.ranks
-            + 3 * 4 * widest**2 * work.grams
-            + _STREAMS * work.held * hidden * work.item
             + max(wide * widest + narrow * hidden for wide, narrow in (_IN_MLP, _IN_ATTENTION))
             * CHUNK_TOKENS[work.device]
             * work.item
+        )
+        passing = (
+            lane
+            + (_SCORED * largest + _SORTED * min(largest, SLICES[work.device])) * work.ranks
+            + 3 * 4 * widest**2 * work.grams
+            + _STREAMS * stream
         )
         return cls(
             weights=weights,
@@ -70,14 +79,15 @@ class Footprint:
             ),
             outside=everything - sum(weights),
             passing=passing,
-            stream=work.held * hidden * work.item,
+            stream=stream,
+            beside=(lanes - 1) * (lane + _STREAMS_OF_A_LANE * stream),
         )
 
     def worker(self, shards: int) -> int:
         """The most that one of `shards` workers holds."""
         blocks = [shard_blocks(len(self.weights), shard, shards) for shard in range(shards)]
         own = max(sum(self.weights[index] + self.ranks[index] for index in some) for some in blocks)
-        return own + self.outside + self.passing
+        return own + self.outside + self.passing + (self.beside if shards == 1 else 0)
 
     def streaming(self) -> int:
         """The most that a worker holds on its device when blocks visit it: one, the next, and all candidates' text."""

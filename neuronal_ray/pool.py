@@ -8,6 +8,7 @@ returns is its result.
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Protocol, TypeVar
 
 from neuronal_ray.worker import Worker, WorkerSpec
@@ -110,6 +111,29 @@ class InProcessPool:
             handed = results[-1] if results else None
             results.append(_said_once(task, item, lambda: worker.relay(handed, task, *args)))  # noqa: B023
         return results
+
+
+def map_side_by_side(
+    pool: Pool, task: Callable[..., Result], items: Iterable[Item], *shared: object
+) -> Iterator[Result]:
+    """`pool.map` of tasks that only pass text through the model: as many to a worker as go side by side there."""
+    size = pool.first(Worker.at_once)
+    if size == 1:
+        yield from pool.map(task, items, *shared)
+        return
+    for found in pool.map(partial(_side_by_side, task), _in_groups(items, size), *shared):
+        yield from found
+
+
+def _side_by_side(task: Callable[..., Result], worker: Worker, items: Sequence[Item], *shared: object) -> list[Result]:
+    return worker.side_by_side(items, task, *shared)
+
+
+def _in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The next `size` items each time, asked for when they are wanted."""
+    coming = iter(items)
+    while group := list(islice(coming, size)):
+        yield group
 
 
 def _before_last(workers: Sequence[Worker], task: Callable[..., Result], *args: object) -> Result | None:

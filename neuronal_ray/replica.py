@@ -1,5 +1,6 @@
 """One copy of the model on one device, passed block by block: with its own weights or others, observed or not."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +82,15 @@ class Replica:
         self.tokens = 0  # that passed through one block, for the record
         if shards == 1:
             self.trace(Kinds())
+
+    def twin(self) -> "Replica":
+        """Another to be passed at the same time by another thread; the weights are the same memory."""
+        other = copy.copy(self)
+        other.stream = self.stream.twin()
+        other.stopwatch = Stopwatch(self.device, synchronize=self.stopwatch.synchronize)
+        other.linears = {index: find_linears(other.stream.blocks[index]) for index in self.blocks}
+        other.tokens = 0
+        return other
 
     @property
     def layout(self) -> Layout:

@@ -17,7 +17,7 @@ from neuronal_ray.core.levels import levels_around
 from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.journal import Journal, Number
 from neuronal_ray.levels import LevelStore
-from neuronal_ray.pool import Pool
+from neuronal_ray.pool import Pool, map_side_by_side
 from neuronal_ray.progress import Progress
 from neuronal_ray.replica import Statistics, chunk_sequences
 from neuronal_ray.worker import Worker
@@ -188,12 +188,13 @@ class Search:
         known, journal = self._answers.changes, self._answers.journal
         order = sorted(range(len(changes)), key=lambda number: firsts[number])
         order = [number for number in order if keys[number] not in known]
-        size = -(-len(order) // self._pool.replicas) or 1
+        size = -(-len(order) // (self._pool.replicas * self._pool.first(Worker.at_once))) or 1
         batches = [order[start : start + size] for start in range(0, len(order), size)]
         self.evaluations += share * (sum(blocks - first for first in firsts) + max(firsts)) / blocks
         self.rounds += 1
         with self._progress.stage("probes", len(batches)) as advance:
-            for batch, values in zip(batches, self._pool.map(_changed, batches, changes, plan, part), strict=True):
+            answers = map_side_by_side(self._pool, _changed, batches, changes, plan, part)
+            for batch, values in zip(batches, answers, strict=True):
                 for number, value in zip(batch, values, strict=True):
                     known[keys[number]] = (value,)
                     if journal is not None:
@@ -209,7 +210,9 @@ class Search:
         self.evaluations += 2
         self.rounds += 1
         sums: dict[Linear, Float64[Tensor, " rows"]] = {}
-        for found in self._collected("differences", len(parts), self._pool.map(Worker.differences, parts, plan)):
+        for found in self._collected(
+            "differences", len(parts), map_side_by_side(self._pool, Worker.differences, parts, plan)
+        ):
             for linear, squares in found.items():
                 sums[linear] = sums[linear] + squares if linear in sums else squares
         return {linear: squares.sqrt() for linear, squares in sums.items()}
@@ -300,7 +303,7 @@ class Search:
         self, plans: Iterable[Plan], *, trial: Callable[[Worker, Plan], Result]
     ) -> Iterator[tuple[Result, float]]:
         """One task per plan."""
-        return self._pool.map(partial(_timed, trial), plans)
+        return map_side_by_side(self._pool, partial(_timed, trial), plans)
 
     def _grouped(
         self, plans: Iterable[Plan], *, trials: Callable[[Worker, Sequence[Plan]], list[Result]]
@@ -309,7 +312,7 @@ class Search:
         parts: Iterable[Sequence[Plan]] = ([plan] for plan in plans)
         if self._pool.first(Worker.goes_together):
             parts = self._shares(plans)
-        for found, seconds in self._pool.map(partial(_timed, trials), parts):
+        for found, seconds in map_side_by_side(self._pool, partial(_timed, trials), parts):
             yield from ((one, seconds / len(found)) for one in found)
 
     def _together(

@@ -16,19 +16,16 @@ class SearchText:
     def __init__(
         self, replica: Replica, tokens: Int64[Tensor, "sequences length"], *, chunk: int | None = None
     ) -> None:
-        self.tokens, self._replica = tokens, replica
+        self.tokens = tokens
         self.parts, self.recordings = replica.start(tokens, chunk=chunk)
-        self._dense_end: Sequence[Recording] = ()
         self._distributions: Distributions | None = None
 
     def keep_dense_end(self, recordings: Sequence[Recording]) -> None:
         """The text after the dense model's last block, where that is."""
-        self._dense_end = recordings
+        self._distributions = Distributions(self.parts, recordings) if recordings else None
 
-    def divergence(self, sparse: Sequence[Recording]) -> tuple[float, ...]:
+    def divergence(self, sparse: Sequence[Recording], replica: Replica) -> tuple[float, ...]:
         """Mean KL(dense || sparse) of each sequence, nats a token; `sparse` is the text after the last block."""
-        if self._distributions is None:
-            assert self._dense_end, "the search text was set without the dense model's reference"
-            self._distributions = Distributions(self._replica.stream, self.parts, self._dense_end)
-        with self._replica.stopwatch.measure("divergence"):
-            return tuple(self._distributions.divergence(sparse))
+        assert self._distributions is not None, "the search text was set without the dense model's reference"
+        with replica.stopwatch.measure("divergence"):
+            return tuple(self._distributions.divergence(sparse, replica.stream))

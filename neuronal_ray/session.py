@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from jaxtyping import Int64
@@ -18,7 +19,7 @@ from neuronal_ray.core.layout import Group, Layout
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import RunningNorm, Statistic
 from neuronal_ray.journal import Journal
-from neuronal_ray.pool import Pool
+from neuronal_ray.pool import Pool, map_side_by_side
 from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Answers, Search
@@ -195,7 +196,9 @@ class Session:
         firsts: list[Gathered | None] = [None for _ in kinds]
         passed = 0
         with progress.stage("statistics", len(parts)) as advance:
-            for part, observed in zip(parts, self.pool.map(Worker.observe_all, parts, tuple(kinds)), strict=True):
+            spread = self.pool.map if len(parts) == 1 else partial(map_side_by_side, self.pool)  # one has all threads
+            answers = spread(Worker.observe_all, parts, tuple(kinds))
+            for part, observed in zip(parts, answers, strict=True):
                 for known, seen in zip(found, observed, strict=True):
                     for group, statistic in seen.items():
                         known[group] = known[group].merge(statistic) if group in known else statistic

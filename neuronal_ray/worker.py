@@ -6,6 +6,7 @@ chain of shards a task runs on one after the other; what a shard returns is hand
 result.
 """
 
+import copy
 import hashlib
 import math
 import os
@@ -31,6 +32,7 @@ from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.stats import Gram, RunningGram, RunningNorm, SquareSum, Statistic
 from neuronal_ray.core.trim import trim_rows
 from neuronal_ray.cuts import Cuts
+from neuronal_ray.lanes import Lane, Lanes, lane_count
 from neuronal_ray.levels import LevelStore, solve_at_levels
 from neuronal_ray.models.blocks import Recording, is_transposed
 from neuronal_ray.models.parts import Part, copy_part, stored_tensors, write_weights, zero_masked
@@ -39,6 +41,7 @@ from neuronal_ray.recipe import Ranks, Recipe
 from neuronal_ray.replica import BlockText, Replica, Statistics, Weights, chunk_sequences
 from neuronal_ray.search_text import SearchText
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 State = TypeVar("State")
 
@@ -127,6 +130,8 @@ class Worker:
         self._levels: LevelStore | None = None
         self._dense: Statistics = {}
         self._cuts = Cuts(self.replica)
+        self._lanes: Lanes | None = None
+        self._sharing = 1  # tasks under way at the same time, this worker's included
 
     # -- shards ------------------------------------------------------------------------------------------------
 
@@ -169,14 +174,48 @@ class Worker:
         return cast(Result, Handed(hidden, found))
 
     def timed(self, task: Callable[..., Result], *args: object) -> tuple[Result, float]:
-        """What `task(worker, *args)` returns, and the seconds that it took in all shards."""
+        """What `task(worker, *args)` returns, and the seconds that it took in all shards: its share of those of tasks
+        that go beside it.
+        """
         before = self._handed.seconds if isinstance(self._handed, Handed) else 0.0
         begin = perf_counter()
         found = task(self, *args)
-        seconds = before + perf_counter() - begin
+        seconds = before + (perf_counter() - begin) / self._sharing
         if isinstance(found, Handed):
             return cast(tuple[Result, float], replace(found, seconds=seconds))
         return found, seconds
+
+    # -- side by side ------------------------------------------------------------------------------------------
+
+    def at_once(self) -> int:
+        """How many tasks that ask for no more than a pass this worker takes side by side (see lanes.py).
+
+        A solver wants all threads for its large products.
+        """
+        if self.device.type != "cpu" or self.spec.streams or self.spec.shards > 1 or self.recipe.solves:
+            return 1
+        blocks = self.layout.blocks
+        weights = max(sum(self.replica.weight(spec).nbytes for spec in block) for block in blocks)
+        return lane_count(torch.get_num_threads(), weights)
+
+    def side_by_side(self, items: Sequence[Item], task: Callable[..., Result], *shared: object) -> list[Result]:
+        """`task(worker, item, *shared)` for each item; the tasks change nothing that the worker holds.
+
+        One alone has no more threads than one of several: sums may depend on their number.
+        """
+        count = self.at_once()
+        if count == 1:
+            return [task(self, item, *shared) for item in items]
+        if self._lanes is None:
+            self._lanes = Lanes(self.replica, count)
+        return self._lanes.map(lambda lane, item: task(self._in(lane), item, *shared), items)
+
+    def _in(self, lane: Lane) -> "Worker":
+        """This worker with the replica of a lane."""
+        one = copy.copy(self)
+        one.replica, one.stopwatch, one._cuts = lane.replica, lane.replica.stopwatch, lane.cuts
+        one._sharing = lane.beside
+        return one
 
     @property
     def is_last(self) -> bool:
@@ -328,7 +367,7 @@ class Worker:
             streams,
             comparisons,
             lambda: [
-                comparison.trial(self._text.divergence(recordings) if divergence else ())
+                comparison.trial(self._text.divergence(recordings, self.replica) if divergence else ())
                 for comparison, recordings in zip(comparisons, streams, strict=True)
             ],
         )
@@ -347,7 +386,7 @@ class Worker:
         """Mean KL divergence of each search sequence's next-token distributions, dense from sparse; nats a token."""
         (recordings,), _ = self._take([self._text.recordings], None)
         recordings = self._pass(recordings, plan)
-        return self._give([recordings], None, lambda: self._text.divergence(recordings))
+        return self._give([recordings], None, lambda: self._text.divergence(recordings, self.replica))
 
     def changed(self, changes: Sequence[Counts], plan: Plan, sequences: range) -> list[float]:
         """Mean divergence over an excerpt (see set_excerpt) of `plan` with each of `changes` made to it, in order.
@@ -366,7 +405,7 @@ class Worker:
             """One changed stream through the rest of this shard."""
             streams[number] = self._pass(recordings, plans[number], first=first)
             if self.is_last:
-                divergences = text.divergence(streams.pop(number))
+                divergences = text.divergence(streams.pop(number), self.replica)
                 found[number] = sum(divergences) / len(divergences)
 
         for number in begun:
@@ -458,7 +497,7 @@ class Worker:
             [dense, *streams],
             comparisons,
             lambda: [
-                comparison.trial(self._text.divergence(stream) if divergence else ())
+                comparison.trial(self._text.divergence(stream, self.replica) if divergence else ())
                 for comparison, stream in zip(comparisons, streams, strict=True)
             ],
         )
@@ -524,7 +563,7 @@ class Worker:
         for index in self.replica.visited(self.blocks):
             with self.stopwatch.measure("dense pass"):
                 _, (reference,) = self.replica.run(index, recordings, (kind,))
-            weights = self._pruned_block(index, plan, [reference])
+            weights, _ = self._pruned_block(index, plan, [reference])
             recordings, (observed,) = self.replica.run_with(index, recordings, weights, (kind,))
             comparison.add(self.layout, index, reference, observed)
         return self._give([recordings], comparison, comparison.trial)
@@ -539,7 +578,7 @@ class Worker:
         if not walk.pruned and not recipe.walks:
             if recipe.refinement is not None:
                 for index in self.replica.visited(self.blocks):
-                    self._refine(index, plan, self._statistics, self._statistics)
+                    self._final |= self._refined(index, plan, self._final, self._statistics, self._statistics)
             return None
         (recordings,), _ = self._take([self.replica.start(tokens, chunk=1 if walk.released else None)[1]], None)
         kinds = walk.kinds(recipe.final_statistics)
@@ -548,7 +587,8 @@ class Worker:
                 outputs, observed = self.replica.run(index, recordings, kinds)
             for statistics in observed:
                 _check_finite(statistics)
-            weights = self._pruned_block(index, plan, observed)
+            weights, ranks = self._pruned_block(index, plan, observed)
+            self._final |= ranks
             if recipe.solves:
                 self._solved |= {linear: weight.to(self._host) for linear, weight in weights.items()}
             if walk.pruned:
@@ -556,18 +596,30 @@ class Worker:
             recordings = outputs
         return self._give([recordings], None, lambda: None)
 
-    def _pruned_block(self, index: int, plan: Plan, observed: Sequence[Statistics]) -> Weights:
-        """The weights of block `index` under `plan`, judged by what was just observed (method, refinement)."""
+    def _pruned_block(
+        self, index: int, plan: Plan, observed: Sequence[Statistics]
+    ) -> tuple[Weights, Mapping[Linear, Ranks]]:
+        """The weights of block `index` under `plan`, judged by what was just observed (method, refinement), and the
+        rankings that they are cuts of; none where they were solved for.
+        """
         if self.recipe.solves:
-            return self._solve(index, self._factorized(index, observed[0]), plan)
+            return self._solve(index, self._factorized(index, observed[0]), plan), {}
         statistics = observed[0] if observed else None
-        self._final |= self._rank_block(index, statistics, lower_ties_first=plan.lower_ties_first)
+        ranks = self._rank_block(index, statistics, lower_ties_first=plan.lower_ties_first)
         if self.recipe.refinement is not None:
-            self._refine(index, plan, statistics, observed[-1])
-        return self._cut(index, plan, self._final)
+            ranks = self._refined(index, plan, ranks, statistics, observed[-1])
+        return self._cut(index, plan, ranks), ranks
 
-    def _refine(self, index: int, plan: Plan, statistics: Statistics | None, moments: Statistics | None) -> None:
-        """Put rankings whose cuts are the refined masks in place of those of block `index`."""
+    def _refined(
+        self,
+        index: int,
+        plan: Plan,
+        ranks: Mapping[Linear, Ranks],
+        statistics: Statistics | None,
+        moments: Statistics | None,
+    ) -> dict[Linear, Ranks]:
+        """Rankings of block `index` whose cuts under `plan` are the refined masks."""
+        found = {}
         with self.stopwatch.measure("refinement"):
             for spec in self.layout.blocks[index]:
                 seen = self._inputs(spec, moments)
@@ -575,12 +627,13 @@ class Worker:
                 refined = self.recipe.refined(
                     spec,
                     self.replica.weight(spec),
-                    self._near(self._final[spec.linear]),
+                    self._near(ranks[spec.linear]),
                     plan.removed[spec.linear],
                     self._inputs(spec, statistics),
                     seen,
                 )
-                self._final[spec.linear] = refined.to(self._host)
+                found[spec.linear] = refined.to(self._host)
+        return found
 
     # -- the result --------------------------------------------------------------------------------------------
 

@@ -100,7 +100,14 @@ def test_without_a_part_the_search_is_measured(tmp_path: Path, capsys: pytest.Ca
     assert spent["other"] >= 0, spent
     assert found["literal"]["candidates"] == 2
     printed = capsys.readouterr().out
-    for line in ("sparse forwards alone", "arithmetic floor", "literal / search", "peak memory", "masks"):
+    for line in (
+        "sparse forwards alone",
+        "the same, side by side",
+        "arithmetic floor",
+        "literal / search",
+        "peak memory",
+        "masks",
+    ):
         assert line in printed, printed
 
 

@@ -50,7 +50,7 @@ def test_it_is_that_of_transformers_logits(
 ) -> None:
     ours = replica(family)
     dense, sparse = halves(ours)
-    found = Distributions(ours.stream, list(TEXT.split(2)), dense).divergence(sparse)
+    found = Distributions(list(TEXT.split(2)), dense).divergence(sparse, ours.stream)
     model = AutoModelForCausalLM.from_pretrained(checkpoint_dir(family), dtype=torch.float32).eval()
     with torch.no_grad():
         p = model(TEXT, use_cache=False).logits.double().log_softmax(-1)
@@ -66,9 +66,11 @@ def test_sizes_of_slices_and_cache_do_not_matter(replica: Callable[[str], Replic
     found = {}
     for size in (1, 64 * 5, 10**6):
         for cache in (0, 64 * 20, 10**6):
-            distributions = Distributions(ours.stream, list(TEXT.split(2)), dense, slice_size=size, cache_size=cache)
-            first = distributions.divergence(sparse)
-            assert distributions.divergence(sparse) == first, "kept log-probabilities are those computed anew"
+            distributions = Distributions(list(TEXT.split(2)), dense, slice_size=size, cache_size=cache)
+            first = distributions.divergence(sparse, ours.stream)
+            assert distributions.divergence(sparse, ours.stream) == first, (
+                "kept log-probabilities are those computed anew"
+            )
             found[size, cache] = first
     for size in (1, 64 * 5, 10**6):
         assert found[size, 0] == found[size, 64 * 20] == found[size, 10**6]
@@ -88,7 +90,7 @@ def test_no_more_logits_than_a_slice_exist(replica: Callable[[str], Replica], mo
 
     monkeypatch.setattr(Stream, "finish", counted)
     size = 4 * ours.stream.vocabulary
-    Distributions(ours.stream, list(TEXT.split(2)), dense, slice_size=size).divergence(sparse)
+    Distributions(list(TEXT.split(2)), dense, slice_size=size).divergence(sparse, ours.stream)
     assert max(made) == size
     assert sum(made) == 2 * TEXT.numel() * ours.stream.vocabulary
 
@@ -97,5 +99,5 @@ def test_overflow_is_infinite(replica: Callable[[str], Replica]) -> None:
     ours = replica("llama")
     dense, sparse = halves(ours)
     sparse[0].hidden[1] = math.nan
-    found = Distributions(ours.stream, list(TEXT.split(2)), dense).divergence(sparse)
+    found = Distributions(list(TEXT.split(2)), dense).divergence(sparse, ours.stream)
     assert [math.isfinite(value) for value in found] == [True, False, True]

@@ -97,3 +97,14 @@ def test_predictions_are_the_models_own_arithmetic() -> None:
     assert predicted("7b", footprint, 64, 1, costs).bottleneck == "idle devices"
     slow = Costs(call_s=0.0, handed_rate=1e6, over_arithmetic=1.0)
     assert predicted("7b", footprint, 2, 2, slow).bottleneck == "hidden states"
+
+
+def test_lanes_count_where_a_model_is_whole_on_a_cpu() -> None:
+    shape = SHAPES["wide"].config
+    model = empty_llama(**shape)
+    here, gpu = (Footprint.of(model, Work(item=4, held=4096, device=device)) for device in ("cpu", "cuda"))
+    copy, stream = max(here.weights), 4096 * shape["hidden_size"] * 4
+    assert here.beside >= 7 * (copy + 2 * stream)
+    assert here.worker(1) - here.beside == sum(here.weights) + sum(here.ranks) + here.outside + here.passing
+    assert here.worker(2) < here.worker(1) - here.beside
+    assert gpu.beside == 0

@@ -57,6 +57,7 @@ neuronal_ray.data.calibration neuronal_ray.data.evaluation
 neuronal_ray.timing neuronal_ray.progress neuronal_ray.live_bytes
 neuronal_ray.comparison neuronal_ray.replica neuronal_ray.distributions
 neuronal_ray.search_text neuronal_ray.cuts
+neuronal_ray.lanes
 neuronal_ray.worker
 neuronal_ray.footprint neuronal_ray.pool
 neuronal_ray.allocations

@@ -11,7 +11,7 @@ from neuronal_ray.core.plan import Plan
 from neuronal_ray.evaluation.benchmark_names import MEAN, ZERO_SHOT
 from neuronal_ray.evaluation.perplexity import perplexity_of, split_windows, window_losses
 from neuronal_ray.evaluation.scores import PERPLEXITY, BenchmarkSettings, Score, mean_score
-from neuronal_ray.pool import Pool
+from neuronal_ray.pool import Pool, map_side_by_side
 from neuronal_ray.progress import Progress
 from neuronal_ray.worker import Worker
 
@@ -90,7 +90,7 @@ def measured(
         parts = [_Part(name, some) for some in split_windows(windows)]
         losses = []
         with progress.stage(f"{name}: {label}", len(parts)) as advance:
-            for found in pool.map(_evaluate, parts, plan, evaluations.settings):
+            for found in map_side_by_side(pool, _evaluate, parts, plan, evaluations.settings):
                 assert isinstance(found, Tensor)
                 losses.append(found)
                 advance("")

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from neuronal_ray.core.plan import Plan
-from neuronal_ray.pool import Pool
+from neuronal_ray.pool import Pool, map_side_by_side
 from neuronal_ray.replica import chunk_sequences
 from neuronal_ray.worker import Worker
 
@@ -54,7 +54,7 @@ def perplexity(
     same number. Differs: their losses are taken from half-precision logits.
     """
     losses = []
-    for part in pool.map(window_losses, split_windows(windows), plan):
+    for part in map_side_by_side(pool, window_losses, split_windows(windows), plan):
         losses.append(part)
         advance("")
     return perplexity_of(torch.cat(losses))

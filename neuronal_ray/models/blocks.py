@@ -1,5 +1,6 @@
 """The blocks of any decoder of transformers: find them, record their arguments, replay them one at a time."""
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -145,6 +146,20 @@ class Stream:
     def resident(self, index: int, *, then: int | None = None) -> AbstractContextManager[None]:
         """Block `index` is on the device while this lasts, and will be followed by block `then`."""
         return nullcontext() if self._residence is None else self._residence.at(index, then=then)
+
+    def twin(self) -> "Stream":
+        """Another whose modules can take other weights while this one runs; both share the memory of all tensors."""
+        assert self._residence is None, "blocks that visit have one place"
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        tensors += [expert.weight for module in self.model.modules() for expert in experts_of(module).values()]
+        memo: dict[int, object] = {
+            id(tensor): nn.Parameter(tensor.data, requires_grad=False) if isinstance(tensor, nn.Parameter) else tensor
+            for tensor in tensors
+        }
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model, memo)
+        _, other.blocks = find_blocks(other.model)
+        return other
 
     @property
     def vocabulary(self) -> int:

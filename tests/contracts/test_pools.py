@@ -168,8 +168,8 @@ class Kind:
         return self.replicas * self.shards
 
 
-def in_process(shards: int) -> Kind:
-    return Kind(lambda spec: InProcessPool(replace(spec, shards=shards)), 1, shards)
+def in_process(shards: int, *, threads: int = 1) -> Kind:
+    return Kind(lambda spec: InProcessPool(replace(spec, shards=shards, threads=threads)), 1, shards)
 
 
 def ray_kind(replicas: int, shards: int = 1) -> Kind:
@@ -182,6 +182,7 @@ def ray_kind(replicas: int, shards: int = 1) -> Kind:
 KINDS = {
     "in-process": in_process(1),
     "in-process, 2 shards": in_process(2),
+    "in-process, 4 lanes": in_process(1, threads=4),
     "1 actor": ray_kind(1),
     "2 actors": ray_kind(2),
     "2 x 2 actors": ray_kind(2, 2),

@@ -1,0 +1,206 @@
+"""Are tasks that pass the model side by side those that pass it one after the other, bit for bit?"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
+from neuronal_ray.core.stats import SquareSum
+from neuronal_ray.lanes import lane_count
+from neuronal_ray.pool import InProcessPool, map_side_by_side
+from neuronal_ray.recipe import Recipe
+from neuronal_ray.replica import Replica
+from neuronal_ray.worker import Worker, WorkerSpec
+
+FAMILIES = ["llama", "opt", "gpt2", "gemma2", "mixtral", "deepseek_v3"]
+TEXT = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def worker_of(path: Path, *, threads: int = 3, chunk: int = 2) -> Worker:
+    spec = WorkerSpec(
+        model_path=path,
+        device="cpu",
+        dtype="float32",
+        recipe=Recipe(method="wanda"),
+        threads=threads,
+        trust_remote_code=False,
+    )
+    worker = Worker(spec)
+    worker.keep_statistics(worker.observe(TEXT))
+    worker.rank()
+    worker.set_search_text(TEXT, chunk=chunk, with_reference=True)
+    return worker
+
+
+def plans_of(worker: Worker, *rates: float) -> list[Plan]:
+    layout = worker.layout
+    return [exact_plan(layout, uniform_rates(layout, lambda _, rate=rate: rate), target=rate) for rate in rates]
+
+
+@given(st.integers(1, 256), st.integers(0, 2**36))
+def test_lanes_share_the_threads_evenly_and_are_few(threads: int, block_bytes: int) -> None:
+    count = lane_count(threads, block_bytes)
+    assert threads % count == 0
+    assert 1 <= count <= 8
+    assert count == 1 or count * block_bytes <= 2**30
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_twin_has_the_same_memory_and_takes_weights_of_its_own(
+    family: str, checkpoint_dir: Callable[[str], Path]
+) -> None:
+    replica = Replica(checkpoint_dir(family), device="cpu", dtype="float32", trust_remote_code=False)
+    twin = replica.twin()
+    ours, theirs = (dict(one.stream.model.named_parameters()) for one in (replica, twin))
+    assert {name: tensor.data_ptr() for name, tensor in ours.items()} == {
+        name: tensor.data_ptr() for name, tensor in theirs.items()
+    }
+    specs = replica.layout.blocks[1]
+    assert all(replica.weight(spec).data_ptr() == twin.weight(spec).data_ptr() for spec in specs)
+    assert not any(replica.module(spec) is twin.module(spec) for spec in specs)
+
+    _, recordings = replica.start(TEXT)
+    dense, _ = replica.run(1, recordings)
+    zeros = {spec.linear: torch.zeros_like(replica.weight(spec)) for spec in specs}
+    with twin.swapped(zeros):
+        emptied, _ = twin.run(1, recordings)
+        beside, _ = replica.run(1, recordings)
+    assert torch.equal(beside[0].hidden, dense[0].hidden)
+    assert not torch.equal(emptied[0].hidden, dense[0].hidden)
+    again, _ = twin.run(1, recordings)
+    assert torch.equal(again[0].hidden, dense[0].hidden)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_side_by_side_is_one_after_the_other(family: str, checkpoint_dir: Callable[[str], Path]) -> None:
+    worker = worker_of(checkpoint_dir(family))
+    assert worker.at_once() == 3
+    plans = plans_of(worker, 0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
+    trials = worker.side_by_side(plans, Worker.trial)
+    divergences = worker.side_by_side(plans, Worker.divergence)
+    losses = worker.side_by_side(plans, Worker.loss)
+    parts = list(TEXT.split(1))
+    observed = worker.side_by_side(parts, Worker.observe_all, (SquareSum,))
+
+    torch.set_num_threads(1)  # as many as in a lane
+    for plan, found in zip(plans, trials, strict=True):
+        alone = worker.trial(plan)
+        assert found.misalignment == alone.misalignment
+        assert found.signals.keys() == alone.signals.keys()
+        assert all(torch.equal(found.signals[group], signal) for group, signal in alone.signals.items())
+    assert len({trial.misalignment for trial in trials}) == len(plans)
+    assert divergences == [worker.divergence(plan) for plan in plans]
+    assert losses == [worker.loss(plan) for plan in plans]
+    for (found,), part in zip(observed, parts, strict=True):
+        (alone,) = worker.observe_all(part, (SquareSum,))
+        assert all(torch.equal(found[group].norm, statistic.norm) for group, statistic in alone.items())
+
+
+def test_the_released_order_leaves_nothing_behind(checkpoint_dir: Callable[[str], Path]) -> None:
+    worker = worker_of(checkpoint_dir("llama"), chunk=1)
+    plans = plans_of(worker, 0.3, 0.5, 0.7)
+    (linear, *_) = plans[0].removed
+    before = worker.mask(linear, plans[0])
+    found = [trial.misalignment for trial in worker.side_by_side(plans, Worker.local_trial)]
+    assert found == [worker.local_trial(plan).misalignment for plan in plans]
+    assert torch.equal(worker.mask(linear, plans[0]), before)
+
+
+def test_what_passed_the_lanes_is_counted(checkpoint_dir: Callable[[str], Path]) -> None:
+    worker = worker_of(checkpoint_dir("llama"))
+    plans = plans_of(worker, 0.3, 0.5, 0.7)
+    before, seconds = worker.replica.tokens, worker.stopwatch.seconds["sparse forwards"]
+    worker.side_by_side(plans, Worker.trial)
+    assert worker.replica.tokens - before == len(plans) * worker.layout.num_blocks * TEXT.numel()
+    assert worker.stopwatch.seconds["sparse forwards"] > seconds
+    _, alone_s = worker.timed(Worker.trial, plans[0])
+    shares = [spent for _, spent in worker.side_by_side(plans, _timed_trial)]
+    assert all(0 < spent < 1000 * alone_s for spent in shares)
+
+
+def _timed_trial(worker: Worker, plan: Plan) -> tuple[object, float]:
+    assert worker.stopwatch is worker.replica.stopwatch
+    return worker.timed(Worker.trial, plan)
+
+
+def _threads_in(worker: Worker, item: int) -> int:
+    return torch.get_num_threads()
+
+
+def _stumbles(worker: Worker, item: int) -> int:
+    if item == 2:
+        raise ValueError("--flag: 2 is refused")
+    return item
+
+
+def test_threads_are_shared_and_given_back(checkpoint_dir: Callable[[str], Path]) -> None:
+    worker = worker_of(checkpoint_dir("llama"), threads=2)
+    assert worker.side_by_side([0, 1, 2, 3], _threads_in) == [1, 1, 1, 1]
+    assert worker.side_by_side([0], _threads_in) == [1], "the same numbers, whatever goes beside it"
+    assert torch.get_num_threads() == 2
+
+
+def test_an_error_is_raised_and_lanes_go_on(checkpoint_dir: Callable[[str], Path]) -> None:
+    worker = worker_of(checkpoint_dir("llama"))
+    for _ in range(3):
+        with pytest.raises(ValueError, match="2 is refused"):
+            worker.side_by_side([0, 1, 2, 3, 4], _stumbles)
+        assert worker.side_by_side([0, 1, 3, 4], _stumbles) == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "lanes"),
+    [
+        ("wanda", {}, 4),
+        ("wanda", {"threads": 1}, 1),
+        ("wanda", {"streams": True}, 1),
+        ("wanda", {"shards": 2}, 1),
+        ("sparsegpt", {}, 1),
+    ],
+)
+def test_who_has_lanes(
+    method: str, changes: dict[str, object], lanes: int, checkpoint_dir: Callable[[str], Path]
+) -> None:
+    spec = WorkerSpec(
+        model_path=checkpoint_dir("llama"),
+        device="cpu",
+        dtype="float32",
+        recipe=Recipe(method=method),
+        threads=4,
+        trust_remote_code=False,
+    )
+    pool = InProcessPool(replace(spec, **changes))
+    assert pool.first(Worker.at_once) == lanes
+
+
+def test_items_come_when_there_is_room_and_answers_in_order(checkpoint_dir: Callable[[str], Path]) -> None:
+    asked: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(7):
+            asked.append(item)
+            yield item
+
+    spec = replace(worker_of(checkpoint_dir("llama")).spec, threads=2)
+    pool = InProcessPool(spec)
+    seen = []
+    for found in map_side_by_side(pool, _stumbles_never, items(), 10):
+        seen.append(found)
+        assert len(asked) <= len(seen) + 1
+    assert seen == [10, 11, 12, 13, 14, 15, 16]
+
+
+def _stumbles_never(worker: Worker, item: int, offset: int) -> int:
+    return item + offset
