@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from neuronal_ray.models.checkpoint import Checkpoint
     from neuronal_ray.pool import Pool
     from neuronal_ray.recipe import Recipe
-    from neuronal_ray.worker import Worker, WorkerSpec
+    from neuronal_ray.worker import Worker
+    from neuronal_ray.worker_spec import WorkerSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,8 @@ def measure(cell: Cell, settings: Settings, flags: str, *, target: float, budget
     from neuronal_ray.pool import InProcessPool
     from neuronal_ray.progress import Progress
     from neuronal_ray.session import Session
-    from neuronal_ray.worker import Walk, Worker
+    from neuronal_ray.worker import Worker
+    from neuronal_ray.worker_spec import Walk
 
     config = configure(cell, settings, flags, target=target)
     composition = compose(config)
@@ -190,7 +192,7 @@ def _zeros(worker: "Worker", plan: "Plan") -> int:
 
 
 def _spec(checkpoint: "Checkpoint", recipe: "Recipe") -> "WorkerSpec":
-    from neuronal_ray.worker import WorkerSpec
+    from neuronal_ray.worker_spec import WorkerSpec
 
     return WorkerSpec(
         model_path=checkpoint.path, device="cpu", dtype="float32", recipe=recipe, threads=1, trust_remote_code=False

@@ -21,7 +21,8 @@ from neuronal_ray.pool import InProcessPool, Pool
 from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Search
-from neuronal_ray.worker import Worker, WorkerSpec
+from neuronal_ray.worker import Worker
+from neuronal_ray.worker_spec import WorkerSpec
 
 _ROUNDS = 3
 _HERE = "in process"

@@ -22,11 +22,12 @@ from neuronal_ray.kernels.norm import RmsNorm, rms_norm, rms_norm_reference
 from neuronal_ray.kernels.ranking import rank, rank_reference
 from neuronal_ray.kernels.rotary import rotary, rotary_reference
 from neuronal_ray.kernels.squares import column_squares, squares_reference
+from neuronal_ray.models.semi_structured import has_sparse_units
 
 _ROWS, _COLUMNS, _TOKENS = 4096, 4096, 2048
 _HEAD = 128
 _FORM = RmsNorm(eps=1e-6, rounded=True, plus_one=False)
-_PRODUCTS, _SPARSE_UNITS = (1, 16, 256, 2048), (8, 0)
+_PRODUCTS = (1, 16, 256, 2048)
 _ROUNDS, _IN_A_ROW = 7, 20
 
 
@@ -136,7 +137,7 @@ def measure_kernels(
                 ),
                 ("rotary", partial(rotary, heads, *angles), partial(rotary_reference, heads, *angles), moved),
             ]
-            if dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= _SPARSE_UNITS:
+            if dtype == torch.bfloat16 and has_sparse_units(device):
                 cases += _two_four(weight, inputs[0])
         for name, kernel, reference, moved in cases:
             spent: dict[str, list[float]] = {"kernel": [], "reference": []}

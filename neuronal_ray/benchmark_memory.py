@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
 def measure_lived(setting: Setting) -> Lived:
     """The bytes that live at most on the device's side of a streamed search, which here is a CPU.
 
-    A CPU neither fetches the next block ahead nor copies rankings from the host: both are left out of the formula.
+    A CPU does not fetch the next block ahead: it is left out of the formula.
     """
     pool = InProcessPool(setting.spec)
     worker = worker_of(pool)
@@ -128,7 +128,7 @@ def measure_lived(setting: Setting) -> Lived:
     model, dtype = worker.replica.stream.model, worker.replica.stream.model.dtype
     in_blocks = {id(tensor) for block in worker.replica.stream.blocks for tensor in block.parameters()}
     outside = sum(tensor.nbytes for tensor in model.parameters() if id(tensor) not in in_blocks)
-    with LiveBytes(counts=_is_no_ranking) as live:
+    with LiveBytes() as live:
         timed_search(setting, pool, tokens)
     work = Work(item=dtype.itemsize, held=setting.samples * setting.length, device="cpu")
     footprint = Footprint.of(empty_model(worker.replica.checkpoint), work)
@@ -136,12 +136,8 @@ def measure_lived(setting: Setting) -> Lived:
         name=setting.name,
         tokens=work.held,
         measured=outside + live.peak,
-        formula=footprint.streaming() - max(footprint.weights) - max(footprint.ranks),
+        formula=footprint.streaming() - max(footprint.weights),
     )
-
-
-def _is_no_ranking(tensor: torch.Tensor) -> bool:
-    return tensor.dtype not in (torch.int16, torch.int32)
 
 
 def planned_streaming(name: str) -> Planned:

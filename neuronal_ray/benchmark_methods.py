@@ -26,7 +26,8 @@ from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Search
-from neuronal_ray.worker import Walk, Worker, WorkerSpec
+from neuronal_ray.worker import Worker
+from neuronal_ray.worker_spec import Walk, WorkerSpec
 
 Result = TypeVar("Result")
 

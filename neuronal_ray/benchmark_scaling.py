@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from neuronal_ray.benchmark_device import measure_ceilings
 from neuronal_ray.benchmark_record import check_output, publish
 from neuronal_ray.benchmark_shapes import SHAPES
 from neuronal_ray.config import LAMBDAS
@@ -24,7 +25,8 @@ from neuronal_ray.distributed.ray_pool import RayPool
 from neuronal_ray.footprint import GIB, Devices, Footprint, Work, fit, needed_devices
 from neuronal_ray.models.synthetic import empty_llama, write_random_llama
 from neuronal_ray.recipe import Recipe
-from neuronal_ray.worker import Worker, WorkerSpec
+from neuronal_ray.worker import Worker
+from neuronal_ray.worker_spec import WorkerSpec
 
 MODELS = ("7b", "13b", "70b")
 
@@ -204,11 +206,5 @@ def _ratio(worker: Worker) -> float:
     for _ in range(3):
         worker.trial(plan)
     candidate_s = (time.perf_counter() - begin) / 3
-    size = 1024
-    matrix = torch.ones(size, size)
-    best = math.inf
-    for _ in range(5):
-        begin = time.perf_counter()
-        float((matrix @ matrix)[0, 0])
-        best = min(best, time.perf_counter() - begin)
-    return candidate_s / (2 * worker.layout.prunable * text.numel() / (2 * size**3 / best))
+    ceilings = measure_ceilings(worker.device, worker.replica.stream.model.dtype)
+    return candidate_s / (2 * worker.layout.prunable * text.numel() / ceilings.flops)

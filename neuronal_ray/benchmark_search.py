@@ -212,7 +212,12 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
     literal = _literal(worker, text, search, literal_candidates) if literal_candidates else None
     ceilings = measure_ceilings(device, dtype)
     need = needs(
-        layout, tokens=text.numel(), calibration_tokens=tokens.numel(), candidates=search.distinct, item=dtype.itemsize
+        layout,
+        tokens=text.numel(),
+        calibration_tokens=tokens.numel(),
+        candidates=search.distinct,
+        item=dtype.itemsize,
+        rankings=2 if setting.streams else 1,  # in each step
     )
     work = Work(item=dtype.itemsize, held=text.numel(), device=device.type)
     footprint = Footprint.of(empty_model(worker.replica.checkpoint), work)

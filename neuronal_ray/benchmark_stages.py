@@ -51,10 +51,13 @@ def stage_name(activity: str, phase: str) -> str:
     return f"{activity}, {phase}" if activity in (DENSE, STATISTICS) else activity
 
 
-def needs(layout: Layout, *, tokens: int, calibration_tokens: int, candidates: int, item: int) -> Mapping[str, Need]:
+def needs(
+    layout: Layout, *, tokens: int, calibration_tokens: int, candidates: int, item: int, rankings: int = 1
+) -> Mapping[str, Need]:
     """By stage: products of prunable linears (not of attention), and each input read and each output written once.
 
-    `item` bytes a weight and an activation. A candidate does not need the last group's products.
+    `item` bytes a weight and an activation. A candidate does not need the last group's products. `rankings`: how often
+    all is ranked.
     """
     last = max(spec.reads for spec in layout.blocks[-1])
     skipped = sum(spec.rows * spec.columns for spec in layout.groups[last])
@@ -64,7 +67,7 @@ def needs(layout: Layout, *, tokens: int, calibration_tokens: int, candidates: i
     return {
         stage_name(DENSE, CALIBRATION): Need(flops=2.0 * layout.prunable * calibration_tokens),
         stage_name(STATISTICS, CALIBRATION): Need(moved=observed * calibration_tokens),
-        RANKING: Need(moved=weights + ranks),
+        RANKING: Need(moved=(weights + ranks) * rankings),
         stage_name(DENSE, SEARCH_TEXT): Need(flops=2.0 * layout.prunable * tokens),
         stage_name(STATISTICS, SEARCH_TEXT): Need(moved=observed * tokens),
         MASKS: Need(moved=(2 * weights + ranks) * candidates),

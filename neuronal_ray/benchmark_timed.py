@@ -26,7 +26,8 @@ from neuronal_ray.pool import InProcessPool, Pool
 from neuronal_ray.progress import Progress
 from neuronal_ray.search import Search
 from neuronal_ray.session import Session
-from neuronal_ray.worker import Worker, WorkerSpec
+from neuronal_ray.worker import Worker
+from neuronal_ray.worker_spec import WorkerSpec
 
 Tokens = Int64[Tensor, "sequences length"]
 

@@ -13,7 +13,7 @@ from neuronal_ray.footprint import Devices, Fit, Footprint, Work, fit
 from neuronal_ray.models.checkpoint import Checkpoint, empty_model
 from neuronal_ray.pool import InProcessPool, Pool
 from neuronal_ray.recipe import Recipe
-from neuronal_ray.worker import WorkerSpec
+from neuronal_ray.worker_spec import WorkerSpec
 
 
 def resolve_address(config: RunConfig) -> str:

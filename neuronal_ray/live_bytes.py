@@ -17,11 +17,9 @@ class LiveBytes(TorchDispatchMode):
     thread only.
     """
 
-    def __init__(self, *, counts: Callable[[Tensor], bool] = lambda _: True) -> None:
-        """`counts` says whether a new tensor is to be counted."""
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live, self.peak = 0, 0
-        self._counts = counts
         self._known: dict[int, int] = {}
 
     def __torch_dispatch__(
@@ -40,8 +38,6 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _add(self, tensor: Tensor) -> None:
-        if not self._counts(tensor):
-            return
         storage = tensor.untyped_storage()
         key, size = _key(tensor), storage.nbytes()
         self._known[key] = size

@@ -11,7 +11,8 @@ from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
 
-from neuronal_ray.worker import Worker, WorkerSpec
+from neuronal_ray.worker import Worker
+from neuronal_ray.worker_spec import WorkerSpec
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -149,10 +150,12 @@ def _on_device(spec: WorkerSpec) -> WorkerSpec:
 
 
 def task_name(task: Callable[..., object]) -> str:
-    """What errors and metrics call a task; one that wraps another is called after that."""
+    """What errors and metrics call a task; one that wraps another is called after that, a worker's whichever of its
+    layers has it.
+    """
     if isinstance(task, partial):
         return task_name(task.args[0] if task.args and callable(task.args[0]) else task.func)
-    return task.__qualname__
+    return f"Worker.{task.__name__}" if getattr(Worker, task.__name__, None) is task else task.__qualname__
 
 
 def _said_once(task: Callable[..., Result], item: str, call: Callable[[], Result]) -> Result:

@@ -163,7 +163,7 @@ class Search:
         elif self._solves:
             run = partial(self._together, trials=partial(Worker.solved_trials, divergence=divergence))
         else:
-            run = partial(self._grouped, trials=partial(Worker.trials, divergence=divergence))
+            run = partial(self._grouped, task=partial(Worker.trials, divergence=divergence))
         score_of = partial(Trial.score, criterion=self._criterion)
         found = self._asked(step, self._criterion, lambdas, plans, self._answers.trials, run, score_of)
         self._answers.divergences |= {
@@ -173,7 +173,7 @@ class Search:
 
     def divergences(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[tuple[float, ...]]:
         """Mean KL divergence from the dense model of each search sequence under each plan, in nats a token."""
-        run = partial(self._each, trial=Worker.divergence)
+        run = partial(self._grouped, task=Worker.divergences)
         return self._asked(step, "kl", lambdas, plans, self._answers.divergences, run, _mean)
 
     def changed(self, plan: Plan, changes: Sequence[Counts], part: range) -> list[float]:
@@ -219,7 +219,7 @@ class Search:
 
     def losses(self, step: str, lambdas: Sequence[float], plans: Sequence[Plan]) -> list[float]:
         """Mean cross-entropy of the search text under each plan, in order; nats per predicted token."""
-        run = partial(self._each, trial=Worker.loss)
+        run = partial(self._grouped, task=Worker.losses)
         if self._solves:
             run = partial(self._together, trials=Worker.solved_losses)
         return self._asked(step, "loss", lambdas, plans, self._answers.losses, run, _itself)
@@ -262,6 +262,7 @@ class Search:
         """Run what is not known yet, note every candidate, and answer in order; a plan is looked at in its turn."""
         self.prepare(with_end=criterion == "kl")
         new: dict[bytes, float] = {}
+        asked: list[bytes] = []
         seconds: dict[bytes, float] = {}
         noun = "lambda" if step in _BY_LAMBDA else "candidate"
         with self._progress.stage(f"{step} search", len(lambdas)) as advance:
@@ -272,10 +273,11 @@ class Search:
                         advance(f"{noun} {lam:g}: known")
                         continue
                     new[plan.digest] = lam
+                    asked.append(plan.digest)
                     yield plan
 
             for number, (result, spent) in enumerate(run(unknown())):
-                digest = list(new)[number]
+                digest = asked[number]
                 known[digest], seconds[digest] = result, spent
                 if self._answers.journal is not None:
                     _noted(self._answers.journal, criterion, digest, result)
@@ -306,13 +308,13 @@ class Search:
         return map_side_by_side(self._pool, partial(_timed, trial), plans)
 
     def _grouped(
-        self, plans: Iterable[Plan], *, trials: Callable[[Worker, Sequence[Plan]], list[Result]]
+        self, plans: Iterable[Plan], *, task: Callable[[Worker, Sequence[Plan]], list[Result]]
     ) -> Iterator[tuple[Result, float]]:
         """One task per plan, or per worker where what a block costs is shared."""
         parts: Iterable[Sequence[Plan]] = ([plan] for plan in plans)
         if self._pool.first(Worker.goes_together):
             parts = self._shares(plans)
-        for found, seconds in map_side_by_side(self._pool, partial(_timed, trials), parts):
+        for found, seconds in map_side_by_side(self._pool, partial(_timed, task), parts):
             yield from ((one, seconds / len(found)) for one in found)
 
     def _together(

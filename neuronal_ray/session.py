@@ -23,7 +23,8 @@ from neuronal_ray.pool import Pool, map_side_by_side
 from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Answers, Search
-from neuronal_ray.worker import Walk, Worker
+from neuronal_ray.worker import Worker
+from neuronal_ray.worker_spec import Walk
 
 logger = logging.getLogger(__name__)
 

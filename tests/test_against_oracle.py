@@ -13,7 +13,7 @@ from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Search
-from neuronal_ray.worker import Walk, WorkerSpec
+from neuronal_ray.worker_spec import Walk, WorkerSpec
 
 BLOCK_LAMBDAS, ROW_LAMBDAS = (0.02, 0.1, 0.25), (0.0, 0.05, 0.25)
 SAMPLES, SEARCH_SAMPLES, LENGTH = 6, 3, 12

@@ -15,7 +15,8 @@ from neuronal_ray.pipeline import allocate
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
 from neuronal_ray.session import Session
-from neuronal_ray.worker import Walk, Worker, WorkerSpec
+from neuronal_ray.worker import Worker
+from neuronal_ray.worker_spec import Walk, WorkerSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,7 +15,8 @@ from neuronal_ray.lanes import lane_count
 from neuronal_ray.pool import InProcessPool, map_side_by_side
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.replica import Replica
-from neuronal_ray.worker import Worker, WorkerSpec
+from neuronal_ray.worker import Worker
+from neuronal_ray.worker_spec import WorkerSpec
 
 FAMILIES = ["llama", "opt", "gpt2", "gemma2", "mixtral", "deepseek_v3"]
 TEXT = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(2))
@@ -89,8 +90,8 @@ def test_side_by_side_is_one_after_the_other(family: str, checkpoint_dir: Callab
     assert worker.at_once() == 3
     plans = plans_of(worker, 0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
     trials = worker.side_by_side(plans, Worker.trial)
-    divergences = worker.side_by_side(plans, Worker.divergence)
-    losses = worker.side_by_side(plans, Worker.loss)
+    divergences = worker.side_by_side([[plan] for plan in plans], Worker.divergences)
+    losses = worker.side_by_side([[plan] for plan in plans], Worker.losses)
     parts = list(TEXT.split(1))
     observed = worker.side_by_side(parts, Worker.observe_all, (SquareSum,))
 
@@ -101,8 +102,8 @@ def test_side_by_side_is_one_after_the_other(family: str, checkpoint_dir: Callab
         assert found.signals.keys() == alone.signals.keys()
         assert all(torch.equal(found.signals[group], signal) for group, signal in alone.signals.items())
     assert len({trial.misalignment for trial in trials}) == len(plans)
-    assert divergences == [worker.divergence(plan) for plan in plans]
-    assert losses == [worker.loss(plan) for plan in plans]
+    assert divergences == [worker.divergences([plan]) for plan in plans]
+    assert losses == [worker.losses([plan]) for plan in plans]
     for (found,), part in zip(observed, parts, strict=True):
         (alone,) = worker.observe_all(part, (SquareSum,))
         assert all(torch.equal(found[group].norm, statistic.norm) for group, statistic in alone.items())

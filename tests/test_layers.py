@@ -20,7 +20,7 @@ neuronal_ray.plugins neuronal_ray.options
 neuronal_ray.config
 neuronal_ray.kernels
 neuronal_ray.kernels.triton_cut neuronal_ray.kernels.triton_norm neuronal_ray.kernels.triton_rotary
-neuronal_ray.kernels.build
+neuronal_ray.kernels.build neuronal_ray.kernels.dispatch
 neuronal_ray.kernels.cut neuronal_ray.kernels.ranking neuronal_ray.kernels.squares neuronal_ray.kernels.memory
 neuronal_ray.kernels.packed neuronal_ray.kernels.norm neuronal_ray.kernels.rotary
 neuronal_ray.core
@@ -58,6 +58,11 @@ neuronal_ray.timing neuronal_ray.progress neuronal_ray.live_bytes
 neuronal_ray.comparison neuronal_ray.replica neuronal_ray.distributions
 neuronal_ray.search_text neuronal_ray.cuts
 neuronal_ray.lanes
+neuronal_ray.worker_spec
+neuronal_ray.chain
+neuronal_ray.block_work
+neuronal_ray.candidate_tasks
+neuronal_ray.solver_tasks neuronal_ray.probe_tasks
 neuronal_ray.worker
 neuronal_ray.footprint neuronal_ray.pool
 neuronal_ray.allocations

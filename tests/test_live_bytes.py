@@ -34,14 +34,6 @@ def test_a_storage_counts_once_and_while_it_lives() -> None:
     assert (live.live, live.peak) == (0, 12000)
 
 
-def test_only_what_counts_is_counted() -> None:
-    with LiveBytes(counts=lambda tensor: tensor.dtype == torch.int64) as live:
-        values, order = torch.ones(10).sort()
-        assert live.live == 80
-        del values, order
-    assert (live.live, live.peak) == (0, 80)
-
-
 def test_the_formula_is_above_what_lives_and_not_far(tmp_path: Path) -> None:
     """A text of 512 tokens is a quarter of a chunk, which the formula has whole: hence the factor of three."""
     config = {"vocab_size": 256, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}

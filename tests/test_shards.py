@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,15 +12,18 @@ from safetensors.torch import load_file
 from neuronal_ray.composition import compose
 from neuronal_ray.config import PruneConfig
 from neuronal_ray.core.layout import Layout
+from neuronal_ray.core.plan import exact_plan, uniform_rates
 from neuronal_ray.evaluation.perplexity import perplexity
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.options import parse_config
 from neuronal_ray.pipeline import plan_run, write_model
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
+from neuronal_ray.recipe import Recipe
 from neuronal_ray.replica import shard_blocks
 from neuronal_ray.session import Session
-from neuronal_ray.worker import Worker, WorkerSpec
+from neuronal_ray.worker import Worker
+from neuronal_ray.worker_spec import WorkerSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -184,6 +188,39 @@ def test_a_visiting_block_leaves_the_host_s_weights_alone(checkpoint_dir: Checkp
     with pytest.raises(KeyError):
         fail()
     assert weight.data_ptr() == host
+
+
+def test_a_visiting_block_is_ranked_once_for_all_candidates_and_nothing_is_kept(
+    checkpoint_dir: CheckpointDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranked: list[str] = []
+    own = Recipe.ranked
+
+    def counted(self: Recipe, *args: Any, **kwargs: Any) -> Any:
+        ranked.append("one")
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(Recipe, "ranked", counted)
+    path, text = checkpoint_dir("llama"), torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(1))
+    workers = [Worker(spec_of(path, shards=1, streams=streams)) for streams in (False, True)]
+    layout = workers[0].layout
+    plans = [exact_plan(layout, uniform_rates(layout, lambda _, r=rate: r), target=rate) for rate in (0.4, 0.6, 0.8)]
+    found = []
+    for worker in workers:
+        worker.keep_statistics(worker.observe(text))
+        worker.rank()
+        worker.set_search_text(text, chunk=None, with_reference=True)
+        ranked.clear()
+        trials = worker.trials(plans)
+        again = len(ranked)
+        found.append(
+            ([trial.misalignment for trial in trials], [worker.mask(spec.linear, plans[1]) for spec in layout])
+        )
+        assert bool(vars(worker)["_ranks"]) != worker.spec.streams
+        assert again == (sum(1 for _ in layout) if worker.spec.streams else 0)
+        assert len(ranked) == 2 * again, "masks that follow each other share a block's ranking as well"
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(*pair) for pair in zip(found[0][1], found[1][1], strict=True))
 
 
 def test_shards_are_contiguous_and_of_one_size_to_a_block() -> None:

@@ -24,7 +24,8 @@ from neuronal_ray.models.blocks import Recording, set_weight, weight_of
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.replica import chunk_sequences
-from neuronal_ray.worker import Walk, Worker, WorkerSpec
+from neuronal_ray.worker import Worker
+from neuronal_ray.worker_spec import Walk, WorkerSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -539,7 +540,7 @@ def test_changes_are_those_of_the_changed_plan_on_those_sequences(checkpoint_dir
     ]
     found = worker.changed(changes, plan, range(1, 3))
     for value, change in zip(found, changes, strict=True):
-        expected = excerpt.divergence(Plan({**plan.removed, **change}))
+        (expected,) = excerpt.divergences([Plan({**plan.removed, **change})])
         assert value == pytest.approx(sum(expected) / 2, rel=1e-5)
     assert len(set(found)) == len(found)
 

@@ -10,7 +10,8 @@ from ray.util.metrics import Counter, Gauge
 
 from neuronal_ray.distributed.tensors import send_bytes_of_tensors
 from neuronal_ray.pool import task_name
-from neuronal_ray.worker import Worker, WorkerSpec
+from neuronal_ray.worker import Worker
+from neuronal_ray.worker_spec import WorkerSpec
 
 Result = TypeVar("Result")
 Call = tuple[Callable[..., object], tuple[ray.ObjectRef, ...]]

@@ -28,7 +28,8 @@ from neuronal_ray.distributed.devices import connect, find_devices
 from neuronal_ray.distributed.tensors import send_bytes_of_tensors
 from neuronal_ray.footprint import Devices, Fit
 from neuronal_ray.pool import TaskError, task_name
-from neuronal_ray.worker import Worker, WorkerSpec
+from neuronal_ray.worker import Worker
+from neuronal_ray.worker_spec import WorkerSpec
 
 logger = logging.getLogger(__name__)
 

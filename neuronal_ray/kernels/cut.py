@@ -6,12 +6,11 @@ where it stays: a difference, a shift and an AND on the weights' own bits. On a 
 weight and rank and writes the result; without Triton it is a comparison and a product.
 """
 
-from functools import cache
-from importlib.util import find_spec
-
 import torch
 from jaxtyping import Float, Int, Int32
 from torch import Tensor
+
+from neuronal_ray.kernels.dispatch import for_triton
 
 _INTEGERS = {2: torch.int16, 4: torch.int32}
 """By the size of a weight in bytes."""
@@ -36,7 +35,7 @@ def apply_cut(
 ) -> Float[Tensor, "rows columns"]:
     """`weight` with zeros for the `removed` lowest ranks of each row, in `out` or in new memory in its own order."""
     out = torch.empty_like(weight) if out is None else out
-    if weight.device.type == "cuda" and has_triton():
+    if for_triton(weight, ranks):
         from neuronal_ray.kernels.triton_cut import triton_cut
 
         triton_cut(weight, ranks, removed.to(weight.device), out)
@@ -57,9 +56,3 @@ def apply_cut(
         mask.bitwise_right_shift_(8 * weight.itemsize - 1)
         torch.bitwise_and(bits[here], mask, out=mask)
     return out
-
-
-@cache
-def has_triton() -> bool:
-    """Whether Triton is here: torch brings it where it was built for a GPU."""
-    return find_spec("triton") is not None

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronal_ray.kernels.cut import has_triton
+from neuronal_ray.kernels.dispatch import floats_for_triton
 
 _WIDEST = 2**14
 """Columns: a row is held by one program."""
@@ -41,15 +41,7 @@ def rms_norm_reference(
 
 def takes(inputs: Tensor, weight: Tensor) -> bool:
     """Whether `rms_norm` has a kernel for these, whose gradients nobody wants."""
-    return (
-        inputs.device.type == "cuda"
-        and has_triton()
-        and inputs.dtype == weight.dtype
-        and inputs.dtype != torch.float64
-        and inputs.is_contiguous()
-        and inputs.shape[-1] == len(weight) <= _WIDEST
-        and not (torch.is_grad_enabled() and (inputs.requires_grad or weight.requires_grad))
-    )
+    return floats_for_triton(inputs, weight) and inputs.is_contiguous() and inputs.shape[-1] == len(weight) <= _WIDEST
 
 
 def rms_norm(

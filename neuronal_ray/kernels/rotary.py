@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronal_ray.kernels.cut import has_triton
+from neuronal_ray.kernels.dispatch import floats_for_triton
 
 Heads = Float[Tensor, "sequences heads tokens features"]
 Angles = Float[Tensor, "some tokens features"]
@@ -24,17 +24,13 @@ def rotary_reference(states: Heads, cos: Angles, sin: Angles) -> Heads:
 def takes(states: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether `rotary` has a kernel for these, whose gradients nobody wants."""
     return (
-        states.device.type == "cuda"
-        and has_triton()
-        and states.dtype == cos.dtype == sin.dtype
-        and states.dtype != torch.float64
+        floats_for_triton(states, cos, sin)
         and states.dim() == 4
         and cos.shape == sin.shape
         and cos.shape[0] in (1, states.shape[0])
         and cos.shape[1:] == (states.shape[2], states.shape[3])
         and states.shape[3] % 2 == 0
         and states.stride(3) == cos.stride(2) == sin.stride(2) == 1
-        and not (torch.is_grad_enabled() and states.requires_grad)
     )
 
 

@@ -15,7 +15,11 @@ from neuronal_ray.models.unsupported import UnsupportedModel
 
 _KEPT, _GROUP = 2, 4
 _WHO = "load_semi_structured"
-_LEAST_CAPABILITY = (8, 0)  # Ampere, the first with sparse matrix units
+
+
+def has_sparse_units(device: torch.device) -> bool:
+    """Whether a CUDA device multiplies 2:4 matrices by units of their own: Ampere is the first."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def is_two_four(weight: Float[Tensor, "rows columns"]) -> bool:
@@ -57,7 +61,7 @@ def load_semi_structured(
         raise ValueError(f"{_WHO}: {dtype} has no sparse products, expected torch.float16 or torch.bfloat16")
     if target.type != "cuda" or not torch.cuda.is_available():
         raise ValueError(f"{_WHO}: {target} has no sparse matrix units, expected a CUDA device")
-    if torch.cuda.get_device_capability(target) < _LEAST_CAPABILITY:
+    if not has_sparse_units(target):
         raise ValueError(f"{_WHO}: {torch.cuda.get_device_name(target)} has no sparse matrix units (before Ampere)")
     checkpoint = open_checkpoint(Path(path), trust_remote_code=trust_remote_code)
     host = torch.device("cpu")

@@ -29,7 +29,8 @@ from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Search
 from neuronal_ray.session import Session
-from neuronal_ray.worker import Worker, WorkerSpec
+from neuronal_ray.worker import Worker
+from neuronal_ray.worker_spec import WorkerSpec
 
 NUM_CPUS = 8  # as many as the actors of this file at their most; they need not exist
 PATIENCE_S = 30.0

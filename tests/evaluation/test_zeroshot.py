@@ -28,7 +28,8 @@ from neuronal_ray.evaluation.zeroshot import run_benchmark
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
-from neuronal_ray.worker import Worker, WorkerSpec
+from neuronal_ray.worker import Worker
+from neuronal_ray.worker_spec import WorkerSpec
 
 ROWS = 12
 

@@ -24,7 +24,8 @@ from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
 from neuronal_ray.search import Search
 from neuronal_ray.session import Session
-from neuronal_ray.worker import Walk, Worker, WorkerSpec
+from neuronal_ray.worker import Worker
+from neuronal_ray.worker_spec import Walk, WorkerSpec
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SEARCH_SAMPLES = 8

@@ -1,0 +1,43 @@
+"""What does a worker need to be built, and how does text pass through it for the final scores?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuronal_ray.core.stats import Gram, RunningGram, RunningNorm, SquareSum, Statistic
+from neuronal_ray.recipe import Recipe
+
+_RELEASED: dict[type[Statistic], type[Statistic]] = {SquareSum: RunningNorm, Gram: RunningGram}
+"""The released code's float32 forms of the statistics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec:
+    """All that a worker needs to build its state, wherever it runs."""
+
+    model_path: Path
+    device: str
+    dtype: str
+    recipe: Recipe
+    threads: int | None
+    trust_remote_code: bool
+    profile: bool = False
+    shard: int = 0
+    shards: int = 1
+    streams: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """How calibration text passes through the blocks for the final scores.
+
+    `pruned`: each block sees the output of its pruned predecessors, else of the dense ones. `released`: one sequence
+    at a time into the released code's statistics.
+    """
+
+    pruned: bool
+    released: bool = False
+
+    def kinds(self, wanted: Sequence[type[Statistic]]) -> tuple[type[Statistic], ...]:
+        """`wanted` in the form that this walk gathers."""
+        return tuple(_RELEASED.get(kind, kind) if self.released else kind for kind in wanted)
