@@ -190,16 +190,20 @@ def _series(name: str, values: Sequence[int], points: Sequence[_Point]) -> Serie
 
 
 def _measure(setting: Setting) -> _Point:
-    """Seconds without, and bytes with, the counting of bytes. Bytes are the model's and the most that live besides."""
+    """Seconds without, and bytes with, the counting of bytes. Bytes are the model's and the most that live besides, in
+    a search with one thread: one candidate at a time.
+    """
     pool = InProcessPool(setting.spec)
     worker = worker_of(pool)
     tokens = random_tokens(setting, worker)
     worker.observe(tokens[:1])  # warm up
     run = timed_search(setting, pool, tokens)
     floor_s = forwards_alone(worker, tokens, run.plans[1], repeats=3) * run.distinct
-    again = InProcessPool(setting.spec)
+    threads = torch.get_num_threads()
+    again = InProcessPool(replace(setting.spec, threads=1))
     with LiveBytes() as live:
         timed_search(setting, again, tokens)
+    torch.set_num_threads(threads)
     return _Point(
         search_s=run.search_s,
         floor_s=floor_s,

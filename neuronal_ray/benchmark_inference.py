@@ -165,7 +165,8 @@ def _checkpoints(against: str, model: str) -> "tuple[Checkpoint, Checkpoint]":
 
 def _zeros(checkpoint: "Checkpoint") -> float:
     """The share of zeros in the linears of the blocks."""
-    from neuronal_ray.models.parts import count_zeros, stored_linears
+    from neuronal_ray.models.copies import count_zeros
+    from neuronal_ray.models.parts import stored_linears
     from neuronal_ray.models.tensor_files import WORD_BYTES, read_bytes
 
     zeros = total = 0

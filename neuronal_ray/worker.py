@@ -24,9 +24,11 @@ from neuronal_ray.core.layout import Group, Linear
 from neuronal_ray.core.masks import cut
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import SquareSum, Statistic
+from neuronal_ray.kernels.memory import keep_freed_memory
 from neuronal_ray.lanes import Lane, Lanes, lane_count
 from neuronal_ray.models.blocks import is_transposed
-from neuronal_ray.models.parts import Part, copy_part, stored_tensors, write_weights, zero_masked
+from neuronal_ray.models.copies import copy_tensors, new_part, write_weights, zero_masked
+from neuronal_ray.models.parts import Part, stored_tensors
 from neuronal_ray.probe_tasks import ProbeTasks
 from neuronal_ray.recipe import Ranks, Recipe
 from neuronal_ray.replica import Statistics, Weights, chunk_sequences
@@ -248,15 +250,21 @@ class Worker(SolverTasks, ProbeTasks):
         if part.blocks.start not in self.blocks:
             return cast(int, self._handed)
         assert part.blocks.stop <= self.blocks.stop, "a part lies within a shard"
-        written = copy_part(self.replica.checkpoint, part, target)
+        keep_freed_memory()  # for one mask after the other
+        source = self.replica.checkpoint
+        written = new_part(source, part, target)
         put = write_weights if self._solved else zero_masked
-        zeros = 0
+        zeros, others = 0, dict.fromkeys(part.names)
         for block in part.blocks:
             values = {}
             for spec in self.layout.blocks[block]:
                 value = self._solved[spec.linear] if self._solved else self.mask(spec.linear, plan)
                 values[self.replica.name(spec)] = value.t() if is_transposed(self.replica.module(spec)) else value
-            zeros += sum(put(written, stored_tensors(self.replica.stream.model, values)).values())
+            found = put(source, written, stored_tensors(self.replica.stream.model, values))
+            zeros += sum(found.values())
+            for name in found:
+                del others[source.stored_name(name)]
+        copy_tensors(source, written, others)
         return zeros
 
 

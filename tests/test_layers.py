@@ -43,7 +43,8 @@ neuronal_ray.models.residence
 neuronal_ray.models.blocks
 neuronal_ray.models.rows neuronal_ray.models.routing neuronal_ray.models.fused
 neuronal_ray.models.checkpoint neuronal_ray.models.wiring neuronal_ray.models.packed_linear
-neuronal_ray.models.parts neuronal_ray.models.synthetic neuronal_ray.models.packed_models
+neuronal_ray.models.parts neuronal_ray.models.synthetic
+neuronal_ray.models.copies neuronal_ray.models.packed_models
 neuronal_ray.models.packed_loading neuronal_ray.models.mask_files neuronal_ray.models.audit
 neuronal_ray.models.semi_structured
 neuronal_ray.models.generation neuronal_ray.models.onnx_export

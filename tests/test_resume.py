@@ -47,7 +47,7 @@ def test_a_resumed_run_asks_nothing_twice(
     options = {name: value for name, value in options.items() if value}
     asked: list[str] = []
     stop_after = 10**9
-    own = {name: getattr(Worker, name) for name in ("trials", "changed", "divergence")}
+    own = {name: getattr(Worker, name) for name in ("trials", "changed", "divergences")}
 
     def counted(name: str) -> object:
         def task(worker: Worker, *args: object, **kwargs: object) -> object:

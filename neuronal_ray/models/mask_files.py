@@ -17,8 +17,8 @@ from torch import Tensor
 
 from neuronal_ray.core.packing import pack_words
 from neuronal_ray.models.checkpoint import Checkpoint
+from neuronal_ray.models.copies import zero_masked
 from neuronal_ray.models.fingerprints import config_fingerprint
-from neuronal_ray.models.parts import zero_masked
 from neuronal_ray.models.tensor_files import (
     CHECKSUMS,
     WORD_BYTES,
@@ -115,6 +115,6 @@ def apply_masks(masks: MaskFile, written: Checkpoint, *, advance: Callable[[str]
     """Zero weights of a copy of a checkpoint, in place, each tensor told to `advance`; the zeros in these tensors."""
     zeros = 0
     for name in masks.shapes:
-        zeros += sum(zero_masked(written, {name: masks.mask(name)}).values())
+        zeros += sum(zero_masked(written, written, {name: masks.mask(name)}).values())
         advance(name)
     return zeros

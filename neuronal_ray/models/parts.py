@@ -1,31 +1,24 @@
-"""The result on disk: safetensors files that each hold some of the blocks, copied and then changed in place."""
+"""Which files does the result have on disk, and which tensors lie in them under which names?"""
 
 import json
-import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from neuronal_ray.core.layout import Layout, LinearSpec
 from neuronal_ray.models.blocks import find_blocks, find_linears, is_transposed, weight_of
-from neuronal_ray.models.checkpoint import DTYPES, INDEX, WANTED, Checkpoint, empty_model
+from neuronal_ray.models.checkpoint import INDEX, WANTED, Checkpoint, empty_model
 from neuronal_ray.models.experts import Expert, stack_name
-from neuronal_ray.models.tensor_files import WORD_BYTES, encoded_header, file_name
+from neuronal_ray.models.tensor_files import file_name
 from neuronal_ray.models.unsupported import UnsupportedModel
 
 _PART_BYTES = 4 * 2**30
-_COPIED_BYTES = 2**24
-_SLAB = 2**17  # numbers at a time: they and their mask stay in a core's cache
-_ITEM: dict[int, type[np.unsignedinteger]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,41 +95,6 @@ def stored_linears(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
     return names
 
 
-def copy_part(checkpoint: Checkpoint, part: Part, target: Path) -> Checkpoint:
-    """Write one file of a copy of the checkpoint into `target`; returns where its tensors lie there."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset, begins = 0, {}
-    for name in part.names:
-        stored = checkpoint.tensors[name]
-        header[name] = {
-            "dtype": stored.dtype,
-            "shape": list(stored.shape),
-            "data_offsets": [offset, offset + stored.num_bytes],
-        }
-        begins[name] = offset
-        offset += stored.num_bytes
-    encoded = encoded_header(header)
-    data, path = 8 + len(encoded), target / part.file
-    with ExitStack() as stack:
-        sources = {file: stack.enter_context(file.open("rb")) for file in checkpoint.files}
-        written = stack.enter_context(path.open("wb"))
-        written.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name in part.names:
-            stored = checkpoint.tensors[name]
-            source = sources[stored.path]
-            source.seek(stored.start)
-            left = stored.num_bytes
-            while left:
-                chunk = source.read(min(left, _COPIED_BYTES))
-                written.write(chunk)
-                left -= len(chunk)
-    tensors = {}
-    for name, begin in begins.items():
-        stored = checkpoint.tensors[name]
-        tensors[name] = replace(stored, path=path, start=data + begin, stop=data + begin + stored.num_bytes)
-    return replace(checkpoint, path=target, tensors=tensors)
-
-
 def copy_rest(checkpoint: Checkpoint, parts: Sequence[Part], target: Path) -> None:
     """Everything but the weights, once those are written: configuration, tokenizer and, last, the index of files."""
     copy_descriptions(checkpoint, target)
@@ -190,70 +148,3 @@ def stored_tensors(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dic
         whole[name] = torch.stack([experts[index] for index in range(len(experts))])
     stored: dict[str, Tensor] = revert_weight_conversion(model, whole)
     return stored
-
-
-def zero_masked(written: Checkpoint, masks: Mapping[str, Bool[Tensor, "..."]]) -> dict[str, int]:
-    """Zero the masked weights of a copy, in place, one tensor in memory at a time.
-
-    `masks`, by stored name and in the stored shape, are True where weights go. Works on the bits of any dtype: what
-    stays is unchanged. Returns the number of zeros of each tensor as saved (weights that were zero before included).
-    """
-    zeros = {}
-    for name, mask in masks.items():
-        with _bits(written, name, tuple(mask.shape)) as bits:
-            zeros[name] = _clear(bits.reshape(-1), mask.cpu().contiguous().numpy().reshape(-1))
-    return zeros
-
-
-def _clear(bits: np.ndarray, mask: np.ndarray) -> int:
-    """Zero numbers, given by their bits, where `mask` is True; how many are zero then.
-
-    An AND by the vector: assignment through a mask takes one number at a time.
-    """
-    signed, zeros = np.dtype(f"i{bits.itemsize}"), 0
-    for start in range(0, bits.size, _SLAB):
-        here = bits[start : start + _SLAB]
-        stays = np.subtract(mask[start : start + _SLAB].view(np.int8), 1, dtype=signed)  # all bits where it does
-        np.bitwise_and(here.view(signed), stays, out=here.view(signed))
-        zeros += count_zeros(here)
-    return zeros
-
-
-def write_weights(written: Checkpoint, weights: Mapping[str, Float[Tensor, "..."]]) -> dict[str, int]:
-    """Replace weights of a copy, in place, rounded to the stored dtype, one at a time.
-
-    `weights` are by stored name and in the stored shape. Returns the number of zeros of each tensor as saved.
-    Raises ValueError when a finite weight is too large for the stored dtype.
-    """
-    zeros = {}
-    for name, weight in weights.items():
-        dtype = written.tensors[written.stored_name(name)].dtype
-        if dtype not in WORD_BYTES:
-            raise UnsupportedModel(f"--model: {name} is stored as {dtype}, expected one of {', '.join(WORD_BYTES)}")
-        rounded = weight.cpu().to(DTYPES[dtype]) + 0.0  # makes positive zeros of negative ones
-        if not bool(torch.isfinite(rounded).all()):
-            raise ValueError(f"--model: new weights of {name} are not finite in the stored dtype {dtype}")
-        with _bits(written, name, tuple(weight.shape)) as bits:
-            bits[...] = rounded.contiguous().view(torch.uint8).numpy().view(bits.dtype)
-            zeros[name] = count_zeros(bits)
-    return zeros
-
-
-@contextmanager
-def _bits(written: Checkpoint, name: str, shape: tuple[int, ...]) -> Iterator[np.memmap]:
-    """The bits of one tensor of a copy, as unsigned integers of its shape; changes reach the file on exit."""
-    stored = written.tensors[written.stored_name(name)]
-    if shape != stored.shape:
-        raise UnsupportedModel(f"--model: {name} is stored as {stored.shape}, the model has {shape}")
-    item = _ITEM[stored.num_bytes // math.prod(shape)]
-    bits = np.memmap(stored.path, item, "r+", offset=stored.start, shape=shape)
-    yield bits
-    bits.flush()
-
-
-def count_zeros(bits: np.ndarray) -> int:
-    """How many floating-point numbers, given by their bits, are zero, of either sign."""
-    all_but_sign = bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
-    flat = bits.reshape(-1)
-    slabs = (flat[start : start + _SLAB] for start in range(0, flat.size, _SLAB))
-    return flat.size - sum(int(np.count_nonzero(slab & all_but_sign)) for slab in slabs)

@@ -1,6 +1,7 @@
 """Is every unusable checkpoint refused in one line, and does a pruned copy differ in its zeros only?"""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
-from neuronal_ray.models import parts
+from neuronal_ray.models import copies
 from neuronal_ray.models.blocks import Stream, UnsupportedModel, find_blocks, find_linears, weight_of
 from neuronal_ray.models.checkpoint import Checkpoint, empty_model, load_model, open_checkpoint, resolve_model
+from neuronal_ray.models.copies import copy_tensors, new_part, write_weights, zero_masked
 from neuronal_ray.models.experts import Expert
-from neuronal_ray.models.parts import Part, copy_part, copy_rest, stored_tensors, write_weights, zero_masked
+from neuronal_ray.models.parts import Part, copy_rest, stored_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -288,7 +290,8 @@ def test_an_empty_model_has_the_shapes_and_no_weights(family: str, checkpoint_di
 def copy_checkpoint(checkpoint: Checkpoint, target: Path) -> Checkpoint:
     """All of a checkpoint in one file."""
     part = Part(file="model.safetensors", blocks=range(0), names=tuple(checkpoint.tensors))
-    written = copy_part(checkpoint, part, target)
+    written = new_part(checkpoint, part, target)
+    copy_tensors(checkpoint, written, part.names)
     copy_rest(checkpoint, [part], target)
     return written
 
@@ -322,7 +325,7 @@ def one_tensor(folder: Path, target: Path, tensor: torch.Tensor) -> Checkpoint:
 def test_masked_weights_become_zero_and_all_other_bits_stay(
     folder: Path, tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "_SLAB", 7)  # many, and the last one short
+    monkeypatch.setattr(copies, "_PIECE_BYTES", 56)  # many, and the last one short
     generator = torch.Generator().manual_seed(0)
     tensor = torch.randn(40, 30, generator=generator).to(dtype)
     tensor[0, :6] = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-7], dtype=dtype)
@@ -334,7 +337,7 @@ def test_masked_weights_become_zero_and_all_other_bits_stay(
     assert checkpoint.tensors["w"].shape == (40, 30)
     assert checkpoint.tensors["w"].dtype in ITEMS
     assert ITEMS[checkpoint.tensors["w"].dtype] == dtype
-    zeros = zero_masked(checkpoint, {"w": mask})
+    zeros = zero_masked(checkpoint, checkpoint, {"w": mask})
     saved = load_file(tmp_path / "copy" / "model.safetensors")
     before, after = tensor.view(BITS[dtype]), saved["w"].view(BITS[dtype])
     assert torch.equal(after[~mask], before[~mask]), "a kept weight has changed"
@@ -347,10 +350,36 @@ def test_masked_weights_become_zero_and_all_other_bits_stay(
     assert sizes[0] == sizes[1]
 
 
+def test_a_tensor_masked_on_its_way_is_one_masked_in_its_copy(
+    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "_PIECE_BYTES", 1024)
+    checkpoint = open_checkpoint(sharded)
+    files = [tmp_path / name for name in ("at once", "in its copy")]
+    for folder in files:
+        folder.mkdir()
+    name = "model.layers.1.mlp.up_proj.weight"
+    mask = torch.rand(checkpoint.tensors[name].shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    part = Part(file="model.safetensors", blocks=range(0), names=tuple(checkpoint.tensors))
+    written = new_part(checkpoint, part, files[0])
+    zeros = zero_masked(checkpoint, written, {name: mask})
+    copy_tensors(checkpoint, written, set(part.names) - {name})
+    copied = copy_checkpoint(checkpoint, files[1])
+    assert zero_masked(copied, copied, {name: mask}) == zeros == {name: int(mask.sum())}
+    assert (files[0] / part.file).read_bytes() == (files[1] / part.file).read_bytes()
+
+
+def test_a_source_that_has_become_shorter_is_said(folder: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    os.truncate(folder / "model.safetensors", 2000)
+    with pytest.raises(OSError, match=r"^--model: a file has become shorter since it was opened$"):
+        copy_checkpoint(checkpoint, tmp_path)
+
+
 def test_a_mask_of_another_shape_is_refused(folder: Path, tmp_path: Path) -> None:
     checkpoint = one_tensor(folder, tmp_path / "copy", torch.ones(4, 3))
     with pytest.raises(UnsupportedModel, match=r"^--model: w is stored as \(4, 3\), the model has \(3, 4\)$"):
-        zero_masked(checkpoint, {"w": torch.ones(3, 4, dtype=torch.bool)})
+        zero_masked(checkpoint, checkpoint, {"w": torch.ones(3, 4, dtype=torch.bool)})
     assert load_file(tmp_path / "copy" / "model.safetensors")["w"].tolist() == [[1.0] * 3] * 4
 
 
@@ -365,7 +394,7 @@ def test_weights_are_zeroed_in_their_shards(sharded: Path, tmp_path: Path) -> No
         rows, columns = checkpoint.tensors[name].shape
         return (torch.arange(columns) % 2 == 0).expand(rows, columns)
 
-    zeros = zero_masked(written, {name: mask_of(name) for name in names})
+    zeros = zero_masked(written, written, {name: mask_of(name) for name in names})
     assert zeros == dict.fromkeys(names, 32 * 56 // 2)
     own, pruned = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (sharded, target))
     for name, weight in own.items():
@@ -380,7 +409,7 @@ def test_new_weights_are_rounded_to_the_stored_dtype(folder: Path, tmp_path: Pat
     weight[:3] = 0
     weight[3, :4] = -0.0
     checkpoint = one_tensor(folder, tmp_path / "copy", torch.ones(40, 30).to(dtype))
-    zeros = write_weights(checkpoint, {"w": weight.t()})
+    zeros = write_weights(checkpoint, checkpoint, {"w": weight.t()})
     saved = load_file(tmp_path / "copy" / "model.safetensors")
     assert saved["w"].dtype == dtype
     expected = weight.t().contiguous().to(dtype)
@@ -394,13 +423,13 @@ def test_new_weights_are_rounded_to_the_stored_dtype(folder: Path, tmp_path: Pat
 def test_new_weights_that_cannot_be_stored_are_refused(folder: Path, tmp_path: Path) -> None:
     half = one_tensor(folder, tmp_path / "half", torch.ones(2, 2).half())
     with pytest.raises(ValueError, match=r"^--model: new weights of w are not finite in the stored dtype F16$"):
-        write_weights(half, {"w": torch.full((2, 2), 1e6)})
+        write_weights(half, half, {"w": torch.full((2, 2), 1e6)})
     with pytest.raises(UnsupportedModel, match=r"w is stored as \(2, 2\), the model has \(4,\)"):
-        write_weights(half, {"w": torch.ones(4)})
+        write_weights(half, half, {"w": torch.ones(4)})
     assert load_file(tmp_path / "half" / "model.safetensors")["w"].eq(1).all()
     whole = one_tensor(folder, tmp_path / "whole", torch.ones(2, 2, dtype=torch.int32))
     with pytest.raises(UnsupportedModel, match="w is stored as I32, expected one of F16, BF16, F32, F64"):
-        write_weights(whole, {"w": torch.ones(2, 2)})
+        write_weights(whole, whole, {"w": torch.ones(2, 2)})
 
 
 # -- from the model's linears to the checkpoint's tensors
@@ -425,7 +454,7 @@ def check_pruned_copy(path: Path, target: Path) -> set[str]:
     removed = 0
     for block in range(len(stream.blocks)):
         masks = random_masks(stream, block)
-        zeros |= zero_masked(written, stored_tensors(stream.model, masks))
+        zeros |= zero_masked(written, written, stored_tensors(stream.model, masks))
         for name, mask in masks.items():
             module = stream.model.get_submodule(name.removesuffix(".weight"))
             module.weight.data[mask] = 0  # an expert's is a view of the model's parameter
@@ -480,7 +509,7 @@ def test_weights_of_experts_are_written_as_they_are_stored(make_model: MakeModel
     written = copy_checkpoint(checkpoint, tmp_path / "new")
     stream = Stream(load(checkpoint))
     weights = {name: torch.randn(mask.shape) * mask for name, mask in random_masks(stream, 1).items()}
-    zeros = write_weights(written, stored_tensors(stream.model, weights))
+    zeros = write_weights(written, written, stored_tensors(stream.model, weights))
     assert sum(zeros.values()) == sum(int((weight == 0).sum()) for weight in weights.values())
     changed = Stream(load(open_checkpoint(tmp_path / "new")))
     for block in (0, 1, 2):

@@ -1,0 +1,213 @@
+"""The tensors of a copy of a checkpoint: taken over, masked or replaced, on their way from one file to the other.
+
+Pieces that stay in a core's cache are read, changed and written by several threads: nothing is mapped, no tensor is in
+memory as a whole, and every byte goes to the new file once. Works on the bits of any dtype.
+"""
+
+import math
+import os
+import threading
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from neuronal_ray.models.checkpoint import DTYPES, Checkpoint
+from neuronal_ray.models.parts import Part
+from neuronal_ray.models.tensor_files import WORD_BYTES, Stored, encoded_header
+from neuronal_ray.models.unsupported import UnsupportedModel
+
+_PIECE_BYTES = 2**19
+_MOST_THREADS = 8
+_ITEM: dict[int, type[np.unsignedinteger]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+_Change = Callable[[np.ndarray, np.ndarray, int], int]
+"""Changes the bits of some numbers, given as much scratch and the place of the first; how many are zero then."""
+
+
+def new_part(checkpoint: Checkpoint, part: Part, target: Path) -> Checkpoint:
+    """Begin one file of a copy of the checkpoint in `target`; returns where its tensors lie there. They are not written
+    yet.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset, begins = 0, {}
+    for name in part.names:
+        stored = checkpoint.tensors[name]
+        header[name] = {
+            "dtype": stored.dtype,
+            "shape": list(stored.shape),
+            "data_offsets": [offset, offset + stored.num_bytes],
+        }
+        begins[name] = offset
+        offset += stored.num_bytes
+    encoded = encoded_header(header)
+    data, path = 8 + len(encoded), target / part.file
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        file.truncate(data + offset)
+    tensors = {}
+    for name, begin in begins.items():
+        stored = checkpoint.tensors[name]
+        tensors[name] = replace(stored, path=path, start=data + begin, stop=data + begin + stored.num_bytes)
+    return replace(checkpoint, path=target, tensors=tensors)
+
+
+def copy_tensors(source: Checkpoint, written: Checkpoint, names: Collection[str]) -> None:
+    """Take some tensors over as they are."""
+    with _Pieces(source, written) as pieces:
+        for name in names:
+            pieces.copy(name)
+
+
+def zero_masked(source: Checkpoint, written: Checkpoint, masks: Mapping[str, Bool[Tensor, "..."]]) -> dict[str, int]:
+    """Take tensors over with zeros for the masked weights; `written` may be the source itself.
+
+    `masks`, by stored name and in the stored shape, are True where weights go; what stays is unchanged, bit for bit.
+    Returns the number of zeros of each tensor as saved (weights that were zero before included).
+    """
+    zeros = {}
+    with _Pieces(source, written) as pieces:
+        for name, mask in masks.items():
+            goes = mask.cpu().contiguous().numpy().reshape(-1)
+
+            def clear(bits: np.ndarray, scratch: np.ndarray, begin: int, goes: np.ndarray = goes) -> int:
+                _clear(bits, goes[begin : begin + bits.size], scratch)
+                return _zeros(bits, scratch)
+
+            zeros[name] = pieces.change(name, tuple(mask.shape), clear)
+    return zeros
+
+
+def write_weights(
+    source: Checkpoint, written: Checkpoint, weights: Mapping[str, Float[Tensor, "..."]]
+) -> dict[str, int]:
+    """Write other weights in the place of the source's tensors, rounded to the stored dtype, one at a time.
+
+    `weights` are by stored name and in the stored shape. Returns the number of zeros of each tensor as saved.
+    Raises ValueError when a finite weight is too large for the stored dtype.
+    """
+    zeros = {}
+    with _Pieces(source, written) as pieces:
+        for name, weight in weights.items():
+            dtype = written.tensors[written.stored_name(name)].dtype
+            if dtype not in WORD_BYTES:
+                raise UnsupportedModel(f"--model: {name} is stored as {dtype}, expected one of {', '.join(WORD_BYTES)}")
+            rounded = weight.cpu().to(DTYPES[dtype]) + 0.0  # makes positive zeros of negative ones
+            if not bool(torch.isfinite(rounded).all()):
+                raise ValueError(f"--model: new weights of {name} are not finite in the stored dtype {dtype}")
+            words = rounded.contiguous().view(torch.uint8).numpy().reshape(-1).view(_ITEM[WORD_BYTES[dtype]])
+
+            def put(bits: np.ndarray, scratch: np.ndarray, begin: int, words: np.ndarray = words) -> int:
+                bits[...] = words[begin : begin + bits.size]
+                return _zeros(bits, scratch)
+
+            zeros[name] = pieces.change(name, tuple(weight.shape), put, reads=False)
+    return zeros
+
+
+def count_zeros(bits: np.ndarray) -> int:
+    """How many floating-point numbers, given by their bits, are zero, of either sign."""
+    flat, step = bits.reshape(-1), _PIECE_BYTES // bits.itemsize
+    scratch = np.empty(min(step, flat.size), flat.dtype)
+    pieces = (flat[start : start + step] for start in range(0, flat.size, step))
+    return sum(_zeros(piece, scratch[: piece.size]) for piece in pieces)
+
+
+def _zeros(bits: np.ndarray, scratch: np.ndarray) -> int:
+    all_but_sign = bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
+    return bits.size - int(np.count_nonzero(np.bitwise_and(bits, all_but_sign, out=scratch)))
+
+
+def _clear(bits: np.ndarray, mask: np.ndarray, scratch: np.ndarray) -> None:
+    """Zero numbers, given by their bits, where `mask` is True.
+
+    An AND by the vector: assignment through a mask takes one number at a time.
+    """
+    signed = np.dtype(f"i{bits.itemsize}")
+    stays = np.subtract(mask.view(np.int8), 1, dtype=signed, out=scratch.view(signed))  # all bits where it does
+    np.bitwise_and(bits.view(signed), stays, out=bits.view(signed))
+
+
+class _Pieces:
+    """Open files of a checkpoint and of its copy, and threads that take pieces of tensors from these to those."""
+
+    def __init__(self, source: Checkpoint, written: Checkpoint) -> None:
+        self._source, self._written = source, written
+        self._stack = ExitStack()
+        self._files: dict[tuple[Path, int], int] = {}
+        self._of_thread = threading.local()
+
+    def __enter__(self) -> Self:
+        self._threads = self._stack.enter_context(ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def copy(self, name: str) -> None:
+        """One tensor as it is."""
+        source, target = self._source.tensors[name], self._written.tensors[name]
+        self._run(source, target, np.dtype(np.uint8), None)
+
+    def change(self, name: str, shape: tuple[int, ...], change: _Change, *, reads: bool = True) -> int:
+        """One tensor, changed; the zeros in it. Without `reads` nothing of the source's is wanted.
+
+        Raises UnsupportedModel when it has another shape than `shape`.
+        """
+        stored = self._written.stored_name(name)
+        target = self._written.tensors[stored]
+        if shape != target.shape:
+            raise UnsupportedModel(f"--model: {name} is stored as {target.shape}, the model has {shape}")
+        item = np.dtype(_ITEM[target.num_bytes // math.prod(shape)])
+        return self._run(self._source.tensors[stored] if reads else None, target, item, change)
+
+    def _run(self, source: Stored | None, target: Stored, item: np.dtype, change: _Change | None) -> int:
+        reading = None if source is None else self._open(source.path, os.O_RDONLY)
+        writing, step = self._open(target.path, os.O_WRONLY), _PIECE_BYTES // item.itemsize
+        total = target.num_bytes // item.itemsize
+
+        def one(begin: int) -> int:
+            bits, scratch = (memory.view(item)[: min(step, total - begin)] for memory in self._memory())
+            if reading is not None and source is not None:
+                _read(reading, bits, source.start + begin * item.itemsize)
+            found = 0 if change is None else change(bits, scratch, begin)
+            _write(writing, bits, target.start + begin * item.itemsize)
+            return found
+
+        return sum(self._threads.map(one, range(0, total, step)))
+
+    def _open(self, path: Path, how: int) -> int:
+        if (path, how) not in self._files:
+            self._files[path, how] = os.open(path, how)
+            self._stack.callback(os.close, self._files[path, how])
+        return self._files[path, how]
+
+    def _memory(self) -> tuple[np.ndarray, np.ndarray]:
+        """A piece's and as much scratch, of this thread."""
+        if not hasattr(self._of_thread, "memory"):
+            self._of_thread.memory = tuple(np.empty(_PIECE_BYTES, np.uint8) for _ in range(2))
+        memory: tuple[np.ndarray, np.ndarray] = self._of_thread.memory
+        return memory
+
+
+def _read(file: int, bits: np.ndarray, offset: int) -> None:
+    left = bits.data.cast("B")
+    while left:
+        count = os.preadv(file, [left], offset)
+        if not count:
+            raise OSError("--model: a file has become shorter since it was opened")
+        left, offset = left[count:], offset + count
+
+
+def _write(file: int, bits: np.ndarray, offset: int) -> None:
+    left = bits.data.cast("B")
+    while left:
+        count = os.pwrite(file, left, offset)
+        left, offset = left[count:], offset + count
