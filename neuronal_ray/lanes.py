@@ -5,8 +5,9 @@ not wait for each other.
 """
 
 import queue
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -47,14 +48,15 @@ class Lanes:
 
     def __init__(self, replica: Replica, count: int) -> None:
         self._replica, self._threads = replica, torch.get_num_threads()
-        self._twins = [replica.twin() for _ in range(count)]
+        self._stop = threading.Event()
+        self._twins = [replica.twin(self._stop) for _ in range(count)]
         self._free: queue.SimpleQueue[tuple[Replica, Cuts]] = queue.SimpleQueue()
         for twin in self._twins:
             self._free.put((twin, Cuts(twin)))
         self._pool = ThreadPoolExecutor(count, initializer=_begin, initargs=(self._threads // count,))
 
     def map(self, call: Callable[[Lane, Item], Result], items: Sequence[Item]) -> list[Result]:
-        """`call(lane, item)` for each item; an error of one of them when all are done."""
+        """`call(lane, item)` for each item. After an error of one of them, or an interrupt, the others stop soon."""
         beside = min(len(items), len(self._twins))
 
         def run(item: Item) -> Result:
@@ -66,11 +68,18 @@ class Lanes:
 
         futures = [self._pool.submit(run, item) for item in items]
         try:
+            ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in ended:
+                future.result()  # an error, if there is one
             return [future.result() for future in futures]
+        except BaseException:
+            self._stop.set()
+            raise
         finally:
             for future in futures:
                 future.cancel()
             wait(futures)
+            self._stop.clear()
             torch.set_num_threads(self._threads)  # a lane sets the default of threads to come besides its own
             self._count(beside)
 

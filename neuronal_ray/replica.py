@@ -1,6 +1,7 @@
 """One copy of the model on one device, passed block by block: with its own weights or others, observed or not."""
 
 import copy
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,10 @@ def chunk_sequences(length: int, device: str = "cpu") -> int:
 def shard_blocks(num_blocks: int, shard: int, shards: int) -> range:
     """The blocks of one of `shards` contiguous parts of equal size, to one block."""
     return range(num_blocks * shard // shards, num_blocks * (shard + 1) // shards)
+
+
+class Stopped(Exception):
+    """Nobody waits any more for what was under way."""
 
 
 class Replica:
@@ -80,16 +85,20 @@ class Replica:
         self._check_weights()
         self._layout: Layout | None = None
         self.tokens = 0  # that passed through one block, for the record
+        self._stop = threading.Event()
         if shards == 1:
             self.trace(Kinds())
 
-    def twin(self) -> "Replica":
-        """Another to be passed at the same time by another thread; the weights are the same memory."""
+    def twin(self, stop: threading.Event) -> "Replica":
+        """Another to be passed at the same time by another thread; the weights are the same memory.
+
+        Once `stop` is set a text that passes through it gets no further than its chunk and block: Stopped is raised.
+        """
         other = copy.copy(self)
         other.stream = self.stream.twin()
         other.stopwatch = Stopwatch(self.device, synchronize=self.stopwatch.synchronize)
         other.linears = {index: find_linears(other.stream.blocks[index]) for index in self.blocks}
-        other.tokens = 0
+        other.tokens, other._stop = 0, stop
         return other
 
     @property
@@ -157,6 +166,8 @@ class Replica:
         observed: list[dict[Group, Statistic]] = [{} for _ in kinds]
         outputs = []
         for recording in recordings:
+            if self._stop.is_set():
+                raise Stopped
             self.tokens += recording.hidden.shape[:2].numel()
             with self._observing(index, kinds, observed, sequences=len(recording.hidden)):
                 outputs.append(self.stream.block(index, recording))

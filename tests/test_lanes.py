@@ -1,5 +1,8 @@
 """Are tasks that pass the model side by side those that pass it one after the other, bit for bit?"""
 
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +66,7 @@ def test_a_twin_has_the_same_memory_and_takes_weights_of_its_own(
     family: str, checkpoint_dir: Callable[[str], Path]
 ) -> None:
     replica = Replica(checkpoint_dir(family), device="cpu", dtype="float32", trust_remote_code=False)
-    twin = replica.twin()
+    twin = replica.twin(threading.Event())
     ours, theirs = (dict(one.stream.model.named_parameters()) for one in (replica, twin))
     assert {name: tensor.data_ptr() for name, tensor in ours.items()} == {
         name: tensor.data_ptr() for name, tensor in theirs.items()
@@ -159,6 +162,32 @@ def test_an_error_is_raised_and_lanes_go_on(checkpoint_dir: Callable[[str], Path
         with pytest.raises(ValueError, match="2 is refused"):
             worker.side_by_side([0, 1, 2, 3, 4], _stumbles)
         assert worker.side_by_side([0, 1, 3, 4], _stumbles) == [0, 1, 3, 4]
+
+
+def _stumbles_or_goes_on(worker: Worker, item: int) -> None:
+    """The third stumbles, the others would pass the text for hours."""
+    if item == 2:
+        raise ValueError("--flag: 2 is refused")
+    for _ in range(10**7):
+        worker.observe(TEXT)
+
+
+def _goes_on_and_on(worker: Worker, _: int) -> None:
+    for _ in range(10**7):
+        worker.observe(TEXT)
+
+
+def test_others_stop_soon_after_an_error_or_an_interrupt(checkpoint_dir: Callable[[str], Path]) -> None:
+    worker = worker_of(checkpoint_dir("llama"))
+    with pytest.raises(ValueError, match="2 is refused"):
+        worker.side_by_side([0, 1, 2], _stumbles_or_goes_on)
+    interrupt = threading.Timer(0.3, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
+    interrupt.start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        worker.side_by_side([0, 1, 2, 3, 4, 5], _goes_on_and_on)
+    assert time.monotonic() - begin < 60
+    assert worker.side_by_side([0, 1, 3], _stumbles) == [0, 1, 3]
 
 
 @pytest.mark.parametrize(
