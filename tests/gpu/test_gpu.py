@@ -16,8 +16,10 @@ from neuronal_ray.benchmark_device import device_peak, forget_peak, measure_ceil
 from neuronal_ray.benchmark_search import measure_search
 from neuronal_ray.benchmark_timed import Setting, forwards_alone, random_tokens, timed_search, worker_of
 from neuronal_ray.core.plan import exact_plan, uniform_rates
+from neuronal_ray.evaluation.perplexity import window_losses
 from neuronal_ray.footprint import Footprint, Work
 from neuronal_ray.models.checkpoint import empty_model
+from neuronal_ray.models.parts import split_parts
 from neuronal_ray.models.synthetic import write_random_llama
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.worker import Worker
@@ -99,6 +101,25 @@ def test_a_search_repeats_bit_for_bit_also_where_blocks_visit(model: Path) -> No
         assert (run.asked, run.distinct) == (29, 28)
         digests.append([plan.digest for plan in run.plans])
     assert digests[0] == digests[1] == digests[2]
+
+
+def test_files_and_logits_are_the_same_where_blocks_visit(model: Path, tmp_path: Path) -> None:
+    found = []
+    for streams in (False, True):
+        own, target = setting(model, streams=streams), tmp_path / str(streams)
+        target.mkdir()
+        pool = InProcessPool(own.spec)
+        worker = worker_of(pool)
+        tokens = random_tokens(own, worker)
+        pool.each(Worker.keep_statistics, worker.observe(tokens))
+        worker.rank()
+        plan = exact_plan(worker.layout, uniform_rates(worker.layout, lambda _: 0.7), target=0.7)
+        parts = split_parts(worker.replica.checkpoint, worker.layout, [worker.blocks])
+        zeros = sum(worker.write(part, plan, target) for part in parts)
+        assert zeros == round(0.7 * worker.layout.prunable)
+        losses = window_losses(worker, tokens, plan)
+        found.append((losses.tolist(), [(target / part.file).read_bytes() for part in parts]))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("streams", [False, True])
