@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import prune_arguments, write_model, write_texts
+from torch import Tensor
 
 import neuronal_ray.prune
 from neuronal_ray.benchmark_device import device_peak, forget_peak, measure_ceilings
 from neuronal_ray.benchmark_search import measure_search
 from neuronal_ray.benchmark_timed import Setting, forwards_alone, random_tokens, timed_search, worker_of
-from neuronal_ray.core.plan import exact_plan, uniform_rates
+from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.evaluation.perplexity import window_losses
 from neuronal_ray.footprint import Footprint, Work
 from neuronal_ray.models.checkpoint import empty_model
@@ -56,14 +57,19 @@ def setting(model: Path, **changes: object) -> Setting:
     return Setting(**(values | changes))
 
 
-def uniform_misalignment(own: Setting) -> float:
+def ranked(own: Setting) -> tuple[Worker, Tensor, Plan]:
+    """A worker with its rankings, the text, and the uniform plan at 70 %."""
     pool = InProcessPool(own.spec)
     worker = worker_of(pool)
     tokens = random_tokens(own, worker)
     pool.each(Worker.keep_statistics, worker.observe(tokens))
     worker.rank()
+    return worker, tokens, exact_plan(worker.layout, uniform_rates(worker.layout, lambda _: 0.7), target=0.7)
+
+
+def uniform_misalignment(own: Setting) -> float:
+    worker, tokens, plan = ranked(own)
     worker.set_search_text(tokens, chunk=2, with_reference=True)
-    plan = exact_plan(worker.layout, uniform_rates(worker.layout, lambda _: 0.7), target=0.7)
     return worker.trial(plan).misalignment
 
 
@@ -108,12 +114,7 @@ def test_files_and_logits_are_the_same_where_blocks_visit(model: Path, tmp_path:
     for streams in (False, True):
         own, target = setting(model, streams=streams), tmp_path / str(streams)
         target.mkdir()
-        pool = InProcessPool(own.spec)
-        worker = worker_of(pool)
-        tokens = random_tokens(own, worker)
-        pool.each(Worker.keep_statistics, worker.observe(tokens))
-        worker.rank()
-        plan = exact_plan(worker.layout, uniform_rates(worker.layout, lambda _: 0.7), target=0.7)
+        worker, tokens, plan = ranked(own)
         parts = split_parts(worker.replica.checkpoint, worker.layout, [worker.blocks])
         zeros = sum(worker.write(part, plan, target) for part in parts)
         assert zeros == round(0.7 * worker.layout.prunable)
@@ -182,11 +183,6 @@ def test_the_floor_waits_for_the_device(model: Path) -> None:
     times = []
     for samples in (2, 32):
         own = setting(model, samples=samples, calibration_samples=samples)
-        pool = InProcessPool(own.spec)
-        worker = worker_of(pool)
-        tokens = random_tokens(own, worker)
-        pool.each(Worker.keep_statistics, worker.observe(tokens))
-        worker.rank()
-        plan = exact_plan(worker.layout, uniform_rates(worker.layout, lambda _: 0.7), target=0.7)
+        worker, tokens, plan = ranked(own)
         times.append(forwards_alone(worker, tokens, plan, repeats=5))
     assert times[1] > 2 * times[0], times
