@@ -140,16 +140,17 @@ class _Pieces:
 
     def __init__(self, source: Checkpoint, written: Checkpoint) -> None:
         self._source, self._written = source, written
-        self._stack = ExitStack()
+        self._open_files = ExitStack()
         self._files: dict[tuple[Path, int], int] = {}
+        self._threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
         self._of_thread = threading.local()
 
     def __enter__(self) -> Self:
-        self._threads = self._stack.enter_context(ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._threads.shutdown(cancel_futures=True)  # after an error some are still at work on the files
+        self._open_files.close()
 
     def copy(self, name: str) -> None:
         """One tensor as it is."""
@@ -186,7 +187,7 @@ class _Pieces:
     def _open(self, path: Path, how: int) -> int:
         if (path, how) not in self._files:
             self._files[path, how] = os.open(path, how)
-            self._stack.callback(os.close, self._files[path, how])
+            self._open_files.callback(os.close, self._files[path, how])
         return self._files[path, how]
 
     def _memory(self) -> tuple[np.ndarray, np.ndarray]:

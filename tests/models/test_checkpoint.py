@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import stat
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -374,6 +377,32 @@ def test_a_source_that_has_become_shorter_is_said(folder: Path, tmp_path: Path) 
     os.truncate(folder / "model.safetensors", 2000)
     with pytest.raises(OSError, match=r"^--model: a file has become shorter since it was opened$"):
         copy_checkpoint(checkpoint, tmp_path)
+
+
+def test_files_stay_open_until_nobody_writes_after_an_error(
+    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "_PIECE_BYTES", 1024)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    others: list[bool] = []
+    first = threading.Lock()
+    write = os.pwrite
+
+    def fail_once(file: int, data: memoryview, offset: int) -> int:
+        if first.acquire(blocking=False):
+            raise OSError(28, "No space left on device")
+        time.sleep(0.1)
+        others.append(stat.S_ISREG(os.fstat(file).st_mode))
+        return write(file, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", fail_once)
+    with pytest.raises(OSError, match="No space left on device"):
+        copy_checkpoint(open_checkpoint(sharded), tmp_path)
+    count = len(others)
+    assert all(others)
+    assert count, "others were at work"
+    time.sleep(0.3)
+    assert len(others) == count, "somebody went on"
 
 
 def test_a_mask_of_another_shape_is_refused(folder: Path, tmp_path: Path) -> None:
