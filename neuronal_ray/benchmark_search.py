@@ -208,7 +208,9 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
 
     text, layout, dtype = tokens[: setting.samples], worker.layout, worker.replica.stream.model.dtype
     alone_s = forwards_alone(worker, text, search.plans[-1], repeats=repeats) * search.distinct
-    beside_s = forwards_beside(worker, text, search.plans[-1], repeats=repeats) * search.distinct
+    beside_s = alone_s  # where nothing goes side by side
+    if worker.at_once() > 1:
+        beside_s = forwards_beside(worker, text, search.plans[-1], repeats=repeats) * search.distinct
     literal = _literal(worker, text, search, literal_candidates) if literal_candidates else None
     ceilings = measure_ceilings(device, dtype)
     need = needs(

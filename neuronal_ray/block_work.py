@@ -86,11 +86,17 @@ class BlockWork(Shard):
             check_finite(known)
         return recordings, found
 
-    def _pass(self, recordings: list[Recording], plan: Plan, *, first: int | None = None) -> list[Recording]:
-        """Search text that enters block `first`, after the last block of this shard under `plan`."""
+    def _pass(
+        self, streams: Sequence[list[Recording]], plans: Sequence[Plan], *, first: int | None = None
+    ) -> list[list[Recording]]:
+        """Texts that enter block `first`, after the last block of this shard, each under its plan; they pass each block
+        together.
+        """
+        passed = list(streams)
         for index in self.replica.visited(range(self.blocks.start if first is None else first, self.blocks.stop)):
-            recordings, _ = self.replica.run_with(index, recordings, self._weights(index, plan))
-        return recordings
+            for number, plan in enumerate(plans):
+                passed[number], _ = self.replica.run_with(index, passed[number], self._weights(index, plan))
+        return passed
 
     def _weights(self, index: int, plan: Plan) -> Weights:
         """A candidate's weights of block `index`, until the next one's: the ranking cut, or what was solved at the
@@ -173,7 +179,7 @@ class BlockWork(Shard):
             for spec in self.layout.blocks[index]:
                 seen = self._inputs(spec, moments)
                 assert seen is not None
-                refined = self.recipe.refined(
+                found[spec.linear] = self.recipe.refined(
                     spec,
                     self.replica.weight(spec),
                     ranks[spec.linear],
@@ -181,7 +187,6 @@ class BlockWork(Shard):
                     self._inputs(spec, statistics),
                     seen,
                 )
-                found[spec.linear] = refined
         return found
 
     def _factorized(self, index: int, grams: Statistics) -> dict[Group, object]:

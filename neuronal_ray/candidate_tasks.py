@@ -106,10 +106,7 @@ class CandidateTasks(BlockWork):
     def _together(self, plans: Sequence[Plan]) -> list[list[Recording]]:
         """The search text after this shard under each plan."""
         streams, _ = self._take([self._text.recordings] * len(plans), None)
-        for index in self.replica.visited(self.blocks):
-            for number, plan in enumerate(plans):
-                streams[number], _ = self.replica.run_with(index, streams[number], self._weights(index, plan))
-        return streams
+        return self._pass(streams, plans)
 
     def local_trial(self, plan: Plan) -> Trial:
         """Alignment block by block against dense weights on the sparse stream, ranking anew (released code)."""

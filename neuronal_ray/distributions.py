@@ -2,7 +2,8 @@
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
@@ -45,29 +46,24 @@ class Distributions:
             for row in range(len(text)):
                 total = 0.0
                 for positions in self._slices(text.shape[1], stream.vocabulary):
-                    dense = self._log_probabilities(number, stream, text, ours, row, positions)
+                    size = (positions.stop - positions.start) * stream.vocabulary
+                    logits = partial(_logits, stream, text, row, positions)
+                    dense = self._log_probabilities(number, size, partial(logits, ours))
                     number += 1
-                    total += float(divergences(dense, _logits(stream, text, theirs, row, positions)).sum())
+                    total += float(divergences(dense, logits(theirs)).sum())
                 means.append(total / text.shape[1] if math.isfinite(total) else math.inf)
         return means
 
     def _log_probabilities(
-        self,
-        number: int,
-        stream: Stream,
-        text: Int64[Tensor, "sequences length"],
-        dense: Recording,
-        row: int,
-        positions: slice,
+        self, number: int, size: int, logits: Callable[[], Float[Tensor, "tokens vocabulary"]]
     ) -> Float32[Tensor, "tokens vocabulary"]:
         """The dense model's of slice `number`; whoever comes first computes those that are kept, the others wait."""
-        size = (positions.stop - positions.start) * stream.vocabulary
         with self._lock:
             if number not in self._kept and size <= self._free:
-                self._kept[number] = log_probabilities(_logits(stream, text, dense, row, positions))
+                self._kept[number] = log_probabilities(logits())
                 self._free -= size
             kept = self._kept.get(number)
-        return log_probabilities(_logits(stream, text, dense, row, positions)) if kept is None else kept
+        return log_probabilities(logits()) if kept is None else kept
 
     def _slices(self, length: int, vocabulary: int) -> Iterator[slice]:
         """Runs of positions that together have no more logits than fit in a slice."""
@@ -76,7 +72,7 @@ class Distributions:
 
 
 def _logits(
-    stream: Stream, text: Int64[Tensor, "sequences length"], recording: Recording, row: int, positions: slice
+    stream: Stream, text: Int64[Tensor, "sequences length"], row: int, positions: slice, recording: Recording
 ) -> Float[Tensor, "tokens vocabulary"]:
     """The logits at some positions of one sequence of a chunk; the head sees each position by itself."""
     here = Recording(recording.hidden[row : row + 1, positions], recording.calls)

@@ -1,11 +1,11 @@
 """What do allocations ask besides candidates' scores (allocations.Probe)?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar, cast
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from neuronal_ray.candidate_tasks import CandidateTasks
@@ -14,10 +14,38 @@ from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.stats import Gram
 from neuronal_ray.core.trim import trim_rows
 from neuronal_ray.models.blocks import Recording
-from neuronal_ray.replica import BlockText
+from neuronal_ray.replica import Replica
 from neuronal_ray.search_text import SearchText
 
 Result = TypeVar("Result")
+
+
+class BlockText:
+    """One dense block with the search text that enters it (allocations.BlockTask)."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        index: int,
+        inputs: Sequence[Recording],
+        outputs: Sequence[Recording],
+        ranks: Mapping[Linear, Int[Tensor, "rows columns"]],
+    ) -> None:
+        self.specs = replica.layout.blocks[index]
+        self.weights = {spec.linear: replica.weight(spec) for spec in self.specs}
+        self.ranks = {spec.linear: ranks[spec.linear] for spec in self.specs}
+        self.num_texts = len(inputs)
+        self._replica, self._index, self._inputs, self._outputs = replica, index, inputs, outputs
+
+    def dense_output(self, text: int) -> Float[Tensor, "sequences tokens features"]:
+        """The block's output for chunk `text`."""
+        return self._outputs[text].hidden
+
+    def output(
+        self, text: int, weights: Mapping[Linear, Float[Tensor, "rows columns"]]
+    ) -> Float[Tensor, "sequences tokens features"]:
+        """The same with other weights; differentiable in them."""
+        return self._replica.differentiable(self._index, self._inputs[text], weights)
 
 
 class ProbeTasks(CandidateTasks):
@@ -47,7 +75,7 @@ class ProbeTasks(CandidateTasks):
 
         def passed(number: int, recordings: list[Recording], *, first: int) -> None:
             """One changed stream through the rest of this shard."""
-            streams[number] = self._pass(recordings, plans[number], first=first)
+            (streams[number],) = self._pass([recordings], [plans[number]], first=first)
             if self.is_last:
                 divergences = text.divergence(streams.pop(number), self.replica)
                 found[number] = sum(divergences) / len(divergences)

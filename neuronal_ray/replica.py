@@ -2,12 +2,12 @@
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -291,31 +291,3 @@ class Replica:
             for path, module in linears.items():
                 if not bool(torch.isfinite(weight_of(module)).all()):
                     raise ValueError(f"--model: NaN or infinite weights in {Linear(block, path)}")
-
-
-class BlockText:
-    """One dense block with the search text that enters it (allocations.BlockTask)."""
-
-    def __init__(
-        self,
-        replica: Replica,
-        index: int,
-        inputs: Sequence[Recording],
-        outputs: Sequence[Recording],
-        ranks: Mapping[Linear, Int[Tensor, "rows columns"]],
-    ) -> None:
-        self.specs = replica.layout.blocks[index]
-        self.weights = {spec.linear: replica.weight(spec) for spec in self.specs}
-        self.ranks = {spec.linear: ranks[spec.linear] for spec in self.specs}
-        self.num_texts = len(inputs)
-        self._replica, self._index, self._inputs, self._outputs = replica, index, inputs, outputs
-
-    def dense_output(self, text: int) -> Float[Tensor, "sequences tokens features"]:
-        """The block's output for chunk `text`."""
-        return self._outputs[text].hidden
-
-    def output(
-        self, text: int, weights: Mapping[Linear, Float[Tensor, "rows columns"]]
-    ) -> Float[Tensor, "sequences tokens features"]:
-        """The same with other weights; differentiable in them."""
-        return self._replica.differentiable(self._index, self._inputs[text], weights)

@@ -21,15 +21,10 @@ from neuronal_ray.replica import Replica
 from neuronal_ray.worker import Worker
 from neuronal_ray.worker_spec import WorkerSpec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAMILIES = ["llama", "opt", "gpt2", "gemma2", "mixtral", "deepseek_v3"]
 TEXT = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(2))
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def worker_of(path: Path, *, threads: int = 3, chunk: int = 2) -> Worker:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from neuronal_ray.models.checkpoint import DTYPES, Checkpoint
 from neuronal_ray.models.parts import Part
-from neuronal_ray.models.tensor_files import WORD_BYTES, Stored, encoded_header
+from neuronal_ray.models.tensor_files import WORD_BYTES, Stored, encoded_header, fill, read_header
 from neuronal_ray.models.unsupported import UnsupportedModel
 
 _PIECE_BYTES = 2**19
@@ -37,7 +38,7 @@ def new_part(checkpoint: Checkpoint, part: Part, target: Path) -> Checkpoint:
     yet.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset, begins = 0, {}
+    offset = 0
     for name in part.names:
         stored = checkpoint.tensors[name]
         header[name] = {
@@ -45,18 +46,12 @@ def new_part(checkpoint: Checkpoint, part: Part, target: Path) -> Checkpoint:
             "shape": list(stored.shape),
             "data_offsets": [offset, offset + stored.num_bytes],
         }
-        begins[name] = offset
         offset += stored.num_bytes
-    encoded = encoded_header(header)
-    data, path = 8 + len(encoded), target / part.file
+    encoded, path = encoded_header(header), target / part.file
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        file.truncate(data + offset)
-    tensors = {}
-    for name, begin in begins.items():
-        stored = checkpoint.tensors[name]
-        tensors[name] = replace(stored, path=path, start=data + begin, stop=data + begin + stored.num_bytes)
-    return replace(checkpoint, path=target, tensors=tensors)
+        file.truncate(8 + len(encoded) + offset)
+    return replace(checkpoint, path=target, tensors=read_header(path).tensors)
 
 
 def copy_tensors(source: Checkpoint, written: Checkpoint, names: Collection[str]) -> None:
@@ -76,12 +71,7 @@ def zero_masked(source: Checkpoint, written: Checkpoint, masks: Mapping[str, Boo
     with _Pieces(source, written) as pieces:
         for name, mask in masks.items():
             goes = mask.cpu().contiguous().numpy().reshape(-1)
-
-            def clear(bits: np.ndarray, scratch: np.ndarray, begin: int, goes: np.ndarray = goes) -> int:
-                _clear(bits, goes[begin : begin + bits.size], scratch)
-                return _zeros(bits, scratch)
-
-            zeros[name] = pieces.change(name, tuple(mask.shape), clear)
+            zeros[name] = pieces.change(name, tuple(mask.shape), partial(_clear, goes))
     return zeros
 
 
@@ -103,12 +93,7 @@ def write_weights(
             if not bool(torch.isfinite(rounded).all()):
                 raise ValueError(f"--model: new weights of {name} are not finite in the stored dtype {dtype}")
             words = rounded.contiguous().view(torch.uint8).numpy().reshape(-1).view(_ITEM[WORD_BYTES[dtype]])
-
-            def put(bits: np.ndarray, scratch: np.ndarray, begin: int, words: np.ndarray = words) -> int:
-                bits[...] = words[begin : begin + bits.size]
-                return _zeros(bits, scratch)
-
-            zeros[name] = pieces.change(name, tuple(weight.shape), put, reads=False)
+            zeros[name] = pieces.change(name, tuple(weight.shape), partial(_put, words), reads=False)
     return zeros
 
 
@@ -125,14 +110,22 @@ def _zeros(bits: np.ndarray, scratch: np.ndarray) -> int:
     return bits.size - int(np.count_nonzero(np.bitwise_and(bits, all_but_sign, out=scratch)))
 
 
-def _clear(bits: np.ndarray, mask: np.ndarray, scratch: np.ndarray) -> None:
-    """Zero numbers, given by their bits, where `mask` is True.
+def _clear(goes: np.ndarray, bits: np.ndarray, scratch: np.ndarray, begin: int) -> int:
+    """Zero numbers, given by their bits, where `goes` is True (see _Change).
 
     An AND by the vector: assignment through a mask takes one number at a time.
     """
     signed = np.dtype(f"i{bits.itemsize}")
-    stays = np.subtract(mask.view(np.int8), 1, dtype=signed, out=scratch.view(signed))  # all bits where it does
+    here = goes[begin : begin + bits.size].view(np.int8)
+    stays = np.subtract(here, 1, dtype=signed, out=scratch.view(signed))  # all bits where it does
     np.bitwise_and(bits.view(signed), stays, out=bits.view(signed))
+    return _zeros(bits, scratch)
+
+
+def _put(words: np.ndarray, bits: np.ndarray, scratch: np.ndarray, begin: int) -> int:
+    """Other numbers, given by their bits, in the place of these (see _Change)."""
+    bits[...] = words[begin : begin + bits.size]
+    return _zeros(bits, scratch)
 
 
 class _Pieces:
@@ -170,14 +163,14 @@ class _Pieces:
         return self._run(self._source.tensors[stored] if reads else None, target, item, change)
 
     def _run(self, source: Stored | None, target: Stored, item: np.dtype, change: _Change | None) -> int:
-        reading = None if source is None else self._open(source.path, os.O_RDONLY)
+        origin = None if source is None else (self._open(source.path, os.O_RDONLY), source.start)
         writing, step = self._open(target.path, os.O_WRONLY), _PIECE_BYTES // item.itemsize
         total = target.num_bytes // item.itemsize
 
         def one(begin: int) -> int:
             bits, scratch = (memory.view(item)[: min(step, total - begin)] for memory in self._memory())
-            if reading is not None and source is not None:
-                _read(reading, bits, source.start + begin * item.itemsize)
+            if origin is not None and not fill(origin[0], bits, origin[1] + begin * item.itemsize):
+                raise OSError("--model: a file has become shorter since it was opened")
             found = 0 if change is None else change(bits, scratch, begin)
             _write(writing, bits, target.start + begin * item.itemsize)
             return found
@@ -198,17 +191,8 @@ class _Pieces:
         return memory
 
 
-def _read(file: int, bits: np.ndarray, offset: int) -> None:
-    left = bits.data.cast("B")
-    while left:
-        count = os.preadv(file, [left], offset)
-        if not count:
-            raise OSError("--model: a file has become shorter since it was opened")
-        left, offset = left[count:], offset + count
-
-
 def _write(file: int, bits: np.ndarray, offset: int) -> None:
-    left = bits.data.cast("B")
+    left = bits.view(np.uint8).data
     while left:
         count = os.pwrite(file, left, offset)
         left, offset = left[count:], offset + count

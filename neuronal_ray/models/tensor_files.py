@@ -97,13 +97,20 @@ def read_bytes(stored: Stored, *, ahead: int = 0) -> np.ndarray:
     with stored.path.open("rb", buffering=0) as file:
         if ahead and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), stored.start, stored.num_bytes + ahead, os.POSIX_FADV_WILLNEED)
-        done = 0
-        while done < stored.num_bytes:  # one call reads 2 GiB at most
-            count = os.preadv(file.fileno(), [found[done:].data], stored.start + done)
-            if count == 0:
-                raise ValueError(f"{stored.path} became shorter while it was read")
-            done += count
+        if not fill(file.fileno(), found, stored.start):
+            raise ValueError(f"{stored.path} became shorter while it was read")
     return found
+
+
+def fill(file: int, array: np.ndarray, offset: int) -> bool:
+    """Read an array's bytes from `offset` of a file on; False when the file ends before."""
+    left = array.view(np.uint8).data
+    while left:  # one call reads 2 GiB at most
+        count = os.preadv(file, [left], offset)
+        if count == 0:
+            return False
+        left, offset = left[count:], offset + count
+    return True
 
 
 def checksum(data: np.ndarray) -> int:

@@ -32,6 +32,8 @@ from neuronal_ray.session import Session
 from neuronal_ray.worker import Worker
 from neuronal_ray.worker_spec import WorkerSpec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NUM_CPUS = 8  # as many as the actors of this file at their most; they need not exist
 PATIENCE_S = 30.0
 LAMBDAS = (0.05, 0.15, 0.25)
@@ -104,14 +106,6 @@ def die(worker: Worker, item: int) -> int:
 
 
 # Pools
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _threads() -> Iterator[None]:
-    """The in-process pool sets the number of threads of this process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
