@@ -9,10 +9,12 @@ from functools import partial
 import torch
 
 from neuronal_ray.config import RunConfig
+from neuronal_ray.evaluation.perplexity import CHUNKS_PER_TASK
 from neuronal_ray.footprint import Devices, Fit, Footprint, Work, fit
 from neuronal_ray.models.checkpoint import Checkpoint, empty_model
 from neuronal_ray.pool import InProcessPool, Pool
 from neuronal_ray.recipe import Recipe
+from neuronal_ray.replica import CHUNK_TOKENS
 from neuronal_ray.worker_spec import WorkerSpec
 
 
@@ -33,11 +35,15 @@ def check_device(config: RunConfig) -> None:
 
 
 def work_of(config: RunConfig, checkpoint: Checkpoint, recipe: Recipe | None, *, held: int, on_gpu: bool) -> Work:
-    """What workers hold for `recipe`, None for evaluation alone; `held` tokens pass through them as a whole."""
+    """What workers hold for `recipe`, None for evaluation alone; `held` tokens pass through them as a whole.
+
+    Of an evaluation's task they hold what is before and after a block: half of what is counted of a search's text.
+    """
+    device = "cuda" if on_gpu else "cpu"
     return Work(
         item=item_bytes(config, checkpoint, on_gpu=on_gpu),
-        held=held,
-        device="cuda" if on_gpu else "cpu",
+        held=max(held, CHUNKS_PER_TASK * CHUNK_TOKENS[device] // 2),
+        device=device,
         ranks=recipe is not None and not recipe.solves,
         grams=recipe is not None and recipe.walks,
     )

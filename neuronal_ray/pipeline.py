@@ -25,7 +25,7 @@ from neuronal_ray.evaluation.benchmark_names import split_names
 from neuronal_ray.evaluation.measure import Evaluations, measure
 from neuronal_ray.evaluation.scores import BenchmarkSettings, Score
 from neuronal_ray.models.checkpoint import Checkpoint, linear_columns, load_encoder, open_checkpoint, resolve_model
-from neuronal_ray.models.parts import copy_rest, split_parts
+from neuronal_ray.models.parts import Part, copy_rest, split_parts
 from neuronal_ray.output import write_allocation, write_json, write_search
 from neuronal_ray.pool import Pool
 from neuronal_ray.progress import Progress
@@ -36,6 +36,7 @@ from neuronal_ray.session import Session
 from neuronal_ray.worker import Worker
 
 _DEFAULT_LENGTH = 2048
+_PATIENCE_S = 5.0
 _PACKAGES = ("torch", "transformers", "datasets", "ray")
 
 
@@ -174,18 +175,17 @@ def run(
     composition, calibration = inputs.composition, inputs.calibration
     found = plan_run(config, composition, session, calibration, progress)
     layout, allocation, search = session.layout(), found.allocation, found.search
-    plans = {"pruned": allocation.plan}
+    results: dict[str, dict[str, Score]] = {}
     if config.baselines:
-        plans = {
-            name: plan for name, plan in allocation.baselines.items() if plan.digest != allocation.plan.digest
-        } | plans
-    results: dict[str, dict[str, Score]] = {"dense": measure(pool, inputs.evaluations, None, progress, label="dense")}
-    for name, plan in plans.items():
-        session.settle(composition, plan, calibration, progress)
-        results[name] = measure(pool, inputs.evaluations, plan, progress, label=name)
-    zeros = write_model(
-        inputs.checkpoint, pool, allocation.plan, staging, progress, trust_remote_code=config.trust_remote_code
-    )
+        for name, plan in allocation.baselines.items():
+            if plan.digest != allocation.plan.digest:
+                session.settle(composition, plan, calibration, progress)
+                results[name] = measure(pool, inputs.evaluations, plan, progress, label=name)
+    session.settle(composition, allocation.plan, calibration, progress)
+    parts = begin_model(inputs.checkpoint, pool, allocation.plan, staging, trust_remote_code=config.trust_remote_code)
+    results = {"dense": measure(pool, inputs.evaluations, None, progress, label="dense")} | results
+    results["pruned"] = measure(pool, inputs.evaluations, allocation.plan, progress, label="pruned")
+    zeros = write_model(inputs.checkpoint, pool, parts, allocation.plan, staging, progress)
     write_allocation(staging / "allocation.parquet", layout, allocation.plan)
     write_search(staging / "search.parquet", search.candidates, {step.name: step.selected for step in allocation.steps})
     summary = {
@@ -303,29 +303,45 @@ def evaluation_summary(results: Mapping[str, Mapping[str, Score]]) -> dict[str, 
     }
 
 
-def write_model(
-    checkpoint: Checkpoint,
-    pool: Pool,
-    plan: Plan,
-    staging: Path,
-    progress: Progress,
-    *,
-    trust_remote_code: bool = False,
-) -> int:
-    """The checkpoint with the plan's weights zeroed; returns the number of zeros among the prunable weights.
+def begin_model(
+    checkpoint: Checkpoint, pool: Pool, plan: Plan, staging: Path, *, trust_remote_code: bool = False
+) -> list[Part]:
+    """Begin the files of the checkpoint with the plan's weights zeroed, beside what workers do next; returns them for
+    `write_model`.
 
-    Each shard writes files of its own; the index of them comes last.
+    Each shard writes files of its own.
     """
     layout = pool.first(Worker.describe)
     shards = [shard_blocks(layout.num_blocks, shard, pool.shards) for shard in range(pool.shards)]
     parts = split_parts(checkpoint, layout, shards, trust_remote_code=trust_remote_code)
-    zeros = 0
+    for _ in pool.map(Worker.write_ahead, parts, plan, staging):
+        pass
+    return parts
+
+
+def write_model(
+    checkpoint: Checkpoint, pool: Pool, parts: Sequence[Part], plan: Plan, staging: Path, progress: Progress
+) -> int:
+    """Complete the files that were begun, and write the others; returns the zeros among the prunable weights.
+
+    The index of the files comes last.
+    """
+    zeros: dict[str, int] = {}
     with progress.stage("checkpoint", len(parts)) as advance:
-        for part, found in zip(parts, pool.map(Worker.write, parts, plan, staging), strict=True):
-            zeros += found
+        waiting = True
+        while waiting:
+            begun = {file: found for some in pool.each(Worker.written, _PATIENCE_S) for file, found in some.items()}
+            waiting = None in begun.values()
+            for file in sorted(begun.keys() - zeros.keys()):
+                if (found := begun[file]) is not None:
+                    zeros[file] = found
+                    advance(file)
+        others = [part for part in parts if part.file not in zeros]
+        for part, count in zip(others, pool.map(Worker.write, others, plan, staging), strict=True):
+            zeros[part.file] = count
             advance(part.file)
         copy_rest(checkpoint, parts, staging)
-    return zeros
+    return sum(zeros.values())
 
 
 def versions() -> dict[str, str]:

@@ -103,6 +103,8 @@ class InProcessPool:
 
     def close(self) -> None:
         """See Pool."""
+        for worker in self._workers:
+            worker.close()
         del self._workers
 
     def _results(self, task: Callable[..., Result], item: str, *args: object) -> list[Result]:
@@ -164,5 +166,7 @@ def _said_once(task: Callable[..., Result], item: str, call: Callable[[], Result
         return call()
     except ValueError:
         raise
+    except OSError as error:  # a full disk, say: where in the code is no help
+        raise TaskError(f"{task_name(task)}, {item}: {error}") from error
     except Exception as error:
         raise TaskError(f"{task_name(task)}, {item} failed: {type(error).__name__}: {error}") from error

@@ -10,8 +10,10 @@ import hashlib
 import os
 import platform
 import resource
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -19,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from neuronal_ray.background import Background
 from neuronal_ray.block_work import check_finite
 from neuronal_ray.core.layout import Group, Linear
 from neuronal_ray.core.masks import cut
@@ -31,7 +34,7 @@ from neuronal_ray.models.copies import copy_tensors, new_part, write_weights, ze
 from neuronal_ray.models.parts import Part, stored_tensors
 from neuronal_ray.probe_tasks import ProbeTasks
 from neuronal_ray.recipe import Ranks, Recipe
-from neuronal_ray.replica import Statistics, Weights, chunk_sequences
+from neuronal_ray.replica import Statistics, Stopped, Weights, chunk_sequences
 from neuronal_ray.solver_tasks import SolverTasks
 from neuronal_ray.worker_spec import Walk, WorkerSpec
 
@@ -49,6 +52,11 @@ class Worker(SolverTasks, ProbeTasks):
         self._final: dict[Linear, Ranks] = {}
         self._solved: dict[Linear, Tensor] = {}
         self._lanes: Lanes | None = None
+        self._ahead: Background[int] = Background()
+        blocks = self.replica.stream.blocks
+        self._largest_block = max(
+            sum(parameter.nbytes for parameter in blocks[index].parameters()) for index in self.blocks
+        )
 
     # -- side by side ------------------------------------------------------------------------------------------
 
@@ -59,9 +67,7 @@ class Worker(SolverTasks, ProbeTasks):
         """
         if self.device.type != "cpu" or self.spec.streams or self.spec.shards > 1 or self.recipe.solves:
             return 1
-        blocks = self.layout.blocks
-        weights = max(sum(self.replica.weight(spec).nbytes for spec in block) for block in blocks)
-        return lane_count(torch.get_num_threads(), weights)
+        return lane_count(torch.get_num_threads(), self._largest_block)
 
     def side_by_side(self, items: Sequence[Item], task: Callable[..., Result], *shared: object) -> list[Result]:
         """`task(worker, item, *shared)` for each item; the tasks change nothing that the worker holds.
@@ -245,17 +251,40 @@ class Worker(SolverTasks, ProbeTasks):
                 "storage that all nodes share"
             )
 
+    def write_ahead(self, part: Part, plan: Plan, target: Path) -> None:
+        """Begin to `write` beside the tasks to come; see `written`. Of what is final now: it may change meanwhile.
+
+        Not where blocks visit and are ranked when they do: there is one place for a visit.
+        """
+        if part.blocks.start in self.blocks and (not self.spec.streams or self._solved or self._final):
+            self._ahead.begin(part.file, partial(copy.copy(self)._write, part, plan, target))
+
+    def written(self, patience_s: float) -> dict[str, int | None]:
+        """What `write` would return for each file that was begun ahead, None if it is not done after `patience_s`."""
+        return self._ahead.found(patience_s)
+
     def write(self, part: Part, plan: Plan, target: Path) -> int:
         """Write one file of the final model under `plan` into `target`; the zeros among its linears' weights."""
         if part.blocks.start not in self.blocks:
             return cast(int, self._handed)
+        return self._write(part, plan, target, threading.Event())
+
+    def _write(self, part: Part, plan: Plan, target: Path, stop: threading.Event) -> int:
         assert part.blocks.stop <= self.blocks.stop, "a part lies within a shard"
+        try:
+            return self._written(part, plan, target, stop)
+        except OSError as error:  # a full disk, say
+            raise OSError(f"{part.file}: {error}") from error
+
+    def _written(self, part: Part, plan: Plan, target: Path, stop: threading.Event) -> int:
         keep_freed_memory()  # for one mask after the other
         source = self.replica.checkpoint
         written = new_part(source, part, target)
         put = write_weights if self._solved else zero_masked
         zeros, others = 0, dict.fromkeys(part.names)
         for block in part.blocks:
+            if stop.is_set():
+                raise Stopped
             values = {}
             for spec in self.layout.blocks[block]:
                 value = self._solved[spec.linear] if self._solved else self.mask(spec.linear, plan)
@@ -266,6 +295,10 @@ class Worker(SolverTasks, ProbeTasks):
                 del others[source.stored_name(name)]
         copy_tensors(source, written, others)
         return zeros
+
+    def close(self) -> None:
+        """End what goes on beside tasks."""
+        self._ahead.end()
 
 
 def _joined(chunks: Iterator[Tensor]) -> Tensor:

@@ -356,6 +356,18 @@ def test_only_an_earlier_run_is_overwritten(
     assert [path.name for path in tmp_path.rglob("*")] == ["home", "thesis.txt"]
 
 
+def test_a_disk_without_room_for_the_model(
+    capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (folder / "model" / "model.safetensors").stat().st_size
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size // 2))
+    (line,) = run_main(capfd, prune_arguments(folder, tmp_path / "below" / "out"))
+    assert "--output" in line
+    assert "GiB free" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_run_leaves_the_earlier_one(capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
     assert neuronal_ray.prune.main(prune_arguments(folder, tmp_path / "out", evaluate="none")) == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}

@@ -126,7 +126,7 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(folder: Path, tmp_path
     )
     assert full.returncode == 1, full.stderr
     assert "Traceback" not in full.stderr
-    assert "Worker.write, item 1 of 1 failed: OSError: [Errno 27]" in full.stderr
+    assert "Worker.written, worker 1: model.safetensors: [Errno 27]" in full.stderr
     assert "--resume goes on" in full.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"whole", ".out.journal"}
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300, check=False)

@@ -16,7 +16,7 @@ from neuronal_ray.core.plan import exact_plan, uniform_rates
 from neuronal_ray.evaluation.perplexity import perplexity
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.options import parse_config
-from neuronal_ray.pipeline import plan_run, write_model
+from neuronal_ray.pipeline import begin_model, plan_run, write_model
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
@@ -84,7 +84,8 @@ def prune(path: Path, arguments: str, shards: int, target: Path, *, streams: boo
     allocation = plan_run(config, composition, session, text, Progress()).allocation
     session.settle(composition, allocation.plan, text, Progress())
     target.mkdir()
-    zeros = write_model(checkpoint, pool, allocation.plan, target, Progress())
+    parts = begin_model(checkpoint, pool, allocation.plan, target)
+    zeros = write_model(checkpoint, pool, parts, allocation.plan, target, Progress())
     written = open_checkpoint(target)
     assert len(written.files) == shards
     assert set(written.tensors) == set(checkpoint.tensors)

@@ -3,15 +3,14 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.evaluation.benchmark_names import MEAN, ZERO_SHOT
-from neuronal_ray.evaluation.perplexity import perplexity_of, split_windows, window_losses
+from neuronal_ray.evaluation.perplexity import perplexity
 from neuronal_ray.evaluation.scores import PERPLEXITY, BenchmarkSettings, Score, mean_score
-from neuronal_ray.pool import Pool, map_side_by_side
+from neuronal_ray.pool import Pool
 from neuronal_ray.progress import Progress
 from neuronal_ray.worker import Worker
 
@@ -40,22 +39,10 @@ class Evaluations:
         )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One task: a benchmark, or some windows of a text."""
-
-    name: str
-    windows: Windows | None
-
-
-def _evaluate(
-    worker: Worker, part: _Part, plan: Plan | None, settings: BenchmarkSettings
-) -> Score | Float64[Tensor, " windows"]:
-    if part.windows is not None:
-        return window_losses(worker, part.windows, plan)
+def _benchmark(worker: Worker, name: str, plan: Plan | None, settings: BenchmarkSettings) -> Score:
     from neuronal_ray.evaluation.zeroshot import run_benchmark  # lm-eval takes seconds to import
 
-    return run_benchmark(worker, part.name, plan, settings)
+    return run_benchmark(worker, name, plan, settings)
 
 
 def measure(
@@ -77,22 +64,14 @@ def measured(
 ) -> Iterator[tuple[str, Score]]:
     """`measure`, one name and score after the other; a stage of `progress` each, one for all benchmarks.
 
-    Benchmarks, the longest tasks, start first. Windows are merged in their order: the bits do not depend on the pool.
+    Benchmarks, the longest tasks, start first.
     """
-    if evaluations.benchmarks:
-        parts = [_Part(name, None) for name in evaluations.benchmarks]
-        with progress.stage(f"benchmarks: {label}", len(parts)) as advance:
-            for part, score in zip(parts, pool.map(_evaluate, parts, plan, evaluations.settings), strict=True):
-                assert isinstance(score, Score)
-                advance(f"{part.name}: {score.metric} {score.value:.4g}")
-                yield part.name, score
+    names = evaluations.benchmarks
+    if names:
+        with progress.stage(f"benchmarks: {label}", len(names)) as advance:
+            for name, score in zip(names, pool.map(_benchmark, names, plan, evaluations.settings), strict=True):
+                advance(f"{name}: {score.metric} {score.value:.4g}")
+                yield name, score
     for name, windows in evaluations.windows.items():
-        parts = [_Part(name, some) for some in split_windows(windows)]
-        losses = []
-        with progress.stage(f"{name}: {label}", len(parts)) as advance:
-            for found in map_side_by_side(pool, _evaluate, parts, plan, evaluations.settings):
-                assert isinstance(found, Tensor)
-                losses.append(found)
-                advance("")
-        value = perplexity_of(torch.cat(losses))
+        value = perplexity(pool, windows, plan, progress=progress, stage=f"{name}: {label}")
         yield name, Score(metric=PERPLEXITY, value=value, rows=len(windows), length=windows.shape[1])

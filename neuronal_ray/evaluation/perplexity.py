@@ -1,7 +1,7 @@
 """Perplexity by the protocol of the pruning papers: consecutive windows, mean of the windows' mean losses."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.pool import Pool, map_side_by_side
-from neuronal_ray.replica import chunk_sequences
+from neuronal_ray.progress import Progress
 from neuronal_ray.worker import Worker
 
-_CHUNKS_PER_TASK = 4
+CHUNKS_PER_TASK = 4
+"""At most."""
 
 
 def window_losses(
@@ -36,9 +37,27 @@ def _losses(
     return torch.stack(losses).double().cpu()
 
 
-def split_windows(windows: Int64[Tensor, "windows length"]) -> list[Int64[Tensor, "some length"]]:
-    """Tasks of a size that does not depend on the pool."""
-    return list(windows.split(_CHUNKS_PER_TASK * chunk_sequences(windows.shape[1])))
+def split_windows(
+    windows: Int64[Tensor, "windows length"], *, chunk: int, most_chunks: int, workers: int
+) -> list[Int64[Tensor, "some length"]]:
+    """Tasks of whole chunks of `chunk` windows, so that no bit depends on how many; of `most_chunks` at most, and as
+    many as `workers` finish at the same time.
+    """
+    chunks = math.ceil(len(windows) / chunk)
+    rounds = math.ceil(chunks / (workers * most_chunks))
+    return list(windows.split(chunk * math.ceil(chunks / (workers * rounds))))
+
+
+def _tasks(pool: Pool, windows: Int64[Tensor, "windows length"]) -> list[Int64[Tensor, "some length"]]:
+    """What weights cost in a task, cut or come to the device, its chunks share; a chain of shards is busy in all of
+    them only with many tasks under way.
+    """
+    return split_windows(
+        windows,
+        chunk=pool.first(Worker.chunk_sequences, windows.shape[1]),
+        most_chunks=CHUNKS_PER_TASK if pool.shards == 1 else 1,
+        workers=pool.replicas * pool.first(Worker.at_once),
+    )
 
 
 def perplexity(
@@ -46,21 +65,25 @@ def perplexity(
     windows: Int64[Tensor, "windows length"],
     plan: Plan | None,
     *,
-    advance: Callable[[str], None] = lambda _: None,
+    progress: Progress | None = None,
+    stage: str = "perplexity",
 ) -> float:
     """exp of the mean of the windows' losses of the model under `plan` (None: dense); infinite on overflow.
 
     The originals multiply each window's mean over length - 1 predictions by length and divide by all tokens: the
-    same number. Differs: their losses are taken from half-precision logits.
+    same number. Differs: their losses are taken from half-precision logits. Windows are merged in their order: the
+    bits do not depend on the pool.
     """
+    tasks = _tasks(pool, windows)
     losses = []
-    for part in map_side_by_side(pool, window_losses, split_windows(windows), plan):
-        losses.append(part)
-        advance("")
-    return perplexity_of(torch.cat(losses))
+    with (progress or Progress(quiet=True)).stage(stage, len(tasks)) as advance:
+        for some in map_side_by_side(pool, window_losses, tasks, plan):
+            losses.append(some)
+            advance("")
+    return _perplexity_of(torch.cat(losses))
 
 
-def perplexity_of(losses: Float64[Tensor, " windows"]) -> float:
+def _perplexity_of(losses: Float64[Tensor, " windows"]) -> float:
     """exp of the mean; infinite on overflow."""
     mean = float(losses.mean())
     return math.exp(mean) if mean < 700 else math.inf

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,16 @@ import ray
 import torch
 from ray._private import state
 from safetensors.torch import load_file, save_file
-from tiny import LENGTH, VOCABULARY, write_model
+from tiny import LENGTH, VOCABULARY
+from tiny import write_model as write_tiny
 
 from neuronal_ray.allocations import Problem, neuronal
 from neuronal_ray.composition import Composition
 from neuronal_ray.core.plan import Plan, uniform_rates
 from neuronal_ray.distributed.ray_pool import RayPool
 from neuronal_ray.evaluation.perplexity import perplexity
+from neuronal_ray.models.checkpoint import open_checkpoint
+from neuronal_ray.pipeline import begin_model, write_model
 from neuronal_ray.pool import InProcessPool, Pool, TaskError
 from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
@@ -111,7 +114,7 @@ def die(worker: Worker, item: int) -> int:
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> WorkerSpec:
     return WorkerSpec(
-        model_path=write_model(tmp_path_factory.mktemp("pools") / "model"),
+        model_path=write_tiny(tmp_path_factory.mktemp("pools") / "model"),
         device="cpu",
         dtype="auto",
         recipe=Recipe(method="wanda"),
@@ -307,9 +310,25 @@ class Outcome:
     selected: tuple[float, ...]
     digest: bytes
     perplexities: tuple[float, ...]
+    files: tuple[int, dict[str, bytes]]
+    plan: Plan = field(compare=False)
 
 
-def search_on(pool: Pool, folder: Path) -> Outcome:
+def written(
+    pool: Pool, plan: Plan, model: Path, target: Path, *, meanwhile: Callable[[], object] = lambda: None
+) -> tuple[int, dict[str, bytes]]:
+    """The zeros among the prunable weights of the model's files under `plan`, and the content of its tensors."""
+    checkpoint = open_checkpoint(model)
+    target.mkdir()
+    parts = begin_model(checkpoint, pool, plan, target)
+    meanwhile()
+    zeros = write_model(checkpoint, pool, parts, plan, target, Progress(quiet=True))
+    tensors = {name: tensor for part in parts for name, tensor in load_file(target / part.file).items()}
+    assert tensors.keys() == checkpoint.tensors.keys()
+    return zeros, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def search_on(pool: Pool, model: Path, folder: Path) -> Outcome:
     tokens = torch.randint(VOCABULARY, (200, LENGTH), generator=torch.Generator().manual_seed(0))
     progress = Progress(folder / "events.jsonl")
     layout = pool.first(Worker.describe)
@@ -342,19 +361,23 @@ def search_on(pool: Pool, folder: Path) -> Outcome:
         selected=tuple(step.selected for step in found.steps),
         digest=found.plan.digest,
         perplexities=tuple(perplexity(pool, tokens[:20], plan) for plan in (None, found.plan)),
+        files=written(pool, found.plan, model, folder / "files"),
+        plan=found.plan,
     )
 
 
 @pytest.fixture(scope="module")
 def expected(spec: WorkerSpec, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     pool = InProcessPool(spec)
-    outcome = search_on(pool, tmp_path_factory.mktemp("expected"))
+    outcome = search_on(pool, spec.model_path, tmp_path_factory.mktemp("expected"))
     pool.close()
     return outcome
 
 
-def test_a_search_gives_the_same_bits_on_every_pool(pool: Pool, expected: Outcome, tmp_path: Path) -> None:
-    assert search_on(pool, tmp_path) == expected
+def test_a_search_gives_the_same_bits_on_every_pool(
+    pool: Pool, spec: WorkerSpec, expected: Outcome, tmp_path: Path
+) -> None:
+    assert search_on(pool, spec.model_path, tmp_path) == expected
 
 
 def test_a_plan_travels_whole(pool: Pool) -> None:
@@ -483,10 +506,19 @@ def test_a_search_that_loses_workers_gives_the_same_bits(
         ]
         for kill in kills:
             kill.start()
-        assert search_on(pool, tmp_path) == expected
+        assert search_on(pool, spec.model_path, tmp_path) == expected
         for kill in kills:
             kill.join()
-        assert not set(victims) & set(when_whole(pool))
+        workers = when_whole(pool)
+        assert not set(victims) & set(workers)
+        files = written(
+            pool,
+            expected.plan,
+            spec.model_path,
+            tmp_path / "again",
+            meanwhile=lambda: os.kill(workers[0], signal.SIGKILL),  # it had begun one
+        )
+        assert files == expected.files
     finally:
         pool.close()
 

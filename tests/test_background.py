@@ -1,0 +1,145 @@
+"""Does work beside others' go on, one call after the other, and end when nobody waits for it?"""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import neuronal_ray.worker
+from neuronal_ray.background import Background
+from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
+from neuronal_ray.models.checkpoint import open_checkpoint
+from neuronal_ray.models.parts import Part, split_parts
+from neuronal_ray.pipeline import begin_model
+from neuronal_ray.pool import InProcessPool
+from neuronal_ray.recipe import Recipe
+from neuronal_ray.worker import Worker
+from neuronal_ray.worker_spec import Walk, WorkerSpec
+
+TEXT = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(0))
+
+
+def spec_of(path: Path) -> WorkerSpec:
+    return WorkerSpec(
+        model_path=path,
+        device="cpu",
+        dtype="float32",
+        recipe=Recipe(method="wanda"),
+        threads=1,
+        trust_remote_code=False,
+    )
+
+
+def plan_of(worker: Worker, rate: float) -> Plan:
+    return exact_plan(worker.layout, uniform_rates(worker.layout, lambda _: rate), target=rate)
+
+
+class Gate:
+    """Holds the masks of every block back until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.opened, self.passed = threading.Event(), threading.Event(), 0
+        own = neuronal_ray.worker.zero_masked
+
+        def masked(*args: object) -> dict[str, int]:
+            self.reached.set()
+            self.opened.wait(60)
+            self.passed += 1
+            return own(*args)
+
+        monkeypatch.setattr(neuronal_ray.worker, "zero_masked", masked)
+
+
+def test_calls_are_made_one_after_the_other_and_their_results_are_found() -> None:
+    background: Background[int] = Background()
+    go, order = threading.Event(), []
+
+    def call(number: int) -> int:
+        go.wait(60)
+        order.append(number)
+        return number
+
+    for number in range(3):
+        background.begin(str(number), lambda _, number=number: call(number))
+    assert background.found(0.01) == {"0": None, "1": None, "2": None}
+    go.set()
+    assert background.found(60) == {"0": 0, "1": 1, "2": 2}
+    assert order == [0, 1, 2]
+    background.end()
+    assert background.found(0) == {}
+
+
+def test_an_error_is_raised_where_results_are_asked_for() -> None:
+    background: Background[int] = Background()
+
+    def fail(_: threading.Event) -> int:
+        raise OSError("full")
+
+    background.begin("one", fail)
+    with pytest.raises(OSError, match="full"):
+        background.found(60)
+    background.end()
+
+
+def test_the_end_stops_the_call_under_way_and_drops_those_to_come() -> None:
+    background: Background[bool] = Background()
+    begun, made = threading.Event(), []
+
+    def until_stopped(stop: threading.Event) -> bool:
+        begun.set()
+        made.append(stop.wait(60))
+        return True
+
+    background.begin("first", until_stopped)
+    background.begin("second", until_stopped)
+    assert begun.wait(60)
+    background.end()
+    assert made == [True]
+    background.begin("third", lambda stop: stop.is_set())
+    assert background.found(60) == {"third": False}, "it can be used again"
+    background.end()
+
+
+# Files
+
+
+def test_files_begun_ahead_have_what_was_final_then(
+    checkpoint_dir: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoint_dir("llama")
+    worker = Worker(spec_of(path))
+    plan = plan_of(worker, 0.6)
+    (part,) = split_parts(open_checkpoint(path), worker.layout, [worker.blocks])
+    worker.finish(plan, TEXT, Walk(pruned=True))
+    (tmp_path / "now").mkdir()
+    zeros = worker.write(part, plan, tmp_path / "now")
+    gate = Gate(monkeypatch)
+    (tmp_path / "ahead").mkdir()
+    worker.write_ahead(part, plan, tmp_path / "ahead")
+    assert gate.reached.wait(60)
+    assert worker.written(0.0) == {part.file: None}
+    worker.finish(plan_of(worker, 0.2), TEXT.flip(0), Walk(pruned=True))
+    gate.opened.set()
+    assert worker.written(60.0) == {part.file: zeros}
+    assert (tmp_path / "ahead" / part.file).read_bytes() == (tmp_path / "now" / part.file).read_bytes()
+    worker.close()
+
+
+def test_a_pool_that_is_closed_writes_no_further(
+    checkpoint_dir: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoint_dir("llama")
+    pool = InProcessPool(spec_of(path))
+    pool.each(Worker.keep_statistics, pool.first(Worker.observe, TEXT))
+    pool.each(Worker.rank)
+    gate = Gate(monkeypatch)
+    parts: list[Part] = begin_model(open_checkpoint(path), pool, pool.first(plan_of, 0.6), tmp_path)
+    assert len(parts[0].blocks) > 1
+    assert gate.reached.wait(60)
+    opening = threading.Timer(0.3, gate.opened.set)
+    opening.start()
+    pool.close()
+    opening.join()
+    assert gate.passed == 1, "of the block that it was at"
