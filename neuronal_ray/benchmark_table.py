@@ -27,7 +27,20 @@ _SEARCH = (
     "literal / search",
     "released / search",
 )
-_JOB = ("model", "whole job", "loading", "statistics", "ranking", "search", "perplexity", "files", "device peak")
+_JOB = (
+    "model",
+    "whole job",
+    "loading",
+    "statistics",
+    "ranking",
+    "search",
+    "perplexity, dense",
+    "perplexity, pruned",
+    "waiting for files",
+    "device peak",
+)
+_ENDS = (" search", ": dense", ": pruned")
+"""Of the names of the stages that the middle columns add up."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -103,14 +116,12 @@ def _search_row(one: Mapping[str, Any]) -> list[str]:
 
 def _job_row(one: Mapping[str, Any]) -> list[str]:
     stages = one["stages"]
-    searched_s = sum(spent for name, spent in stages.items() if name.endswith(" search"))
-    read_s = sum(spent for name, spent in stages.items() if name.endswith((": dense", ": pruned")))
+    sums = (sum(spent for name, spent in stages.items() if name.endswith(end)) for end in _ENDS)
     return [
         _model(one),
         f"{one['total_s']:.1f} s",
         *(f"{stages[name]:.1f} s" for name in ("loading", "statistics", "ranking")),
-        f"{searched_s:.1f} s",
-        f"{read_s:.1f} s",
+        *(f"{spent:.1f} s" for spent in sums),
         f"{stages['checkpoint']:.1f} s",
         _gib(one["device_bytes"]),
     ]
