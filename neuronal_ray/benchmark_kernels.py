@@ -17,6 +17,7 @@ from neuronal_ray.benchmark_device import measure_ceilings, seconds
 from neuronal_ray.benchmark_record import check_output, publish
 from neuronal_ray.benchmark_shapes import device_of
 from neuronal_ray.kernels.cut import apply_cut, cut_reference
+from neuronal_ray.kernels.gate import gated, gated_reference
 from neuronal_ray.kernels.memory import keep_freed_memory
 from neuronal_ray.kernels.norm import RmsNorm, rms_norm, rms_norm_reference
 from neuronal_ray.kernels.ranking import rank, rank_reference
@@ -66,8 +67,8 @@ def main(argv: Sequence[str]) -> None:
     """Measure every kernel."""
     parser = argparse.ArgumentParser(
         prog="neuronal-ray benchmark kernels",
-        description="Cut, rank and column squares, on a GPU also normalization and rotary embedding, beside their "
-        "definitions in torch.",
+        description="Cut, rank and column squares, on a GPU also normalization, rotary embedding and gate, beside "
+        "their definitions in torch.",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
@@ -125,7 +126,7 @@ def measure_kernels(
             moved = score.numel() * (item + ranks.itemsize)
             cases.append(("rank", partial(rank, score), partial(rank_reference, score), moved))
         if device.type == "cuda":  # a CPU leaves these to torch
-            factor, moved = weight[0].contiguous(), 2 * inputs.numel() * item
+            factor, others, moved = weight[0].contiguous(), inputs.flip(1), 2 * inputs.numel() * item
             heads = inputs.view(1, tokens, -1, _HEAD).transpose(1, 2)
             angles = (inputs[:, :, :_HEAD].contiguous(), inputs[:, :, _HEAD : 2 * _HEAD].contiguous())
             cases += [
@@ -136,6 +137,7 @@ def measure_kernels(
                     moved,
                 ),
                 ("rotary", partial(rotary, heads, *angles), partial(rotary_reference, heads, *angles), moved),
+                ("gate", partial(gated, inputs, others), partial(gated_reference, inputs, others), moved * 3 // 2),
             ]
             if dtype == torch.bfloat16 and has_sparse_units(device):
                 cases += _two_four(weight, inputs[0])

@@ -20,9 +20,10 @@ neuronal_ray.plugins neuronal_ray.options
 neuronal_ray.config
 neuronal_ray.kernels
 neuronal_ray.kernels.triton_cut neuronal_ray.kernels.triton_norm neuronal_ray.kernels.triton_rotary
+neuronal_ray.kernels.triton_gate
 neuronal_ray.kernels.build neuronal_ray.kernels.dispatch
 neuronal_ray.kernels.cut neuronal_ray.kernels.ranking neuronal_ray.kernels.squares neuronal_ray.kernels.memory
-neuronal_ray.kernels.packed neuronal_ray.kernels.norm neuronal_ray.kernels.rotary
+neuronal_ray.kernels.packed neuronal_ray.kernels.norm neuronal_ray.kernels.rotary neuronal_ray.kernels.gate
 neuronal_ray.core
 neuronal_ray.core.masks neuronal_ray.core.stats
 neuronal_ray.core.layout neuronal_ray.core.operators neuronal_ray.core.spectrum neuronal_ray.core.spread
@@ -39,7 +40,7 @@ neuronal_ray.levels
 neuronal_ray.models
 neuronal_ray.models.unsupported neuronal_ray.models.tensor_files
 neuronal_ray.models.experts neuronal_ray.models.fingerprints
-neuronal_ray.models.residence
+neuronal_ray.models.residence neuronal_ray.models.gates
 neuronal_ray.models.blocks
 neuronal_ray.models.rows neuronal_ray.models.routing neuronal_ray.models.fused
 neuronal_ray.models.checkpoint neuronal_ray.models.wiring neuronal_ray.models.packed_linear

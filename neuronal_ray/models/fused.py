@@ -1,8 +1,8 @@
 """What lies between a block's linears, done by kernels where it is seen to be what they compute.
 
-On a GPU a LLaMA block spends a third of its time on normalizations and rotary embeddings, which transformers writes out
-in a dozen passes over memory. Whether a module or function is such a one is asked of its values on random inputs, never
-of a model's name; what differs by a bit from a kernel's definition stays as it is.
+On a GPU a LLaMA block spends a third of its time on normalizations, rotary embeddings and gates, which transformers
+writes out in many passes over memory. Whether a module or function is such a one is asked of its values on random
+inputs, never of a model's name; what differs by a bit from a kernel's definition stays as it is.
 """
 
 import functools
@@ -17,6 +17,7 @@ from neuronal_ray.kernels.norm import RmsNorm, rms_norm, rms_norm_reference
 from neuronal_ray.kernels.norm import takes as norm_takes
 from neuronal_ray.kernels.rotary import rotary, rotary_reference
 from neuronal_ray.kernels.rotary import takes as rotary_takes
+from neuronal_ray.models.gates import Waiting, is_silu
 
 _ROTARY = "apply_rotary_pos_emb"
 """Transformers' name, in the module of every attention that calls one."""
@@ -32,11 +33,14 @@ def fuse(block: nn.Module) -> list[str]:
         form = norm_form(module)
         if form is not None:
             module.forward = _normalizing(module, module.forward, form)
+        gates = is_silu(module)
+        if gates:
+            module.forward = Waiting
         own = type(module).forward
         rotating = _rotating(own) if isinstance(own, FunctionType) else None
         if rotating is not None:
             module.forward = MethodType(rotating, module)
-        if form is not None or rotating is not None:
+        if form is not None or gates or rotating is not None:
             found.append(path)
     return found
 

@@ -5,9 +5,11 @@ from itertools import product
 import torch
 
 from neuronal_ray.kernels.cut import cut_reference
+from neuronal_ray.kernels.gate import gated_reference
 from neuronal_ray.kernels.norm import RmsNorm, rms_norm_reference
 from neuronal_ray.kernels.rotary import rotary_reference
 from neuronal_ray.kernels.triton_cut import triton_cut
+from neuronal_ray.kernels.triton_gate import triton_gated
 from neuronal_ray.kernels.triton_norm import triton_rms_norm
 from neuronal_ray.kernels.triton_rotary import triton_rotary
 
@@ -59,5 +61,19 @@ def rotations() -> int:
     return cases
 
 
+def gates() -> int:
+    """Halves of one tensor or two tensors; a float16 may fall on its other neighbour."""
+    cases = 0
+    for shape, dtype, halves in product(((1, 1), (2, 3, 33), (3, 2049)), DTYPES, (False, True)):
+        both = 4 * torch.randn(*shape[:-1], 2 * shape[-1], generator=SOURCE).to(dtype)
+        gate, values = both.chunk(2, dim=-1) if halves else (half.contiguous() for half in both.chunk(2, dim=-1))
+        out = torch.full(shape, torch.nan, dtype=dtype)
+        triton_gated(gate, values, out)
+        tolerance = 4 * torch.finfo(dtype).eps
+        torch.testing.assert_close(out, gated_reference(gate, values), rtol=tolerance, atol=tolerance)
+        cases += 1
+    return cases
+
+
 if __name__ == "__main__":
-    print(f"{cuts()} cuts, {norms()} normalizations, {rotations()} rotations")
+    print(f"{cuts()} cuts, {norms()} normalizations, {rotations()} rotations, {gates()} gates")

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from neuronal_ray.kernels.gate import gated_reference
 from neuronal_ray.kernels.norm import RmsNorm, rms_norm_reference
 from neuronal_ray.kernels.rotary import rotary_reference
-from neuronal_ray.models import fused
+from neuronal_ray.models import fused, gates
 from neuronal_ray.models.blocks import Stream
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -26,6 +27,7 @@ NORMS = {  # of a block, seen on its values; the others are LayerNorms, which to
     "gpt_oss": 2,
     "deepseek_v3": 4,
 }
+GATED = {"llama", "mistral", "phi3", "qwen2", "qwen3", "olmo2", "stablelm", "mixtral", "deepseek_v3"}
 UNTURNED = {
     "opt",
     "gpt2",
@@ -50,6 +52,12 @@ def kernels_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def fits(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
         return cos.shape[1:] == (states.shape[2], states.shape[3]) and states.dtype == cos.dtype == sin.dtype
 
+    def gated(inputs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        called.append("gate")
+        return gated_reference(inputs, values)
+
+    monkeypatch.setattr(gates, "gated", gated)
+    monkeypatch.setattr(gates, "gate_takes", lambda one, other: one.shape == other.shape)
     monkeypatch.setattr(fused, "rms_norm", rms_norm)
     monkeypatch.setattr(fused, "rotary", rotary)
     monkeypatch.setattr(fused, "norm_takes", lambda inputs, weight: inputs.dtype == weight.dtype)
@@ -69,6 +77,7 @@ def test_every_family_computes_the_same(
     assert torch.equal(before.hidden, after.hidden)
     assert kernels_on_a_cpu.count("norm") == NORMS.get(family, 0)
     wide_angles = family == "olmo2" and dtype == torch.bfloat16  # they are float32 whatever the states are
+    assert kernels_on_a_cpu.count("gate") == (family in GATED)
     assert ("rotary" in kernels_on_a_cpu) == (family not in UNTURNED and not wide_angles)
 
 
@@ -80,6 +89,7 @@ def test_mixtures_of_experts_too(name: str, make_model: MakeModel, kernels_on_a_
     after = stream.block(1, stream.start(torch.arange(24).view(2, 12) + 3))
     assert torch.equal(before.hidden, after.hidden)
     assert kernels_on_a_cpu.count("norm") == NORMS[name]
+    assert ("gate" in kernels_on_a_cpu) == (name in GATED)
 
 
 def test_without_a_kernel_for_them_modules_run_their_own_code(make_model: MakeModel) -> None:
