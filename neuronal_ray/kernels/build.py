@@ -1,4 +1,7 @@
-"""From packed.c to functions: compiled on first use by the system's compiler, kept under the user's cache directory."""
+"""From C to functions: compiled on first use by the system's compiler, kept under the user's cache directory.
+
+To be called after torch was imported, whose OpenMP they then share.
+"""
 
 import ctypes
 import functools
@@ -8,11 +11,44 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
-_SOURCE = Path(__file__).with_name("packed.c")
-_INSTRUCTIONS = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi2", "-mavx512bf16")
-_FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-mpopcnt", *_INSTRUCTIONS)
+from torch import Tensor
+
+_EVERYWHERE = ("-O3", "-fopenmp", "-shared", "-fPIC")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A C file beside this one."""
+
+    name: str
+    flags: tuple[str, ...]
+    title: str
+
+    @property
+    def path(self) -> Path:
+        return Path(__file__).with_name(f"{self.name}.c")
+
+
+_PACKED = _Source(
+    "packed",
+    ("-mpopcnt", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi2", "-mavx512bf16"),
+    "the packed kernel",
+)
+_PASSES = _Source("passes", ("-ffp-contract=off",), "the kernel of cuts and squares")
+_POINTER, _LENGTH, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_CUT = (_POINTER, _POINTER, _POINTER, _POINTER, _LENGTH, _LENGTH, _THREADS)
+_SQUARES = (_POINTER, _LENGTH, _LENGTH, _POINTER, _THREADS)
+_OF_PASSES = {
+    "cut_16_16": _CUT,
+    "cut_16_32": _CUT,
+    "cut_32_16": _CUT,
+    "cut_32_32": _CUT,
+    "squares_f32": _SQUARES,
+    "squares_bf16": _SQUARES,
+}
 
 
 class KernelUnavailable(RuntimeError):
@@ -21,49 +57,69 @@ class KernelUnavailable(RuntimeError):
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled functions of packed.c.
-
-    To be called after torch was imported, whose OpenMP they then share. Raises KernelUnavailable.
-    """
+    """The compiled functions of packed.c. Raises KernelUnavailable."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
-        raise KernelUnavailable(f"the packed kernel is for Linux on x86-64, this is {platform.platform(terse=True)}")
+        raise KernelUnavailable(f"{_PACKED.title} is for Linux on x86-64, this is {platform.platform(terse=True)}")
+    loaded = _loaded(_PACKED)
+    if not loaded.packed_supported():
+        raise KernelUnavailable(f"{_PACKED.title} needs a processor with AVX-512 VBMI2 and AVX-512 BF16")
+    return loaded
+
+
+@functools.cache
+def passes() -> ctypes.CDLL | None:
+    """Those of passes.c; None where nothing can compile them."""
+    try:
+        loaded = _loaded(_PASSES)
+    except KernelUnavailable:
+        return None
+    for name, types in _OF_PASSES.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = types, None
+    return loaded
+
+
+def pointer(tensor: Tensor) -> ctypes.c_void_p:
+    """Where the numbers of a tensor begin."""
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _loaded(source: _Source) -> ctypes.CDLL:
     found = [shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")]
     compiler = next((path for path in found if path is not None), None)
     if compiler is None:
-        raise KernelUnavailable("the packed kernel needs a C compiler: install gcc or set CC")
-    file = _cache() / f"packed-{_digest(compiler)}.so"
+        raise KernelUnavailable(f"{source.title} needs a C compiler: install gcc or set CC")
+    file = _cache() / f"{source.name}-{_digest(compiler, source)}.so"
     if not file.is_file():
-        _compile(compiler, file)
+        _compile(compiler, source, file)
     try:
-        loaded = ctypes.CDLL(str(file))
+        return ctypes.CDLL(str(file))
     except OSError as error:
-        raise KernelUnavailable(f"the packed kernel cannot be loaded: {error}") from error
-    if not loaded.packed_supported():
-        raise KernelUnavailable("the packed kernel needs a processor with AVX-512 VBMI2 and AVX-512 BF16")
-    return loaded
+        raise KernelUnavailable(f"{source.title} cannot be loaded: {error}") from error
 
 
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuronal_ray"
 
 
-def _digest(compiler: str) -> str:
+def _digest(compiler: str, source: _Source) -> str:
     """Another source, compiler or set of flags is another file."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    return hashlib.sha256(_SOURCE.read_bytes() + version + " ".join(_FLAGS).encode()).hexdigest()[:16]
+    flags = " ".join((*_EVERYWHERE, *source.flags))
+    return hashlib.sha256(source.path.read_bytes() + version + flags.encode()).hexdigest()[:16]
 
 
-def _compile(compiler: str, file: Path) -> None:
+def _compile(compiler: str, source: _Source, file: Path) -> None:
     """Write `file`, whole or not at all."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             made = Path(folder) / file.name
-            command = [compiler, *_FLAGS, "-o", str(made), str(_SOURCE)]
+            command = [compiler, *_EVERYWHERE, *source.flags, "-o", str(made), str(source.path)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 reason = (done.stderr.strip().splitlines() or ["no message"])[0]
-                raise KernelUnavailable(f"{compiler} cannot compile the packed kernel: {reason}")
+                raise KernelUnavailable(f"{compiler} cannot compile {source.title}: {reason}")
             made.replace(file)
     except OSError as error:
-        raise KernelUnavailable(f"the packed kernel cannot be written to {file.parent}: {error.strerror}") from error
+        raise KernelUnavailable(f"{source.title} cannot be written to {file.parent}: {error.strerror}") from error

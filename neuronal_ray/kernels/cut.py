@@ -1,15 +1,17 @@
 """A weight with zeros where its rank is below its row's count: what a candidate costs beside its matrix products.
 
-On a CPU torch converts and multiplies by booleans one at a time; integers it handles by the vector. A rank minus its
-row's count has its sign bit set where the weight goes, so the arithmetic shift of the complement is a mask of ones
-where it stays: a difference, a shift and an AND on the weights' own bits. On a GPU one pass of a Triton kernel reads
-weight and rank and writes the result; without Triton it is a comparison and a product.
+One pass reads weight and rank and writes the result: on a GPU a Triton kernel, on a CPU one in C (passes.c). Where
+there is none, torch on a CPU converts and multiplies by booleans one at a time; integers it handles by the vector. A
+rank minus its row's count has its sign bit set where the weight goes, so the arithmetic shift of the complement is a
+mask of ones where it stays: a difference, a shift and an AND on the weights' own bits. Without Triton a GPU has a
+comparison and a product.
 """
 
 import torch
 from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
+from neuronal_ray.kernels.build import passes, pointer
 from neuronal_ray.kernels.dispatch import for_triton
 
 _INTEGERS = {2: torch.int16, 4: torch.int32}
@@ -41,6 +43,8 @@ def apply_cut(
         triton_cut(weight, ranks, removed.to(weight.device), out)
         return out
     integer = _INTEGERS.get(weight.itemsize)
+    if _cut_in_one_pass(weight, ranks, removed, out):
+        return out
     if weight.device.type != "cpu" or integer is None or ranks.itemsize > weight.itemsize:
         return torch.mul(weight, ranks >= removed.to(ranks.device)[:, None], out=out)
     rows, columns = weight.shape
@@ -56,3 +60,18 @@ def apply_cut(
         mask.bitwise_right_shift_(8 * weight.itemsize - 1)
         torch.bitwise_and(bits[here], mask, out=mask)
     return out
+
+
+def _cut_in_one_pass(weight: Tensor, ranks: Tensor, removed: Tensor, out: Tensor) -> bool:
+    """`apply_cut` by the kernel for CPUs, if there is one for these."""
+    here = (weight, ranks, removed, out)
+    if not all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in here):
+        return False
+    if weight.itemsize not in _INTEGERS or ranks.dtype not in _INTEGERS.values() or removed.dtype != torch.int32:
+        return False
+    kernels = passes()
+    if kernels is None:
+        return False
+    cut = getattr(kernels, f"cut_{8 * weight.itemsize}_{8 * ranks.itemsize}")
+    cut(*map(pointer, here), *weight.shape, torch.get_num_threads())
+    return True

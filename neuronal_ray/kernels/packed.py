@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
-from neuronal_ray.kernels.build import library
+from neuronal_ray.kernels.build import library, pointer
 
 WORD = 32
 """Columns to a word of bits."""
@@ -63,7 +63,7 @@ def multiply(packed: PackedRows, inputs: Float[Tensor, "vectors columns"]) -> Fl
     padded = torch.nn.functional.pad(inputs, (0, words * WORD - packed.columns)).contiguous()
     outputs = torch.empty(vectors, rows)
     getattr(library(), f"packed_linear_{suffix}")(
-        *map(_pointer, (packed.bits, packed.values, packed.starts, padded, outputs)),
+        *map(pointer, (packed.bits, packed.values, packed.starts, padded, outputs)),
         ctypes.c_int64(rows),
         ctypes.c_int64(words),
         ctypes.c_int(vectors),
@@ -77,7 +77,7 @@ def unpack(packed: PackedRows) -> Float[Tensor, "rows columns"]:
     rows, words = packed.bits.shape
     outputs = torch.empty(rows, words * WORD, dtype=packed.values.dtype)
     getattr(library(), f"packed_unpack_{_SUFFIXES[outputs.dtype]}")(
-        *map(_pointer, (packed.bits, packed.values, packed.starts, outputs)),
+        *map(pointer, (packed.bits, packed.values, packed.starts, outputs)),
         ctypes.c_int64(rows),
         ctypes.c_int64(words),
         ctypes.c_int(torch.get_num_threads()),
@@ -94,7 +94,3 @@ def reference_unpack(packed: PackedRows) -> Float[Tensor, "rows columns"]:
 def reference_multiply(packed: PackedRows, inputs: Float[Tensor, "vectors columns"]) -> Float[Tensor, "vectors rows"]:
     """What `multiply` returns but for rounding, by torch in float64."""
     return (inputs.double() @ reference_unpack(packed).double().T).to(inputs.dtype)
-
-
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())

@@ -1,14 +1,28 @@
 """Does the fast cut give what its definition gives, for odd shapes, dtypes and strides, in memory of any kind?"""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neuronal_ray.kernels import build, cut
 from neuronal_ray.kernels.cut import apply_cut, cut_reference
 from neuronal_ray.kernels.ranking import rank
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+
+@pytest.fixture(params=["C", "torch"], autouse=True)
+def form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """With the kernel for CPUs and without it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(cut, "passes", lambda: None)
+        elif build.passes() is None:
+            pytest.skip("no compiler")
+        yield request.param
 
 
 def case(rows: int, columns: int, dtype: torch.dtype, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -52,6 +66,21 @@ def test_many_rows_and_the_widest_short_ranks(dtype: torch.dtype) -> None:
         weight, ranks, removed = case(rows, columns, dtype, 2)
         removed[:2] = torch.tensor([0, columns])
         assert torch.equal(apply_cut(weight, ranks, removed), cut_reference(weight, ranks, removed)), (rows, columns)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", [torch.int16, torch.int32])
+def test_the_kernel_has_every_pair_of_sizes_and_any_number_of_threads(
+    dtype: torch.dtype, kind: torch.dtype, form: str, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, ranks, removed = case(37, 515, dtype, 4)
+    ranks = ranks.to(kind)
+    if form == "C" and dtype != torch.float64:  # nothing of torch's is left to do
+        monkeypatch.setattr(torch, "sub", None)
+        monkeypatch.setattr(torch, "mul", None)
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(apply_cut(weight, ranks, removed), cut_reference(weight, ranks, removed))
 
 
 @pytest.mark.gpu

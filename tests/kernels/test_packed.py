@@ -98,3 +98,4 @@ def test_without_a_compiler_the_message_says_what_to_install(monkeypatch: pytest
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(build.KernelUnavailable, match=r"install gcc or set CC|x86-64"):
         build.library.__wrapped__()
+    assert build.passes.__wrapped__() is None

@@ -1,10 +1,14 @@
 """Are the sums of squares those of the definition: on a CPU bit for bit, on a GPU to float32's last digits?"""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neuronal_ray.kernels import squares
+from neuronal_ray.kernels.build import passes
 from neuronal_ray.kernels.squares import column_squares, squares_reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -14,8 +18,24 @@ def inputs(shape: tuple[int, int, int], dtype: torch.dtype, seed: int = 0) -> to
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+@pytest.fixture(params=["C", "torch"], autouse=True)
+def form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """With the kernel, which has to be in use where there is a compiler, and without it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(squares, "_adds_as_torch", lambda _: False)
+        elif passes() is None:
+            pytest.skip("no compiler")
+        yield request.param
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(st.integers(1, 4), st.integers(1, 40), st.integers(1, 70), st.integers(0, 2**31))
+@given(
+    st.integers(1, 4),
+    st.integers(1, 300),
+    st.integers(1, 70) | st.integers(1, 12).map(lambda some: 32 * some),
+    st.integers(0, 2**31),
+)
 def test_a_cpu_gives_the_bits_of_the_definition(
     dtype: torch.dtype, sequences: int, tokens: int, columns: int, seed: int
 ) -> None:
@@ -25,6 +45,38 @@ def test_a_cpu_gives_the_bits_of_the_definition(
     assert found.dtype == torch.float32
     assert torch.equal(found, squares_reference(text))
     assert torch.equal(text, before), "column_squares changed its argument"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 2048, 192), (8, 256, 512), (1, 5000, 288), (3, 4096, 1024)])
+def test_long_texts_and_any_number_of_threads_too(
+    dtype: torch.dtype, shape: tuple[int, int, int], one_thread: None
+) -> None:
+    text = inputs(shape, dtype)
+    expected = squares_reference(text)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(column_squares(text), expected), threads
+
+
+def test_this_torch_adds_in_the_order_of_the_kernel(form: str) -> None:
+    """Else the kernel would be left out of a search, as any other sum would have other bits."""
+    assert all(squares._adds_as_torch(dtype) for dtype in (torch.float32, torch.bfloat16)) == (form == "C")
+
+
+def test_what_is_not_a_plain_matrix_is_left_to_torch() -> None:
+    text = inputs((2, 64, 96), torch.float32)
+    for strided in (text.transpose(0, 1), text[:, ::2], text[:, :, :64]):
+        assert torch.equal(column_squares(strided), squares_reference(strided))
+    text.requires_grad_()
+    column_squares(text).sum().backward()
+    assert torch.equal(text.grad, 2 * text)
+
+
+def test_numbers_that_are_none_and_overflow_are_kept() -> None:
+    text = torch.ones(1, 40, 32)
+    text[0, 3, 0], text[0, 5, 1], text[0, 7, 2] = torch.nan, torch.inf, 1e30
+    assert column_squares(text)[:4].isfinite().tolist() == [False, False, False, True]
 
 
 @pytest.mark.gpu
