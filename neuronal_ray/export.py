@@ -52,9 +52,12 @@ def _dense(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     from neuronal_ray.models.audit import audit
     from neuronal_ray.models.mask_files import apply_masks, check_masks, open_masks
     from neuronal_ray.models.parts import copy_whole
+    from neuronal_ray.models.tensor_files import check_room
     from neuronal_ray.output import staged
     from neuronal_ray.progress import Progress
 
+    if config.output is not None:
+        check_room(config.output, checkpoint.num_bytes, flag="--output")
     progress = Progress()
     masks = None if config.masks is None else open_masks(config.masks)
     if masks is not None:

@@ -53,17 +53,6 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise ValueError(f"--output: cannot write to {parent}")
 
 
-def check_room(path: Path, num_bytes: int) -> None:
-    """Raise ValueError when the disk of the output directory `path` has less room than the files need."""
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    free = shutil.disk_usage(parent).free
-    if free < num_bytes:
-        raise ValueError(
-            f"--output: the model's files take {num_bytes / 2**30:.1f} GiB, {parent} has {free / 2**30:.1f} GiB free; "
-            "name a directory on a larger disk"
-        )
-
-
 def _staging(path: Path) -> Path:
     """Where this process puts what becomes `path`."""
     return path.with_name(f".{path.name}.partial-{os.getpid()}")

@@ -27,7 +27,8 @@ def _main(argv: Sequence[str]) -> None:
     # What follows imports torch and transformers: after the options are known to be good.
     from neuronal_ray.dry_run import describe_run
     from neuronal_ray.launch import check_device, open_pool
-    from neuronal_ray.output import check_output, check_room, journaled, staged
+    from neuronal_ray.models.tensor_files import check_room
+    from neuronal_ray.output import check_output, journaled, staged
     from neuronal_ray.pipeline import Reader, held_tokens, run
     from neuronal_ray.pool import TaskError
     from neuronal_ray.progress import Progress
@@ -38,7 +39,7 @@ def _main(argv: Sequence[str]) -> None:
     check_device(config)
     inputs = Reader().prepare(config)
     if config.output is not None:
-        check_room(config.output, inputs.checkpoint.num_bytes)
+        check_room(config.output, inputs.checkpoint.num_bytes, flag="--output")
     if config.output is None or config.dry_run:
         print(describe_run(config, inputs))
         return

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from neuronal_ray.models.checkpoint import DTYPES, Checkpoint
 from neuronal_ray.models.parts import Part
-from neuronal_ray.models.tensor_files import WORD_BYTES, Stored, encoded_header, fill, read_header
+from neuronal_ray.models.tensor_files import WORD_BYTES, Kind, Stored, begin_file, fill, read_header
 from neuronal_ray.models.unsupported import UnsupportedModel
 
 _PIECE_BYTES = 2**19
@@ -37,20 +37,8 @@ def new_part(checkpoint: Checkpoint, part: Part, target: Path) -> Checkpoint:
     """Begin one file of a copy of the checkpoint in `target`; returns where its tensors lie there. They are not written
     yet.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name in part.names:
-        stored = checkpoint.tensors[name]
-        header[name] = {
-            "dtype": stored.dtype,
-            "shape": list(stored.shape),
-            "data_offsets": [offset, offset + stored.num_bytes],
-        }
-        offset += stored.num_bytes
-    encoded, path = encoded_header(header), target / part.file
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        file.truncate(8 + len(encoded) + offset)
+    path, tensors = target / part.file, ((name, checkpoint.tensors[name]) for name in part.names)
+    begin_file(path, ((Kind(name=name, dtype=one.dtype, shape=one.shape), one.num_bytes) for name, one in tensors))
     return replace(checkpoint, path=target, tensors=read_header(path).tensors)
 
 

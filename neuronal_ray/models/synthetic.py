@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from neuronal_ray.models.checkpoint import DTYPES, INDEX
-from neuronal_ray.models.tensor_files import encoded_header, file_name
+from neuronal_ray.models.tensor_files import Kind, begin_file, check_room, file_name
 
 PART_BYTES = 4 * 2**30
 """The largest file of weights, if no tensor is larger."""
@@ -42,12 +42,7 @@ def write_random_llama(
     shapes = {name: tuple(tensor.shape) for name, tensor in empty_llama(**config).state_dict().items()}
     total = sum(_num_bytes(shape, dtype) for shape in shapes.values())
     path.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(path.parent).free
-    if free < total + _ROOM:
-        raise ValueError(
-            f"{path.parent}: {free / 2**30:.1f} GiB are free, a model of {total / 2**30:.1f} GiB does not fit; name a "
-            "directory on a larger disk or ask for fewer blocks"
-        )
+    check_room(path, total + _ROOM, flag="--checkpoints")
     staging = path.with_name(f".{path.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -87,15 +82,10 @@ def _parts(
 
 
 def _write_part(path: Path, part: Mapping[str, tuple[int, ...]], dtype: torch.dtype, scale: float) -> None:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, shape in part.items():
-        stop = offset + _num_bytes(shape, dtype)
-        header[name] = {"dtype": _STORED[dtype], "shape": list(shape), "data_offsets": [offset, stop]}
-        offset = stop
-    encoded = encoded_header(header)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
+    kinds = (Kind(name=name, dtype=_STORED[dtype], shape=shape) for name, shape in part.items())
+    start = begin_file(path, ((kind, _num_bytes(kind.shape, dtype)) for kind in kinds))
+    with path.open("r+b") as file:
+        file.seek(start)
         for name, shape in part.items():
             for values in _values(name, shape, dtype, scale):
                 file.write(values.view(torch.uint8).numpy().data)

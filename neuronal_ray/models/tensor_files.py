@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,31 +124,54 @@ def file_name(stem: str, number: int, count: int) -> str:
     return f"{stem}.safetensors" if count == 1 else f"{stem}-{number:05}-of-{count:05}.safetensors"
 
 
-def encoded_header(header: Mapping[str, object]) -> bytes:
-    """A header as it lies in a file, filled up with spaces to the alignment."""
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    return encoded + b" " * (-len(encoded) % _ALIGNMENT)
+def check_room(target: Path, num_bytes: int, *, flag: str) -> None:
+    """Raise ValueError when the disk on which `target` is to appear has less room than that."""
+    parent = next(folder for folder in target.absolute().parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if free < num_bytes:
+        raise ValueError(
+            f"{flag}: the model's files take {num_bytes / 2**30:.1f} GiB, {parent} has {free / 2**30:.1f} GiB free; "
+            "name a directory on a larger disk"
+        )
 
 
-def write_tensors(
-    path: Path, tensors: Iterable[Written], *, possible: Iterable[Kind], metadata: Mapping[str, str]
-) -> int:
+def begin_file(path: Path, tensors: Iterable[tuple[Kind, int]]) -> int:
+    """Make a file of its whole size for tensors of so many bytes, one after the other; returns where the first begins.
+
+    Their bytes are not written yet.
+    """
+    placed, end = [], 0
+    for kind, size in tensors:
+        placed.append(_Placed(kind, end, end + size))
+        end += size
+    header = _encoded(placed, {"format": "pt"})
+    start = 8 + len(header)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(start + end)
+    return start
+
+
+def write_tensors(path: Path, tensors: Iterable[Written], *, possible: Iterable[Kind], metadata: dict[str, str]) -> int:
     """Write one file as its tensors come; returns its size.
 
     `possible` are the tensors that may come, of these shapes or smaller ones: the header in front has room for all of
     them and is written at the end.
     Checksums join the metadata. A tensor begins at a multiple of 8 bytes if those before have such sizes.
     """
-    room = len(_encoded([_Placed(kind, _FARTHEST, _FARTHEST, 2**32) for kind in possible], metadata))
+    farthest = [_Placed(kind, _FARTHEST, _FARTHEST) for kind in possible]
+    room = len(_encoded(farthest, metadata | _checksums({place.kind.name: 2**32 for place in farthest})))
     placed: list[_Placed] = []
+    sums: dict[str, int] = {}
     with path.open("wb") as file:
         file.seek(8 + room)
         offset = 0
         for tensor in tensors:
-            placed.append(_Placed(tensor.kind, offset, offset + tensor.data.nbytes, tensor.checksum))
+            placed.append(_Placed(tensor.kind, offset, offset + tensor.data.nbytes))
+            sums[tensor.kind.name] = tensor.checksum
             offset += tensor.data.nbytes
             file.write(tensor.data.view(np.uint8).data)
-        header = _encoded(placed, metadata)
+        header = _encoded(placed, metadata | _checksums(sums))
         assert len(header) <= room, "a tensor came that was not possible"
         file.seek(0)
         file.write(room.to_bytes(8, "little") + header.ljust(room))
@@ -156,22 +180,25 @@ def write_tensors(
 
 @dataclass(frozen=True)
 class _Placed:
-    """Where a tensor went."""
+    """Where a tensor goes."""
 
     kind: Kind
     begin: int
     end: int
-    checksum: int
+
+
+def _checksums(sums: Mapping[str, int]) -> dict[str, str]:
+    return {CHECKSUMS: json.dumps(sums, separators=(",", ":"))}
 
 
 def _encoded(placed: Sequence[_Placed], metadata: Mapping[str, str]) -> bytes:
-    """The header of tensors that went to these places."""
-    sums = {place.kind.name: place.checksum for place in placed}
-    header: dict[str, object] = {"__metadata__": {**metadata, CHECKSUMS: json.dumps(sums, separators=(",", ":"))}}
+    """The header of tensors that go to these places, filled up with spaces to the alignment."""
+    header: dict[str, object] = {"__metadata__": metadata}
     for place in placed:
         header[place.kind.name] = {
             "dtype": place.kind.dtype,
             "shape": list(place.kind.shape),
             "data_offsets": [place.begin, place.end],
         }
-    return encoded_header(header)
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    return encoded + b" " * (-len(encoded) % _ALIGNMENT)
