@@ -160,10 +160,15 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
     return save
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny models lose time with more threads, and a worker that sets their number must not leave it set."""
+@pytest.fixture(scope="module", autouse=True)
+def _threads() -> Iterator[None]:
+    """A worker that sets the number of this process's threads does not leave it set."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def one_thread(_threads: None) -> None:
+    """Tiny models lose time with more."""
+    torch.set_num_threads(1)

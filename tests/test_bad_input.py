@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,14 +28,6 @@ class TiedForCausalLM(LlamaForCausalLM):
         blocks = self.model.layers
         blocks[{}].mlp.up_proj.weight = blocks[0].mlp.gate_proj.weight
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _threads() -> Iterator[None]:
-    """The runs set the number of threads of this process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import math
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import lm_eval.models.huggingface
@@ -50,14 +49,6 @@ KEYS = {
 }
 NUM_BLOCKS, HIDDEN, INNER = 3, 32, 48
 NUM_PRUNABLE = NUM_BLOCKS * (HIDDEN * (2 * HIDDEN + 2 * 16) + 3 * HIDDEN * INNER)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _threads() -> Iterator[None]:
-    """The runs set the number of threads of this process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

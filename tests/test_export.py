@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,16 +19,14 @@ PRUNABLE = 3 * (32 * 96 + 3 * 32 * 48)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`model` in bfloat16, and `pruned`, as prune writes it."""
-    threads = torch.get_num_threads()
     folder = tmp_path_factory.mktemp("export")
     write_model(folder / "model", dtype=torch.bfloat16)
     write_texts(folder)
     changes = {"evaluate": "none", "allocation": "uniform", "block_lambdas": None, "row_lambdas": None}
     assert neuronal_ray.prune.main(prune_arguments(folder, folder / "pruned", **changes)) == 0
-    yield folder
-    torch.set_num_threads(threads)
+    return folder
 
 
 def export(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:

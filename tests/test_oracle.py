@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,19 +29,12 @@ GOLDEN = SHARED / "golden"
 SCORE_TOLERANCE = 5e-3
 """On another processor than the recordings' a near-tie in a candidate's mask may fall otherwise; the choice may not."""
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 needs_golden = pytest.mark.skipif(
     not GOLDEN.is_dir(),
     reason="no shared/golden beside the repository: the released code's results are not here",
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models are too small for more, and waiting threads would slow everything else on the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def recorded(name: str, *, method: str, top_up: str, sparsity: float) -> dict:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +23,11 @@ BYTE_EQUAL = ("model.safetensors", "allocation.parquet")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
     write_model(folder / "model")
     write_texts(folder)
-    before = torch.get_num_threads()
-    yield folder
-    torch.set_num_threads(before)
+    return folder
 
 
 MODES = {

@@ -61,9 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_run_survives_the_loss_of_a_node(folder: Path) -> None:
     lambdas = ",".join(f"{number / 2000:.4f}" for number in range(1, 400))
-    before = torch.get_num_threads()
     assert neuronal_ray.prune.main(prune_arguments(folder, folder / "whole", block_lambdas=lambdas)) == 0
-    torch.set_num_threads(before)
     arguments = prune_arguments(folder, folder / "out", block_lambdas=lambdas, replicas="1", shards="2", address=None)
     with tempfile.TemporaryDirectory(prefix="nr") as sockets:
         run = subprocess.run(

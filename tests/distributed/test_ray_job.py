@@ -16,7 +16,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from tiny import prune_arguments, write_model, write_texts
 
 import neuronal_ray
@@ -120,9 +119,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def expected(folder: Path) -> Path:
     """The output of the same run in this process."""
-    before = torch.get_num_threads()
     assert neuronal_ray.prune.main(prune_arguments(folder, folder / "expected")) == 0
-    torch.set_num_threads(before)
     return folder / "expected"
 
 
