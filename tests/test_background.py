@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import neuronal_ray.worker
+import neuronal_ray.result_tasks
 from neuronal_ray.background import Background
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.models.checkpoint import open_checkpoint
@@ -41,7 +41,7 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self.opened, self.passed = threading.Event(), threading.Event(), 0
-        own = neuronal_ray.worker.zero_masked
+        own = neuronal_ray.result_tasks.zero_masked
 
         def masked(*args: object) -> dict[str, int]:
             self.reached.set()
@@ -49,7 +49,7 @@ class Gate:
             self.passed += 1
             return own(*args)
 
-        monkeypatch.setattr(neuronal_ray.worker, "zero_masked", masked)
+        monkeypatch.setattr(neuronal_ray.result_tasks, "zero_masked", masked)
 
 
 def test_calls_are_made_one_after_the_other_and_their_results_are_found() -> None:

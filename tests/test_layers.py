@@ -65,6 +65,7 @@ neuronal_ray.chain
 neuronal_ray.block_work
 neuronal_ray.candidate_tasks
 neuronal_ray.solver_tasks neuronal_ray.probe_tasks
+neuronal_ray.result_tasks
 neuronal_ray.worker
 neuronal_ray.footprint neuronal_ray.pool
 neuronal_ray.allocations
