@@ -3,6 +3,7 @@
 # Needs no network, and of the requirements neither ray, datasets, lm-eval nor beartype.
 #
 #   jobs/gpu.sh OUTPUT [CHECKPOINTS]
+#   STEPS="tests kernels search-7b job-7b" jobs/gpu.sh OUTPUT    # some of them, where time is short; the table has all
 #
 # CHECKPOINTS holds random weights while they are needed: 27 GB free for 7B and its pruned copy, as much for 13B, and
 # 140 GB, on disk and in the host's memory, for the whole 70B, of which else the first blocks are searched. PYTHON is
@@ -16,6 +17,14 @@ python=${PYTHON:-python3}
 device=${DEVICE:-cuda}
 read -r -a blocks <<<"${BLOCKS:-}"
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+all="tests kernels search-7b job-7b streams-7b streams-13b streams-70b"
+steps=" ${STEPS:-$all} "
+for step in $steps; do
+    if [[ " $all " != *" $step "* ]]; then
+        echo "STEPS: unknown step $step, expected some of: $all" >&2
+        exit 2
+    fi
+done
 mkdir -p "$output" "$checkpoints"
 failures=0
 
@@ -23,6 +32,9 @@ failures=0
 run() {
     local name=$1
     shift
+    if [[ $steps != *" $name "* ]]; then
+        return
+    fi
     echo "== $name"
     if ! "$@" 2>&1 | tee "$output/$name.txt"; then
         echo "== $name FAILED"
@@ -61,6 +73,8 @@ measure streams-70b search 70b --streams --repeats 2 "${blocks[@]}" || true
 forget 70b
 rmdir "$checkpoints" 2>/dev/null || true
 
-"$python" -m neuronal_ray.benchmark table "$output"/*.json | tee "$output/gpu.md"
+if [[ $steps == *-* ]]; then # something was measured
+    "$python" -m neuronal_ray.benchmark table "$output"/*.json | tee "$output/gpu.md"
+fi
 echo "$failures failed; figures, logs and gpu.md are in $output"
 ((failures == 0))

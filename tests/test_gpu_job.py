@@ -44,22 +44,50 @@ SEARCH = {
 }
 
 
-@pytest.fixture(scope="module")
-def calls(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """The commands of the script, whose tests and job fail."""
-    folder = tmp_path_factory.mktemp("gpu-job")
-    stub, log = folder / "python", folder / "calls"
+def run_script(folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """The script, whose tests and job fail."""
+    stub = folder / "python"
     stub.write_text(STUB)
     stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
-    environment = os.environ | {"PYTHON": str(stub), "CALLS": str(log), "DEVICE": "cpu", "BLOCKS": "--blocks 2"}
-    done = subprocess.run(
-        ["bash", SCRIPT, folder / "out"], env=environment, capture_output=True, text=True, cwd=folder, check=False
+    asked = {"PYTHON": str(stub), "CALLS": str(folder / "calls"), "DEVICE": "cpu", "BLOCKS": "--blocks 2"}
+    return subprocess.run(
+        ["bash", SCRIPT, folder / "out"],
+        env=os.environ | asked | more,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
     )
+
+
+def calls_in(folder: Path) -> list[list[str]]:
+    return [line.split() for line in (folder / "calls").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """All commands of the script."""
+    folder = tmp_path_factory.mktemp("gpu-job")
+    done = run_script(folder)
     assert done.returncode == 1, done.stderr
     assert "== job-7b FAILED" in done.stdout
     assert "2 failed;" in done.stdout
     assert (folder / "out" / "gpu.md").is_file()
-    return [line.split() for line in log.read_text().splitlines()]
+    return calls_in(folder)
+
+
+def test_some_steps_alone(tmp_path: Path) -> None:
+    done = run_script(tmp_path, STEPS="kernels streams-13b")
+    assert done.returncode == 0, done.stderr
+    assert [call[2] for call in calls_in(tmp_path)] == ["kernels", "search", "table"]
+    assert "13b" in calls_in(tmp_path)[1]
+
+
+def test_an_unknown_step_is_refused_before_any_is_run(tmp_path: Path) -> None:
+    done = run_script(tmp_path, STEPS="kernels streams-8b")
+    assert done.returncode == 2
+    assert "unknown step streams-8b, expected some of: tests kernels" in done.stderr
+    assert not (tmp_path / "calls").exists()
 
 
 def test_the_tests_come_first_and_the_table_last(calls: list[list[str]]) -> None:
