@@ -221,7 +221,10 @@ class BlockWork(Shard):
 
 
 def check_finite(statistics: Mapping[Group, Statistic]) -> None:
-    """Raise ValueError naming the first block whose activations are not finite."""
-    for group, statistic in statistics.items():
-        if not bool(torch.isfinite(statistic.norm).all()):
+    """Raise ValueError naming the first block whose activations are not finite; the device is waited for once."""
+    finite = [torch.isfinite(statistic.norm).all() for statistic in statistics.values()]
+    if not finite:
+        return
+    for group, found in zip(statistics, torch.stack(finite).tolist(), strict=True):
+        if not found:
             raise ValueError(f"--model: NaN or infinite activations in block {group.block} of the dense model")

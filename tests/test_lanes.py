@@ -172,6 +172,15 @@ def _goes_on_and_on(worker: Worker, _: int) -> None:
         worker.observe(TEXT)
 
 
+@pytest.fixture
+def _interrupts() -> Iterator[None]:
+    """Also where a shell that started the tests beside others has them ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interrupts")
 def test_others_stop_soon_after_an_error_or_an_interrupt(checkpoint_dir: Callable[[str], Path]) -> None:
     worker = worker_of(checkpoint_dir("llama"))
     with pytest.raises(ValueError, match="2 is refused"):

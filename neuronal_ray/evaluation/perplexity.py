@@ -49,13 +49,14 @@ def split_windows(
 
 
 def _tasks(pool: Pool, windows: Int64[Tensor, "windows length"]) -> list[Int64[Tensor, "some length"]]:
-    """What weights cost in a task, cut or come to the device, its chunks share; a chain of shards is busy in all of
-    them only with many tasks under way.
+    """What weights cost in a task, cut or come to the device, its chunks share; a chain of shards that hold theirs is
+    busy in all of them only with many tasks under way.
     """
+    shared = pool.shards == 1 or pool.first(Worker.goes_together)
     return split_windows(
         windows,
         chunk=pool.first(Worker.chunk_sequences, windows.shape[1]),
-        most_chunks=CHUNKS_PER_TASK if pool.shards == 1 else 1,
+        most_chunks=CHUNKS_PER_TASK if shared else 1,
         workers=pool.replicas * pool.first(Worker.at_once),
     )
 
