@@ -18,8 +18,16 @@ settings.register_profile("wide", deadline=None, max_examples=2000)  # pytest --
 settings.load_profile("tests")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked gpu are skipped, aloud, where there is none."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked gpu are skipped, aloud, where there is none.
+
+    Of the processes that share the tests one has a module's, and one has all that start a Ray.
+    """
+    if config.pluginmanager.hasplugin("xdist"):
+        torch.set_num_threads(1)  # there are several of us
+        for item in items:
+            group = "ray" if item.get_closest_marker("ray") is not None else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
     if torch.cuda.is_available():
         return
     for item in items:
