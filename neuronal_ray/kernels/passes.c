@@ -52,28 +52,23 @@ static inline float of_bf16(uint16_t bits) {
                              int64_t power, float *out) {                                                \
         float sums[LEVELS][BLOCK] = {{0}};                                                               \
         const int64_t step = (int64_t)1 << power;                                                        \
-        int64_t row = 0;                                                                                 \
-        while (row + step <= rows) {                                                                     \
-            for (int64_t stop = row + step; row < stop; row++) {                                         \
+        int64_t row = 0, begin = 0;                                                                      \
+        while (row < rows) {                                                                             \
+            int64_t stop = row + step < rows ? row + step : rows;                                        \
+            for (begin = row; row < stop; row++) {                                                       \
                 const number *values = inputs + row * columns;                                           \
                 for (int64_t c = 0; c < width; c++) {                                                    \
                     float value = widened(values[c]);                                                    \
                     sums[0][c] += value * value;                                                         \
                 }                                                                                        \
             }                                                                                            \
+            if (row - begin < step) break; /* the last rows, too few for a step */                       \
             for (int level = 1; level < LEVELS; level++) {                                               \
                 for (int64_t c = 0; c < width; c++) {                                                    \
                     sums[level][c] += sums[level - 1][c];                                                \
                     sums[level - 1][c] = 0;                                                              \
                 }                                                                                        \
                 if (row & ((step - 1) << (level * power))) break;                                        \
-            }                                                                                            \
-        }                                                                                                \
-        for (; row < rows; row++) {                                                                      \
-            const number *values = inputs + row * columns;                                               \
-            for (int64_t c = 0; c < width; c++) {                                                        \
-                float value = widened(values[c]);                                                        \
-                sums[0][c] += value * value;                                                             \
             }                                                                                            \
         }                                                                                                \
         for (int level = 1; level < LEVELS; level++)                                                     \
