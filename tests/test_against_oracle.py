@@ -6,6 +6,7 @@ import oracle
 import pytest
 import torch
 from oracle import OracleResult
+from tiny import cpu_spec
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from neuronal_ray.allocations import Problem, Step, neuronal, uniform
@@ -13,7 +14,7 @@ from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Search
-from neuronal_ray.worker_spec import Walk, WorkerSpec
+from neuronal_ray.worker_spec import Walk
 
 BLOCK_LAMBDAS, ROW_LAMBDAS = (0.02, 0.1, 0.25), (0.0, 0.05, 0.25)
 SAMPLES, SEARCH_SAMPLES, LENGTH = 6, 3, 12
@@ -54,14 +55,7 @@ def calibration() -> torch.Tensor:
 
 def fast(saved: Path, *, mode: str, method: str, steps: str | None, stream: str, target: float) -> OracleResult:
     """What the package finds for the same question, in the oracle's terms; no steps: uniform."""
-    spec = WorkerSpec(
-        model_path=saved,
-        device="cpu",
-        dtype="float32",
-        recipe=Recipe(method=method),
-        threads=1,
-        trust_remote_code=False,
-    )
+    spec = cpu_spec(saved, Recipe(method=method))
     pool = InProcessPool(spec)
     worker = pool.first(lambda worker: worker)
     text, progress = calibration(), Progress()

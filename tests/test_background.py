@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import cpu_spec
 
 import neuronal_ray.result_tasks
 from neuronal_ray.background import Background
@@ -16,20 +17,9 @@ from neuronal_ray.pipeline import begin_model
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import Walk, WorkerSpec
+from neuronal_ray.worker_spec import Walk
 
 TEXT = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(0))
-
-
-def spec_of(path: Path) -> WorkerSpec:
-    return WorkerSpec(
-        model_path=path,
-        device="cpu",
-        dtype="float32",
-        recipe=Recipe(method="wanda"),
-        threads=1,
-        trust_remote_code=False,
-    )
 
 
 def plan_of(worker: Worker, rate: float) -> Plan:
@@ -109,7 +99,7 @@ def test_files_begun_ahead_have_what_was_final_then(
     checkpoint_dir: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = checkpoint_dir("llama")
-    worker = Worker(spec_of(path))
+    worker = Worker(cpu_spec(path, Recipe(method="wanda")))
     plan = plan_of(worker, 0.6)
     (part,) = split_parts(open_checkpoint(path), worker.layout, [worker.blocks])
     worker.finish(plan, TEXT, Walk(pruned=True))
@@ -131,7 +121,7 @@ def test_a_pool_that_is_closed_writes_no_further(
     checkpoint_dir: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = checkpoint_dir("llama")
-    pool = InProcessPool(spec_of(path))
+    pool = InProcessPool(cpu_spec(path, Recipe(method="wanda")))
     pool.each(Worker.keep_statistics, pool.first(Worker.observe, TEXT))
     pool.each(Worker.rank)
     gate = Gate(monkeypatch)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import cpu_spec
 
 from neuronal_ray import plugins
 from neuronal_ray.composition import compose
@@ -16,7 +17,7 @@ from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
 from neuronal_ray.session import Session
 from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import Walk, WorkerSpec
+from neuronal_ray.worker_spec import Walk
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -82,14 +83,7 @@ class Pruned:
             argv += ["--set", "method.iterations=6"]
         config = parse_config(PruneConfig, argv, prog="test", description="")
         self.composition = compose(config)
-        spec = WorkerSpec(
-            model_path=path,
-            device="cpu",
-            dtype="float32",
-            recipe=self.composition.recipe,
-            threads=None,
-            trust_remote_code=False,
-        )
+        spec = cpu_spec(path, self.composition.recipe, threads=None)
         pool = InProcessPool(spec)
         self.worker: Worker = pool.first(lambda worker: worker)
         text = torch.randint(3, 64, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))

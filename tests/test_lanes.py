@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import cpu_spec
 
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.core.stats import SquareSum
@@ -19,7 +20,6 @@ from neuronal_ray.pool import InProcessPool, map_side_by_side
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.replica import Replica
 from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import WorkerSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,14 +28,7 @@ TEXT = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(2))
 
 
 def worker_of(path: Path, *, threads: int = 3, chunk: int = 2) -> Worker:
-    spec = WorkerSpec(
-        model_path=path,
-        device="cpu",
-        dtype="float32",
-        recipe=Recipe(method="wanda"),
-        threads=threads,
-        trust_remote_code=False,
-    )
+    spec = cpu_spec(path, Recipe(method="wanda"), threads=threads)
     worker = Worker(spec)
     worker.keep_statistics(worker.observe(TEXT))
     worker.rank()
@@ -207,14 +200,7 @@ def test_others_stop_soon_after_an_error_or_an_interrupt(checkpoint_dir: Callabl
 def test_who_has_lanes(
     method: str, changes: dict[str, object], lanes: int, checkpoint_dir: Callable[[str], Path]
 ) -> None:
-    spec = WorkerSpec(
-        model_path=checkpoint_dir("llama"),
-        device="cpu",
-        dtype="float32",
-        recipe=Recipe(method=method),
-        threads=4,
-        trust_remote_code=False,
-    )
+    spec = cpu_spec(checkpoint_dir("llama"), Recipe(method=method), threads=4)
     pool = InProcessPool(replace(spec, **changes))
     assert pool.first(Worker.at_once) == lanes
 

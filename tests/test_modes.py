@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import cpu_spec
 
 from neuronal_ray.allocations import Allocation, Problem, neuronal
 from neuronal_ray.config import LAMBDAS, ROW_LAMBDAS
@@ -17,7 +18,7 @@ from neuronal_ray.core.plan import Plan, uniform_rates
 from neuronal_ray.models.blocks import weight_of
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import Walk, WorkerSpec
+from neuronal_ray.worker_spec import Walk
 
 TARGET, LENGTH, SEQUENCES = 0.7, 24, 4
 LAST = 2  # the last of the three blocks
@@ -27,16 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def build(path: Path, *, mode: str) -> Worker:
     """A worker with the search text in place, ranked if the mode ranks before the search."""
-    worker = Worker(
-        WorkerSpec(
-            model_path=path,
-            device="cpu",
-            dtype="float32",
-            recipe=Recipe(method="wanda"),
-            threads=1,
-            trust_remote_code=False,
-        )
-    )
+    worker = Worker(cpu_spec(path, Recipe(method="wanda")))
     text = torch.randint(3, 64, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(3))
     if mode == "paper":
         worker.keep_statistics(worker.observe(text))

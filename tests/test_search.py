@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import cpu_spec
 
 from neuronal_ray.composition import compose
 from neuronal_ray.config import PruneConfig
@@ -14,7 +15,6 @@ from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
 from neuronal_ray.session import Session
 from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import WorkerSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,14 +63,7 @@ def test_plans_do_not_depend_on_the_number_of_workers(arguments: str, checkpoint
         description="",
     )
     composition = compose(config)
-    spec = WorkerSpec(
-        model_path=checkpoint_dir("llama"),
-        device="cpu",
-        dtype="float32",
-        recipe=composition.recipe,
-        threads=None,
-        trust_remote_code=False,
-    )
+    spec = cpu_spec(checkpoint_dir("llama"), composition.recipe, threads=None)
     text = torch.randint(3, 64, (6, 16), generator=torch.Generator().manual_seed(0))
     digests, tasks = [], []
     for replicas in (1, 2, 3):

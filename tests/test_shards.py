@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import cpu_spec
 
 from neuronal_ray.composition import compose
 from neuronal_ray.config import PruneConfig
@@ -31,16 +32,7 @@ CheckpointDir = Callable[[str], Path]
 
 
 def spec_of(path: Path, *, shards: int, streams: bool = False) -> WorkerSpec:
-    return WorkerSpec(
-        model_path=path,
-        device="cpu",
-        dtype="float32",
-        recipe=compose(config_of("")).recipe,
-        threads=None,
-        trust_remote_code=False,
-        shards=shards,
-        streams=streams,
-    )
+    return cpu_spec(path, compose(config_of("")).recipe, threads=None, shards=shards, streams=streams)
 
 
 def config_of(arguments: str) -> PruneConfig:

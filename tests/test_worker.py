@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import write_pruned
+from tiny import cpu_spec, write_pruned
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -41,14 +41,7 @@ def text(sequences: int = SEQUENCES, *, seed: int = 0) -> torch.Tensor:
 
 
 def spec_of(path: Path, *, dtype: str = "float32", method: str = "wanda") -> WorkerSpec:
-    return WorkerSpec(
-        model_path=path,
-        device="cpu",
-        dtype=dtype,
-        recipe=Recipe(method=method),
-        threads=None,
-        trust_remote_code=False,
-    )
+    return cpu_spec(path, Recipe(method=method), dtype=dtype, threads=None)
 
 
 def ready(path: Path, *, dtype: str = "float32", method: str = "wanda") -> Worker:
@@ -517,14 +510,7 @@ def test_the_base_models_checkpoint_is_written_under_its_own_names(
 
 
 def test_changes_are_those_of_the_changed_plan_on_those_sequences(checkpoint_dir: Callable[[str], Path]) -> None:
-    spec = WorkerSpec(
-        model_path=checkpoint_dir("llama"),
-        device="cpu",
-        dtype="float32",
-        recipe=Recipe(method="magnitude"),
-        threads=None,
-        trust_remote_code=False,
-    )
+    spec = cpu_spec(checkpoint_dir("llama"), Recipe(method="magnitude"), threads=None)
     text = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(5))
     worker, excerpt = Worker(spec), Worker(spec)
     for each, tokens in ((worker, text), (excerpt, text[1:3])):
@@ -546,14 +532,7 @@ def test_changes_are_those_of_the_changed_plan_on_those_sequences(checkpoint_dir
 
 
 def test_differences_are_those_of_two_models_side_by_side(checkpoint_dir: Callable[[str], Path]) -> None:
-    spec = WorkerSpec(
-        model_path=checkpoint_dir("opt"),
-        device="cpu",
-        dtype="float32",
-        recipe=Recipe(method="magnitude"),
-        threads=None,
-        trust_remote_code=False,
-    )
+    spec = cpu_spec(checkpoint_dir("opt"), Recipe(method="magnitude"), threads=None)
     text = torch.randint(3, 64, (3, 12), generator=torch.Generator().manual_seed(6))
     worker = Worker(spec)
     worker.rank()

@@ -9,7 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.models.parts import copy_rest, split_parts
+from neuronal_ray.recipe import Recipe
 from neuronal_ray.worker import Worker
+from neuronal_ray.worker_spec import WorkerSpec
 
 CONTEXT = 64
 VOCABULARY = 128
@@ -98,6 +100,19 @@ def prune_arguments(folder: Path, output: Path | str, **changes: str | None) -> 
     } | changes
     words = [("--" + name.replace("_", "-"), value) for name, value in options.items() if value is not None]
     return [word for pair in words for word in pair if word]
+
+
+def cpu_spec(path: Path, recipe: Recipe, *, dtype: str = "float32", threads: int | None = 1, **more: int) -> WorkerSpec:
+    """Of a worker on the CPU; `more` are its shards, and whether its blocks visit."""
+    return WorkerSpec(
+        model_path=path,
+        device="cpu",
+        dtype=dtype,
+        recipe=recipe,
+        threads=threads,
+        trust_remote_code=False,
+        **more,
+    )
 
 
 def write_pruned(worker: Worker, plan: Plan, target: Path) -> int:

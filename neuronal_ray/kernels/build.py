@@ -11,10 +11,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
 
 _EVERYWHERE = ("-O3", "-fopenmp", "-shared", "-fPIC")
 
@@ -26,29 +25,32 @@ class _Source:
     name: str
     flags: tuple[str, ...]
     title: str
+    functions: Mapping[str, tuple[type, ...]]
+    """What those that return nothing take."""
 
     @property
     def path(self) -> Path:
         return Path(__file__).with_name(f"{self.name}.c")
 
 
+_POINTER, _LENGTH, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_LINEAR = (*[_POINTER] * 5, _LENGTH, _LENGTH, _COUNT, _COUNT)
+_UNPACK = _CUT = (*[_POINTER] * 4, _LENGTH, _LENGTH, _COUNT)
+_SQUARES = (_POINTER, _LENGTH, _LENGTH, _POINTER, _COUNT)
 _PACKED = _Source(
     "packed",
     ("-mpopcnt", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi2", "-mavx512bf16"),
     "the packed kernel",
+    {f"packed_linear_{kind}": _LINEAR for kind in ("bf16", "f32")}
+    | {f"packed_unpack_{kind}": _UNPACK for kind in ("bf16", "f32")},
 )
-_PASSES = _Source("passes", ("-ffp-contract=off",), "the kernel of cuts and squares")
-_POINTER, _LENGTH, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-_CUT = (_POINTER, _POINTER, _POINTER, _POINTER, _LENGTH, _LENGTH, _THREADS)
-_SQUARES = (_POINTER, _LENGTH, _LENGTH, _POINTER, _THREADS)
-_OF_PASSES = {
-    "cut_16_16": _CUT,
-    "cut_16_32": _CUT,
-    "cut_32_16": _CUT,
-    "cut_32_32": _CUT,
-    "squares_f32": _SQUARES,
-    "squares_bf16": _SQUARES,
-}
+_PASSES = _Source(
+    "passes",
+    ("-ffp-contract=off",),
+    "the kernel of cuts and squares",
+    {f"cut_{weight}_{rank}": _CUT for weight in (16, 32) for rank in (16, 32)}
+    | {f"squares_{kind}": _SQUARES for kind in ("bf16", "f32")},
+)
 
 
 class KernelUnavailable(RuntimeError):
@@ -70,18 +72,9 @@ def library() -> ctypes.CDLL:
 def passes() -> ctypes.CDLL | None:
     """Those of passes.c; None where nothing can compile them."""
     try:
-        loaded = _loaded(_PASSES)
+        return _loaded(_PASSES)
     except KernelUnavailable:
         return None
-    for name, types in _OF_PASSES.items():
-        function = getattr(loaded, name)
-        function.argtypes, function.restype = types, None
-    return loaded
-
-
-def pointer(tensor: Tensor) -> ctypes.c_void_p:
-    """Where the numbers of a tensor begin."""
-    return ctypes.c_void_p(tensor.data_ptr())
 
 
 def _loaded(source: _Source) -> ctypes.CDLL:
@@ -93,9 +86,13 @@ def _loaded(source: _Source) -> ctypes.CDLL:
     if not file.is_file():
         _compile(compiler, source, file)
     try:
-        return ctypes.CDLL(str(file))
+        loaded = ctypes.CDLL(str(file))
     except OSError as error:
         raise KernelUnavailable(f"{source.title} cannot be loaded: {error}") from error
+    for name, types in source.functions.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = types, None
+    return loaded
 
 
 def _cache() -> Path:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
-from neuronal_ray.kernels.build import passes, pointer
+from neuronal_ray.kernels.build import passes
 from neuronal_ray.kernels.dispatch import for_triton
 
 _INTEGERS = {2: torch.int16, 4: torch.int32}
@@ -42,9 +42,9 @@ def apply_cut(
 
         triton_cut(weight, ranks, removed.to(weight.device), out)
         return out
-    integer = _INTEGERS.get(weight.itemsize)
     if _cut_in_one_pass(weight, ranks, removed, out):
         return out
+    integer = _INTEGERS.get(weight.itemsize)
     if weight.device.type != "cpu" or integer is None or ranks.itemsize > weight.itemsize:
         return torch.mul(weight, ranks >= removed.to(ranks.device)[:, None], out=out)
     rows, columns = weight.shape
@@ -73,5 +73,5 @@ def _cut_in_one_pass(weight: Tensor, ranks: Tensor, removed: Tensor, out: Tensor
     if kernels is None:
         return False
     cut = getattr(kernels, f"cut_{8 * weight.itemsize}_{8 * ranks.itemsize}")
-    cut(*map(pointer, here), *weight.shape, torch.get_num_threads())
+    cut(*(tensor.data_ptr() for tensor in here), *weight.shape, torch.get_num_threads())
     return True

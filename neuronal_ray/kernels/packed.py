@@ -1,6 +1,5 @@
 """A sparse matrix as bits and values by rows, its product with a few vectors, and the references for both."""
 
-import ctypes
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +7,7 @@ import torch
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
-from neuronal_ray.kernels.build import library, pointer
+from neuronal_ray.kernels.build import library
 
 WORD = 32
 """Columns to a word of bits."""
@@ -63,11 +62,11 @@ def multiply(packed: PackedRows, inputs: Float[Tensor, "vectors columns"]) -> Fl
     padded = torch.nn.functional.pad(inputs, (0, words * WORD - packed.columns)).contiguous()
     outputs = torch.empty(vectors, rows)
     getattr(library(), f"packed_linear_{suffix}")(
-        *map(pointer, (packed.bits, packed.values, packed.starts, padded, outputs)),
-        ctypes.c_int64(rows),
-        ctypes.c_int64(words),
-        ctypes.c_int(vectors),
-        ctypes.c_int(torch.get_num_threads()),
+        *(tensor.data_ptr() for tensor in (packed.bits, packed.values, packed.starts, padded, outputs)),
+        rows,
+        words,
+        vectors,
+        torch.get_num_threads(),
     )
     return outputs.to(inputs.dtype)
 
@@ -77,10 +76,10 @@ def unpack(packed: PackedRows) -> Float[Tensor, "rows columns"]:
     rows, words = packed.bits.shape
     outputs = torch.empty(rows, words * WORD, dtype=packed.values.dtype)
     getattr(library(), f"packed_unpack_{_SUFFIXES[outputs.dtype]}")(
-        *map(pointer, (packed.bits, packed.values, packed.starts, outputs)),
-        ctypes.c_int64(rows),
-        ctypes.c_int64(words),
-        ctypes.c_int(torch.get_num_threads()),
+        *(tensor.data_ptr() for tensor in (packed.bits, packed.values, packed.starts, outputs)),
+        rows,
+        words,
+        torch.get_num_threads(),
     )
     return outputs[:, : packed.columns]
 

@@ -33,7 +33,7 @@ CUT(cut_32_16, uint32_t, int16_t)
 CUT(cut_32_32, uint32_t, int32_t)
 
 /* Sums over rows of each column's squares, in float32 and in the order of torch's sum (its cascade of partial sums,
- * four levels of 2^power rows), for columns [begin, end). */
+ * four levels of 2^power rows). */
 #define LEVELS 4
 #define BLOCK 256 /* columns whose partial sums stay in a core's first cache */
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from neuronal_ray.kernels.build import passes, pointer
+from neuronal_ray.kernels.build import passes
 
 Inputs = Float[Tensor, "sequences tokens columns"]
 
@@ -49,7 +49,7 @@ def _in_one_pass(inputs: Inputs) -> Float32[Tensor, " columns"]:
     sequences, tokens, columns = inputs.shape
     sums = torch.empty(columns, dtype=torch.float32)
     squares = getattr(passes(), _NAMES[inputs.dtype])
-    squares(pointer(inputs), sequences * tokens, columns, pointer(sums), torch.get_num_threads())
+    squares(inputs.data_ptr(), sequences * tokens, columns, sums.data_ptr(), torch.get_num_threads())
     return sums
 
 

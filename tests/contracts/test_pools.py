@@ -17,7 +17,7 @@ import ray
 import torch
 from ray._private import state
 from safetensors.torch import load_file, save_file
-from tiny import LENGTH, VOCABULARY
+from tiny import LENGTH, VOCABULARY, cpu_spec
 from tiny import write_model as write_tiny
 
 from neuronal_ray.allocations import Problem, neuronal
@@ -113,14 +113,7 @@ def die(worker: Worker, item: int) -> int:
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> WorkerSpec:
-    return WorkerSpec(
-        model_path=write_tiny(tmp_path_factory.mktemp("pools") / "model"),
-        device="cpu",
-        dtype="auto",
-        recipe=Recipe(method="wanda"),
-        threads=1,
-        trust_remote_code=False,
-    )
+    return cpu_spec(write_tiny(tmp_path_factory.mktemp("pools") / "model"), Recipe(method="wanda"), dtype="auto")
 
 
 @pytest.fixture(scope="module")

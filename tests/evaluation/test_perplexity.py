@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import cpu_spec
 
 from neuronal_ray.evaluation.perplexity import perplexity, split_windows, window_losses
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.replica import chunk_sequences
 from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import WorkerSpec
 
 
 @given(st.integers(1, 300), st.integers(1, 20), st.integers(1, 6), st.integers(1, 40))
@@ -37,14 +37,7 @@ def test_the_value_does_not_depend_on_the_tasks(checkpoint_dir: Callable[[str], 
     windows = torch.randint(
         3, 64, (chunk_sequences(length) * 9 + 5, length), generator=torch.Generator().manual_seed(0)
     )
-    spec = WorkerSpec(
-        model_path=checkpoint_dir("llama"),
-        device="cpu",
-        dtype="float32",
-        recipe=Recipe(),
-        threads=1,
-        trust_remote_code=False,
-    )
+    spec = cpu_spec(checkpoint_dir("llama"), Recipe())
     pool = InProcessPool(spec)
     found = perplexity(pool, windows, None)
     losses = window_losses(Worker(spec), windows, None)

@@ -29,7 +29,6 @@ from neuronal_ray.pool import InProcessPool
 from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import WorkerSpec
 
 ROWS = 12
 
@@ -110,14 +109,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def worker_of(path: Path) -> Worker:
-    spec = WorkerSpec(
-        model_path=path,
-        device="cpu",
-        dtype="float32",
-        recipe=Recipe(method="magnitude"),
-        threads=1,
-        trust_remote_code=False,
-    )
+    spec = tiny.cpu_spec(path, Recipe(method="magnitude"))
     return Worker(spec)
 
 

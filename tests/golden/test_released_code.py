@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import cpu_spec
 
 from neuronal_ray.composition import compose
 from neuronal_ray.config import PruneConfig
@@ -25,7 +26,7 @@ from neuronal_ray.progress import Progress
 from neuronal_ray.search import Search
 from neuronal_ray.session import Session
 from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import Walk, WorkerSpec
+from neuronal_ray.worker_spec import Walk
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SEARCH_SAMPLES = 8
@@ -75,14 +76,7 @@ def test_authors_mode_reproduces_the_released_code(model: str, method: str, top_
         description="",
     )
     composition = compose(config)
-    spec = WorkerSpec(
-        model_path=SHARED / "assets" / "models" / model,
-        device="cpu",
-        dtype="float32",
-        recipe=composition.recipe,
-        threads=1,
-        trust_remote_code=False,
-    )
+    spec = cpu_spec(SHARED / "assets" / "models" / model, composition.recipe)
     pool = InProcessPool(spec)
     calibration = tokens(model, "calibration")
     layout = pool.first(Worker.describe)
