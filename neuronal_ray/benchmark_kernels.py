@@ -16,13 +16,13 @@ from torch.sparse import to_sparse_semi_structured
 from neuronal_ray.benchmark_device import measure_ceilings, seconds
 from neuronal_ray.benchmark_record import check_output, publish
 from neuronal_ray.benchmark_shapes import device_of
-from neuronal_ray.kernels.cut import apply_cut, cut_reference
-from neuronal_ray.kernels.gate import gated, gated_reference
-from neuronal_ray.kernels.memory import keep_freed_memory
-from neuronal_ray.kernels.norm import RmsNorm, rms_norm, rms_norm_reference
-from neuronal_ray.kernels.ranking import rank, rank_reference
-from neuronal_ray.kernels.rotary import rotary, rotary_reference
-from neuronal_ray.kernels.squares import column_squares, squares_reference
+from neuronal_ray.core.kernels.cut import apply_cut, cut_reference
+from neuronal_ray.core.kernels.gate import gated, gated_reference
+from neuronal_ray.core.kernels.memory import keep_freed_memory
+from neuronal_ray.core.kernels.norm import RmsNorm, rms_norm, rms_norm_reference
+from neuronal_ray.core.kernels.ranking import rank, rank_reference
+from neuronal_ray.core.kernels.rotary import rotary, rotary_reference
+from neuronal_ray.core.kernels.squares import column_squares, squares_reference
 from neuronal_ray.models.semi_structured import has_sparse_units
 
 _ROWS, _COLUMNS, _TOKENS = 4096, 4096, 2048

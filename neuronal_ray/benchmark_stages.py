@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from neuronal_ray.benchmark_device import Ceilings, said_flops
+from neuronal_ray.core.kernels.ranking import rank_dtype
 from neuronal_ray.core.layout import Layout
-from neuronal_ray.kernels.ranking import rank_dtype
 
 DENSE, STATISTICS, OTHER = "dense pass", "statistics", "other"
 RANKING, MASKS, FORWARDS = "ranking", "masks", "sparse forwards"

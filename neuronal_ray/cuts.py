@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from neuronal_ray.core.kernels.cut import apply_cut
 from neuronal_ray.core.layout import Linear
 from neuronal_ray.core.plan import Counts, Plan
-from neuronal_ray.kernels.cut import apply_cut
 from neuronal_ray.recipe import Ranks
 from neuronal_ray.replica import Replica, Weights
 

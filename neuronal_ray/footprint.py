@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from neuronal_ray.kernels.ranking import SLICES, rank_dtype
+from neuronal_ray.core.kernels.ranking import SLICES, rank_dtype
 from neuronal_ray.lanes import most_lanes
 from neuronal_ray.models.blocks import Model, find_blocks, find_linears, weight_of
 from neuronal_ray.replica import CHUNK_TOKENS, shard_blocks

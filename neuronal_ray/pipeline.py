@@ -16,6 +16,7 @@ from neuronal_ray import __version__, plugins
 from neuronal_ray.allocations import Allocation, Problem, Step
 from neuronal_ray.composition import Composition, compose
 from neuronal_ray.config import BenchmarkConfig, PruneConfig, RunConfig
+from neuronal_ray.core.lambda_search import search_rows
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.pattern import check_pattern
 from neuronal_ray.core.plan import Plan, Rates, uniform_rates
@@ -30,7 +31,6 @@ from neuronal_ray.output import write_allocation, write_json, write_search
 from neuronal_ray.pool import Pool
 from neuronal_ray.progress import Progress
 from neuronal_ray.replica import shard_blocks
-from neuronal_ray.rows import search_rows
 from neuronal_ray.search import Search
 from neuronal_ray.session import Session
 from neuronal_ray.worker import Worker

@@ -12,7 +12,7 @@ from neuronal_ray.candidate_tasks import CandidateTasks
 from neuronal_ray.core.layout import Linear, Weighed
 from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.stats import Gram
-from neuronal_ray.core.trim import trim_rows
+from neuronal_ray.core.trim_rows import trim_rows
 from neuronal_ray.models.blocks import Recording
 from neuronal_ray.replica import Replica
 from neuronal_ray.search_text import SearchText

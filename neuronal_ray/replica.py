@@ -11,9 +11,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from neuronal_ray.core.kernels.memory import keep_freed_memory
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.stats import Statistic
-from neuronal_ray.kernels.memory import keep_freed_memory
 from neuronal_ray.models.blocks import Recording, Stream, find_linears, forwards, is_transposed, set_weight, weight_of
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint
 from neuronal_ray.models.fused import fuse

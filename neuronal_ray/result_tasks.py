@@ -15,10 +15,10 @@ from torch import Tensor
 
 from neuronal_ray.background import Background
 from neuronal_ray.block_work import check_finite
+from neuronal_ray.core.kernels.memory import keep_freed_memory
 from neuronal_ray.core.layout import Linear
 from neuronal_ray.core.masks import cut
 from neuronal_ray.core.plan import Plan
-from neuronal_ray.kernels.memory import keep_freed_memory
 from neuronal_ray.models.blocks import is_transposed
 from neuronal_ray.models.copies import copy_tensors, new_part, write_weights, zero_masked
 from neuronal_ray.models.parts import Part, stored_tensors

@@ -18,18 +18,18 @@ LAYERS = """
 neuronal_ray
 neuronal_ray.plugins neuronal_ray.options
 neuronal_ray.config
-neuronal_ray.kernels
-neuronal_ray.kernels.triton_cut neuronal_ray.kernels.triton_norm neuronal_ray.kernels.triton_rotary
-neuronal_ray.kernels.triton_gate
-neuronal_ray.kernels.build neuronal_ray.kernels.dispatch
-neuronal_ray.kernels.cut neuronal_ray.kernels.ranking neuronal_ray.kernels.squares neuronal_ray.kernels.memory
-neuronal_ray.kernels.packed neuronal_ray.kernels.norm neuronal_ray.kernels.rotary neuronal_ray.kernels.gate
+neuronal_ray.core.kernels
+neuronal_ray.core.kernels.triton_cut neuronal_ray.core.kernels.triton_norm neuronal_ray.core.kernels.triton_rotary
+neuronal_ray.core.kernels.triton_gate
+neuronal_ray.core.kernels.build neuronal_ray.core.kernels.dispatch
+neuronal_ray.core.kernels.cut neuronal_ray.core.kernels.ranking neuronal_ray.core.kernels.squares neuronal_ray.core.kernels.memory
+neuronal_ray.core.kernels.packed neuronal_ray.core.kernels.norm neuronal_ray.core.kernels.rotary neuronal_ray.core.kernels.gate
 neuronal_ray.core
 neuronal_ray.core.masks neuronal_ray.core.stats
 neuronal_ray.core.layout neuronal_ray.core.operators neuronal_ray.core.spectrum neuronal_ray.core.spread
 neuronal_ray.core.alignment neuronal_ray.core.plan
 neuronal_ray.core.packing neuronal_ray.core.divergence neuronal_ray.core.levels
-neuronal_ray.core.pattern neuronal_ray.core.trim neuronal_ray.core.directions
+neuronal_ray.core.pattern neuronal_ray.core.trim_rows neuronal_ray.core.directions
 neuronal_ray.runtimes
 neuronal_ray.methods
 neuronal_ray.methods.*
@@ -69,7 +69,7 @@ neuronal_ray.result_tasks
 neuronal_ray.worker
 neuronal_ray.footprint neuronal_ray.pool
 neuronal_ray.allocations
-neuronal_ray.rows
+neuronal_ray.core.lambda_search
 neuronal_ray.allocations.*
 neuronal_ray.distributed
 neuronal_ray.distributed.tensors neuronal_ray.distributed.devices

@@ -19,13 +19,13 @@ from neuronal_ray.allocations import Allocation, Problem, Step
 from neuronal_ray.config import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.directions import Cells, coarse_direction, fine_direction
+from neuronal_ray.core.lambda_search import block_rates, row_rates
 from neuronal_ray.core.layout import Linear, Weighed
 from neuronal_ray.core.levels import level_counts
 from neuronal_ray.core.masks import smallest
 from neuronal_ray.core.plan import Counts, Plan, Rates, uniform_rates
 from neuronal_ray.core.spread import spread
 from neuronal_ray.core.stats import SquareSum, Statistic
-from neuronal_ray.rows import block_rates, row_rates
 
 STATISTIC: type[Statistic] | None = SquareSum
 

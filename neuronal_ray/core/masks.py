@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int, Int32
 from torch import Tensor
 
-from neuronal_ray.kernels.ranking import rank, rank_dtype
+from neuronal_ray.core.kernels.ranking import rank, rank_dtype
 
 _BINS = 2**15
 

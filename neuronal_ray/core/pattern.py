@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from neuronal_ray.core.kernels.ranking import rank_dtype
 from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.levels import whole_levels
 from neuronal_ray.core.masks import rank_rows
 from neuronal_ray.core.plan import Plan, PlanError, Rates
-from neuronal_ray.kernels.ranking import rank_dtype
 
 _LONGEST_GROUP = 64
 

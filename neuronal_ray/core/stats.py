@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from neuronal_ray.kernels.squares import column_squares
+from neuronal_ray.core.kernels.squares import column_squares
 
 
 @runtime_checkable

@@ -13,10 +13,10 @@ from types import FunctionType, MethodType
 import torch
 from torch import Tensor, nn
 
-from neuronal_ray.kernels.norm import RmsNorm, rms_norm, rms_norm_reference
-from neuronal_ray.kernels.norm import takes as norm_takes
-from neuronal_ray.kernels.rotary import rotary, rotary_reference
-from neuronal_ray.kernels.rotary import takes as rotary_takes
+from neuronal_ray.core.kernels.norm import RmsNorm, rms_norm, rms_norm_reference
+from neuronal_ray.core.kernels.norm import takes as norm_takes
+from neuronal_ray.core.kernels.rotary import rotary, rotary_reference
+from neuronal_ray.core.kernels.rotary import takes as rotary_takes
 from neuronal_ray.models.gates import Waiting, is_silu
 
 _ROTARY = "apply_rotary_pos_emb"

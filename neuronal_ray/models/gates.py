@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuronal_ray.kernels.gate import gated
-from neuronal_ray.kernels.gate import takes as gate_takes
+from neuronal_ray.core.kernels.gate import gated
+from neuronal_ray.core.kernels.gate import takes as gate_takes
 
 _PRODUCTS = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
 _OPERATORS = (

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, StaticCache
 
-from neuronal_ray.kernels.build import library
+from neuronal_ray.core.kernels.build import library
 from neuronal_ray.models.blocks import find_blocks
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint
 from neuronal_ray.models.packed_linear import pack_linears

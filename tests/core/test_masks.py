@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neuronal_ray.core.kernels.cut import apply_cut
+from neuronal_ray.core.kernels.ranking import rank_dtype
 from neuronal_ray.core.masks import cut, rank_rows
-from neuronal_ray.kernels.cut import apply_cut
-from neuronal_ray.kernels.ranking import rank_dtype
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 SCORES = st.one_of(

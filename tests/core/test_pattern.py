@@ -13,6 +13,8 @@ from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_to_dense_cutlass,
 )
 
+from neuronal_ray.core.kernels.cut import apply_cut
+from neuronal_ray.core.kernels.ranking import rank_dtype
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.masks import cut
 from neuronal_ray.core.pattern import (
@@ -24,8 +26,6 @@ from neuronal_ray.core.pattern import (
     rank_in_groups,
 )
 from neuronal_ray.core.plan import Plan, PlanError, Rates
-from neuronal_ray.kernels.cut import apply_cut
-from neuronal_ray.kernels.ranking import rank_dtype
 
 Shapes = list[list[tuple[int, int]]]
 """[rows, columns] of the linears of each block."""

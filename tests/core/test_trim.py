@@ -11,7 +11,7 @@ from torch import Tensor
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.masks import rank_rows
 from neuronal_ray.core.plan import exact_plan
-from neuronal_ray.core.trim import Similarity, similarity, trim_rows
+from neuronal_ray.core.trim_rows import Similarity, similarity, trim_rows
 
 
 class Case:

@@ -4,14 +4,14 @@ from itertools import product
 
 import torch
 
-from neuronal_ray.kernels.cut import cut_reference
-from neuronal_ray.kernels.gate import gated_reference
-from neuronal_ray.kernels.norm import RmsNorm, rms_norm_reference
-from neuronal_ray.kernels.rotary import rotary_reference
-from neuronal_ray.kernels.triton_cut import triton_cut
-from neuronal_ray.kernels.triton_gate import triton_gated
-from neuronal_ray.kernels.triton_norm import triton_rms_norm
-from neuronal_ray.kernels.triton_rotary import triton_rotary
+from neuronal_ray.core.kernels.cut import cut_reference
+from neuronal_ray.core.kernels.gate import gated_reference
+from neuronal_ray.core.kernels.norm import RmsNorm, rms_norm_reference
+from neuronal_ray.core.kernels.rotary import rotary_reference
+from neuronal_ray.core.kernels.triton_cut import triton_cut
+from neuronal_ray.core.kernels.triton_gate import triton_gated
+from neuronal_ray.core.kernels.triton_norm import triton_rms_norm
+from neuronal_ray.core.kernels.triton_rotary import triton_rotary
 
 DTYPES = (torch.float32, torch.float16)
 SOURCE = torch.Generator().manual_seed(0)

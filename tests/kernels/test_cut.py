@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronal_ray.kernels import build, cut
-from neuronal_ray.kernels.cut import apply_cut, cut_reference
-from neuronal_ray.kernels.ranking import rank
+from neuronal_ray.core.kernels import build, cut
+from neuronal_ray.core.kernels.cut import apply_cut, cut_reference
+from neuronal_ray.core.kernels.ranking import rank
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from neuronal_ray.kernels.gate import gated, gated_reference, takes
+from neuronal_ray.core.kernels.gate import gated, gated_reference, takes
 
 
 def test_the_reference_is_the_formula() -> None:

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from neuronal_ray.kernels.norm import RmsNorm, rms_norm, rms_norm_reference, takes
+from neuronal_ray.core.kernels.norm import RmsNorm, rms_norm, rms_norm_reference, takes
 
 FORMS = [
     RmsNorm(eps=1e-5, rounded=rounded, plus_one=plus_one) for rounded, plus_one in product((True, False), repeat=2)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronal_ray.kernels import build
-from neuronal_ray.kernels.packed import (
+from neuronal_ray.core.kernels import build
+from neuronal_ray.core.kernels.packed import (
     DTYPES,
     MOST_VECTORS,
     multiply,

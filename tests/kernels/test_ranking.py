@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronal_ray.kernels import ranking
-from neuronal_ray.kernels.ranking import rank, rank_reference
+from neuronal_ray.core.kernels import ranking
+from neuronal_ray.core.kernels.ranking import rank, rank_reference
 
 SCORES = st.one_of(
     st.sampled_from([0.0, -0.0, 1.0, -1.0, math.inf, -math.inf]),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from neuronal_ray.kernels.rotary import rotary, rotary_reference, takes
+from neuronal_ray.core.kernels.rotary import rotary, rotary_reference, takes
 
 
 def case(

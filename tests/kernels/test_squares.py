@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronal_ray.kernels import squares
-from neuronal_ray.kernels.build import passes
-from neuronal_ray.kernels.squares import column_squares, squares_reference
+from neuronal_ray.core.kernels import squares
+from neuronal_ray.core.kernels.build import passes
+from neuronal_ray.core.kernels.squares import column_squares, squares_reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from neuronal_ray.kernels.gate import gated_reference
-from neuronal_ray.kernels.norm import RmsNorm, rms_norm_reference
-from neuronal_ray.kernels.rotary import rotary_reference
+from neuronal_ray.core.kernels.gate import gated_reference
+from neuronal_ray.core.kernels.norm import RmsNorm, rms_norm_reference
+from neuronal_ray.core.kernels.rotary import rotary_reference
 from neuronal_ray.models import fused, gates
 from neuronal_ray.models.blocks import Stream
 

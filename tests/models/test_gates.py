@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from neuronal_ray.kernels.gate import gated_reference
+from neuronal_ray.core.kernels.gate import gated_reference
 from neuronal_ray.models import gates
 from neuronal_ray.models.gates import Waiting, is_silu
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronal_ray.kernels.dispatch import floats_for_triton
+from neuronal_ray.core.kernels.dispatch import floats_for_triton
 
 
 def gated_reference(
@@ -34,7 +34,7 @@ def gated(
     gates: Float[Tensor, "*tokens columns"], values: Float[Tensor, "*tokens columns"]
 ) -> Float[Tensor, "*tokens columns"]:
     """`gated_reference` but for the last bit of an exponential, of what `takes` takes."""
-    from neuronal_ray.kernels.triton_gate import triton_gated
+    from neuronal_ray.core.kernels.triton_gate import triton_gated
 
     out = torch.empty(gates.shape, dtype=gates.dtype, device=gates.device)
     triton_gated(gates, values, out)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronal_ray.kernels.dispatch import floats_for_triton
+from neuronal_ray.core.kernels.dispatch import floats_for_triton
 
 Heads = Float[Tensor, "sequences heads tokens features"]
 Angles = Float[Tensor, "some tokens features"]
@@ -36,7 +36,7 @@ def takes(states: Tensor, cos: Tensor, sin: Tensor) -> bool:
 
 def rotary(states: Heads, cos: Angles, sin: Angles) -> Heads:
     """`rotary_reference` bit for bit, of what `takes` takes, in the states' own order of memory."""
-    from neuronal_ray.kernels.triton_rotary import triton_rotary
+    from neuronal_ray.core.kernels.triton_rotary import triton_rotary
 
     out = torch.empty_like(states)
     triton_rotary(states, cos, sin, out)

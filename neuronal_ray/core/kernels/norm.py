@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronal_ray.kernels.dispatch import floats_for_triton
+from neuronal_ray.core.kernels.dispatch import floats_for_triton
 
 _WIDEST = 2**14
 """Columns: a row is held by one program."""
@@ -48,7 +48,7 @@ def rms_norm(
     inputs: Float[Tensor, "*tokens columns"], weight: Float[Tensor, " columns"], form: RmsNorm
 ) -> Float[Tensor, "*tokens columns"]:
     """`rms_norm_reference` but for the order of its sum, of what `takes` takes."""
-    from neuronal_ray.kernels.triton_norm import triton_rms_norm
+    from neuronal_ray.core.kernels.triton_norm import triton_rms_norm
 
     out = torch.empty_like(inputs)
     triton_rms_norm(inputs, weight, out, eps=form.eps, rounded=form.rounded, plus_one=form.plus_one)

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
-from neuronal_ray.kernels.build import passes
-from neuronal_ray.kernels.dispatch import for_triton
+from neuronal_ray.core.kernels.build import passes
+from neuronal_ray.core.kernels.dispatch import for_triton
 
 _INTEGERS = {2: torch.int16, 4: torch.int32}
 """By the size of a weight in bytes."""
@@ -38,7 +38,7 @@ def apply_cut(
     """`weight` with zeros for the `removed` lowest ranks of each row, in `out` or in new memory in its own order."""
     out = torch.empty_like(weight) if out is None else out
     if for_triton(weight, ranks):
-        from neuronal_ray.kernels.triton_cut import triton_cut
+        from neuronal_ray.core.kernels.triton_cut import triton_cut
 
         triton_cut(weight, ranks, removed.to(weight.device), out)
         return out

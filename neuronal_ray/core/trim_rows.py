@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int, Int32
 from torch import Tensor
 
+from neuronal_ray.core.kernels.cut import apply_cut
 from neuronal_ray.core.plan import largest_remainder, water_level
-from neuronal_ray.kernels.cut import apply_cut
 
 WIDTHS = (0.01, 0.02, 0.04, 0.08, 0.12, 0.16)
 REVERSED_WIDTHS = (0.01, 0.02, 0.04)

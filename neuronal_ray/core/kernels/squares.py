@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from neuronal_ray.kernels.build import passes
+from neuronal_ray.core.kernels.build import passes
 
 Inputs = Float[Tensor, "sequences tokens columns"]
 

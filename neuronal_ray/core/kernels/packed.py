@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
-from neuronal_ray.kernels.build import library
+from neuronal_ray.core.kernels.build import library
 
 WORD = 32
 """Columns to a word of bits."""
