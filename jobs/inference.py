@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from neuronal_ray import benchmark_inference
-from neuronal_ray.entry import Unfinished, exit_code
+from neuronal_ray.cli.exit_codes import Unfinished, exit_code
 from neuronal_ray.runtimes.measured import GIB, gain
 
 SPARSITIES = (60, 70, 80)

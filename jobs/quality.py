@@ -25,7 +25,7 @@ from typing import Any
 from quality_measure import Cell, Model, Settings, configure, measure
 from quality_tables import AUTHORS, Row, render
 
-from neuronal_ray.entry import exit_code
+from neuronal_ray.cli.exit_codes import exit_code
 
 _BUILTIN = "builtin"
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from quality_tables import IN, OUT, Row
 
-from neuronal_ray.config import PruneConfig
-from neuronal_ray.options import parse_config
+from neuronal_ray.cli.config import PruneConfig
+from neuronal_ray.cli.options import parse_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,10 +135,10 @@ def draw(model: Model, settings: Settings, seed: int) -> "Tensor":
 
 def measure(cell: Cell, settings: Settings, flags: str, *, target: float, budget: int | None) -> Row:
     """Prune with one variant and evaluate it. Raises ValueError unless it removes `budget` weights (None: any)."""
+    from neuronal_ray.cli.progress import Progress
     from neuronal_ray.composition import compose
     from neuronal_ray.pipeline import allocate, versions
     from neuronal_ray.pool import InProcessPool
-    from neuronal_ray.progress import Progress
     from neuronal_ray.session import Session
     from neuronal_ray.worker import Worker
     from neuronal_ray.worker_spec import Walk

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from neuronal_ray.entry import exit_code
+from neuronal_ray.cli.exit_codes import exit_code
 
 _DEFAULT = "search"
 

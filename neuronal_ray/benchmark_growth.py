@@ -12,11 +12,11 @@ import torch
 from neuronal_ray.benchmark_record import machine, publish
 from neuronal_ray.benchmark_shapes import check_counts, device_of, kept_or_temporary
 from neuronal_ray.benchmark_timed import Setting, forwards_alone, random_tokens, search_phases, timed_search, worker_of
-from neuronal_ray.config import LAMBDAS
+from neuronal_ray.cli.config import LAMBDAS
+from neuronal_ray.cli.progress import Progress
 from neuronal_ray.live_bytes import LiveBytes
 from neuronal_ray.models.synthetic import write_random_llama
 from neuronal_ray.pool import InProcessPool, Pool
-from neuronal_ray.progress import Progress
 from neuronal_ray.report_growth import Series, growth_table, write_growth_plots
 from neuronal_ray.worker import Worker
 

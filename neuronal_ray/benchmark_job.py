@@ -25,7 +25,7 @@ from neuronal_ray.benchmark_shapes import (
     model_path,
     shape_names,
 )
-from neuronal_ray.entry import DONE, Unfinished
+from neuronal_ray.cli.exit_codes import DONE, Unfinished
 from neuronal_ray.footprint import GIB
 from neuronal_ray.models.checkpoint import open_checkpoint
 

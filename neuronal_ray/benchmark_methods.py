@@ -18,12 +18,12 @@ from neuronal_ray.allocations import Problem
 from neuronal_ray.benchmark_literal import literal_spectrum, literal_tail_exponent
 from neuronal_ray.benchmark_record import check_output, publish
 from neuronal_ray.benchmark_shapes import check_counts, device_of, kept_or_temporary, length_of, model_path
+from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import exact_plan, uniform_rates
 from neuronal_ray.core.spectrum import BOUNDS, eigenvalues, tail_exponent
 from neuronal_ray.core.stats import Gram, Moments, SquareSum
 from neuronal_ray.methods import Quota, sparsegpt
 from neuronal_ray.pool import InProcessPool
-from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Search
 from neuronal_ray.worker import Worker

@@ -18,7 +18,7 @@ import torch
 from neuronal_ray.benchmark_device import measure_ceilings
 from neuronal_ray.benchmark_record import check_output, publish
 from neuronal_ray.benchmark_shapes import SHAPES
-from neuronal_ray.config import LAMBDAS
+from neuronal_ray.cli.config import LAMBDAS
 from neuronal_ray.distributed.costs import measure_ray_costs
 from neuronal_ray.distributed.devices import connect, disconnect
 from neuronal_ray.distributed.ray_pool import RayPool

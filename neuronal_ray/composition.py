@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neuronal_ray import plugins
 from neuronal_ray.allocations import BlockTask, Problem
-from neuronal_ray.config import PruneConfig
+from neuronal_ray.cli.config import PruneConfig
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
 from neuronal_ray.core.pattern import Pattern, parse_pattern, pattern_target

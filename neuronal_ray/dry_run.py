@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 
+from neuronal_ray.cli.config import PruneConfig
 from neuronal_ray.composition import Composition
-from neuronal_ray.config import PruneConfig
 from neuronal_ray.footprint import GIB, Devices, Footprint, fit
 from neuronal_ray.launch import local_devices, resolve_address, work_of
 from neuronal_ray.models.blocks import find_blocks, find_linears, weight_of

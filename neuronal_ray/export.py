@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from neuronal_ray.entry import Unfinished, exit_code
-from neuronal_ray.options import Option, parse_config
+from neuronal_ray.cli.exit_codes import Unfinished, exit_code
+from neuronal_ray.cli.options import Option, parse_config
 
 if TYPE_CHECKING:
     from neuronal_ray.models.audit import LinearZeros
@@ -49,12 +49,12 @@ def _main(argv: Sequence[str]) -> None:
 
 def _dense(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     """A Hugging Face directory with zeros in it, as `prune` writes it: checked, and copied if there is an output."""
+    from neuronal_ray.cli.progress import Progress
     from neuronal_ray.models.audit import audit
     from neuronal_ray.models.mask_files import apply_masks, check_masks, open_masks
     from neuronal_ray.models.parts import copy_whole
     from neuronal_ray.models.tensor_files import check_room
     from neuronal_ray.output import staged
-    from neuronal_ray.progress import Progress
 
     if config.output is not None:
         check_room(config.output, checkpoint.num_bytes, flag="--output")
@@ -81,10 +81,10 @@ def _dense(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
 
 def _packed(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     """Bits and values in place of sparse tensors, to be loaded with `neuronal_ray.load_packed`."""
+    from neuronal_ray.cli.progress import Progress
     from neuronal_ray.models.packed_models import open_packed, write_packed
     from neuronal_ray.models.parts import copy_descriptions
     from neuronal_ray.output import staged
-    from neuronal_ray.progress import Progress
 
     assert config.output is not None
     with staged(config.output) as staging:
@@ -98,10 +98,10 @@ def _packed(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
 
 def _masks(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     """One file with a bit per weight of the linears, to be applied with --masks."""
+    from neuronal_ray.cli.progress import Progress
     from neuronal_ray.models.mask_files import write_masks
     from neuronal_ray.models.parts import stored_linears
     from neuronal_ray.output import staged_file
-    from neuronal_ray.progress import Progress
 
     assert config.output is not None
     names = stored_linears(checkpoint, trust_remote_code=config.trust_remote_code)
@@ -112,9 +112,9 @@ def _masks(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
 
 def _onnx(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     """A graph that generates, with a key/value cache, for ONNX Runtime and others."""
+    from neuronal_ray.cli.progress import Progress
     from neuronal_ray.models.onnx_export import FILE, check_needs, export_onnx
     from neuronal_ray.output import staged
-    from neuronal_ray.progress import Progress
 
     assert config.output is not None
     check_needs()

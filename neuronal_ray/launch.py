@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from neuronal_ray.config import RunConfig
+from neuronal_ray.cli.config import RunConfig
 from neuronal_ray.evaluation.perplexity import CHUNKS_PER_TASK
 from neuronal_ray.footprint import Devices, Fit, Footprint, Work, fit
 from neuronal_ray.models.checkpoint import Checkpoint, empty_model

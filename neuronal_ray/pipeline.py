@@ -14,8 +14,9 @@ from torch import Tensor
 
 from neuronal_ray import __version__, plugins
 from neuronal_ray.allocations import Allocation, Problem, Step
+from neuronal_ray.cli.config import BenchmarkConfig, PruneConfig, RunConfig
+from neuronal_ray.cli.progress import Progress
 from neuronal_ray.composition import Composition, compose
-from neuronal_ray.config import BenchmarkConfig, PruneConfig, RunConfig
 from neuronal_ray.core.lambda_search import search_rows
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.pattern import check_pattern
@@ -29,7 +30,6 @@ from neuronal_ray.models.checkpoint import Checkpoint, linear_columns, load_enco
 from neuronal_ray.models.parts import Part, copy_rest, split_parts
 from neuronal_ray.output import write_allocation, write_json, write_search
 from neuronal_ray.pool import Pool
-from neuronal_ray.progress import Progress
 from neuronal_ray.replica import shard_blocks
 from neuronal_ray.search import Search
 from neuronal_ray.session import Session

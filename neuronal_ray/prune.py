@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from neuronal_ray.config import PruneConfig
-from neuronal_ray.entry import Unfinished, exit_code
-from neuronal_ray.options import parse_config
+from neuronal_ray.cli.config import PruneConfig
+from neuronal_ray.cli.exit_codes import Unfinished, exit_code
+from neuronal_ray.cli.options import parse_config
 
 _DESCRIPTION = """Prune the linear weights of a language model to an unstructured sparsity, without re-training.
 By default: Wanda's scores, spread over blocks, parts and rows by output divergence (--mode best). Example:
@@ -25,13 +25,13 @@ def _main(argv: Sequence[str]) -> None:
     if config.output is None and not config.dry_run:
         raise ValueError("--output: missing, expected the directory to write")
     # What follows imports torch and transformers: after the options are known to be good.
+    from neuronal_ray.cli.progress import Progress
     from neuronal_ray.dry_run import describe_run
     from neuronal_ray.launch import check_device, open_pool
     from neuronal_ray.models.tensor_files import check_room
     from neuronal_ray.output import check_output, journaled, staged
     from neuronal_ray.pipeline import Reader, held_tokens, run
     from neuronal_ray.pool import TaskError
-    from neuronal_ray.progress import Progress
     from neuronal_ray.report import write_report
 
     if config.output is not None:

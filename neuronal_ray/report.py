@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from neuronal_ray.entry import exit_code
+from neuronal_ray.cli.exit_codes import exit_code
 from neuronal_ray.report_figures import Canvas, block_figure, row_figure, search_figure
 from neuronal_ray.report_inputs import Benchmark, Run, Score, SearchStep, read_run
 from neuronal_ray.report_style import STYLE

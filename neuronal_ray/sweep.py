@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neuronal_ray.entry import Unfinished, exit_code
+from neuronal_ray.cli.exit_codes import Unfinished, exit_code
 
 _DESCRIPTION = """Prune and evaluate a grid of models, methods, allocations and sparsities. What cells have in common is
 done once; results go to OUTPUT/results/*.parquet, one row per cell and evaluation. Example:
@@ -52,7 +52,7 @@ def _main(argv: Sequence[str]) -> None:
     }
     study = read_study(arguments.file, overrides, output=arguments.output)
     # What follows imports torch and transformers: after the file is known to be good.
-    from neuronal_ray.progress import Progress
+    from neuronal_ray.cli.progress import Progress
     from neuronal_ray.sweep_plan import describe_study
     from neuronal_ray.sweep_results import open_store
     from neuronal_ray.sweep_run import prepare_study, run_study

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from neuronal_ray.config import PruneConfig
-from neuronal_ray.options import option_name, option_value, options_of, read_options
+from neuronal_ray.cli.config import PruneConfig
+from neuronal_ray.cli.options import option_name, option_value, options_of, read_options
 
 _KEYS = ("title", "about", "reproduces", "output", "options", "grid", "variant", "skip")
 _NOT_IN_CELLS = ("output", "overwrite", "dry_run", "baselines")

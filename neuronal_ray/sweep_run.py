@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from time import perf_counter
 
-from neuronal_ray.config import PruneConfig
+from neuronal_ray.cli.config import PruneConfig
+from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.evaluation.benchmark_names import MEAN, ZERO_SHOT
 from neuronal_ray.evaluation.measure import Evaluations, measured
@@ -21,7 +22,6 @@ from neuronal_ray.evaluation.scores import PERPLEXITY, Score, mean_score
 from neuronal_ray.launch import check_device, open_pool
 from neuronal_ray.pipeline import Inputs, Reader, held_tokens, plan_run, versions
 from neuronal_ray.pool import Pool
-from neuronal_ray.progress import Progress
 from neuronal_ray.session import Session, digest_of
 from neuronal_ray.sweep_grid import Cell, Study
 from neuronal_ray.sweep_results import DENSE, Planned, Row, Store

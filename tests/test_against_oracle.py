@@ -10,8 +10,8 @@ from tiny import cpu_spec
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from neuronal_ray.allocations import Problem, Step, neuronal, uniform
+from neuronal_ray.cli.progress import Progress
 from neuronal_ray.pool import InProcessPool
-from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Search
 from neuronal_ray.worker_spec import Walk

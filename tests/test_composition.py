@@ -4,11 +4,11 @@ import logging
 
 import pytest
 
+from neuronal_ray.cli.config import PruneConfig
+from neuronal_ray.cli.options import parse_config
 from neuronal_ray.composition import Composition, compose
-from neuronal_ray.config import PruneConfig
 from neuronal_ray.core.pattern import Pattern
 from neuronal_ray.core.stats import Moments, SquareSum
-from neuronal_ray.options import parse_config
 
 
 def composed(*argv: str) -> Composition:

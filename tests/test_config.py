@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from neuronal_ray import plugins
-from neuronal_ray.config import LAMBDAS, ROW_LAMBDAS, EvaluateConfig, PruneConfig
-from neuronal_ray.options import parse_config
+from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS, EvaluateConfig, PruneConfig
+from neuronal_ray.cli.options import parse_config
 
 NEEDED = ["--model", "m", "--output", "out"]
 

@@ -16,8 +16,8 @@ PACKAGE = Path(neuronal_ray.__file__).parent
 
 LAYERS = """
 neuronal_ray
-neuronal_ray.plugins neuronal_ray.options
-neuronal_ray.config
+neuronal_ray.plugins neuronal_ray.cli.options
+neuronal_ray.cli.config
 neuronal_ray.core.kernels
 neuronal_ray.core.kernels.triton_cut neuronal_ray.core.kernels.triton_norm neuronal_ray.core.kernels.triton_rotary
 neuronal_ray.core.kernels.triton_gate
@@ -56,7 +56,7 @@ neuronal_ray.data
 neuronal_ray.data.text
 neuronal_ray.data.tokens
 neuronal_ray.data.calibration neuronal_ray.data.evaluation
-neuronal_ray.timing neuronal_ray.progress neuronal_ray.live_bytes neuronal_ray.background
+neuronal_ray.timing neuronal_ray.cli.progress neuronal_ray.live_bytes neuronal_ray.background
 neuronal_ray.comparison neuronal_ray.replica neuronal_ray.distributions
 neuronal_ray.search_text neuronal_ray.cuts
 neuronal_ray.lanes
@@ -92,7 +92,7 @@ neuronal_ray.sweep_plan
 neuronal_ray.report_inputs neuronal_ray.report_style neuronal_ray.study_tables
 neuronal_ray.report_figures
 neuronal_ray.study_report
-neuronal_ray.entry
+neuronal_ray.cli.exit_codes
 neuronal_ray.report neuronal_ray.report_growth
 neuronal_ray.benchmark_record neuronal_ray.benchmark_device neuronal_ray.benchmark_shapes
 neuronal_ray.benchmark_literal neuronal_ray.benchmark_stages neuronal_ray.benchmark_table

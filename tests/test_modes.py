@@ -11,7 +11,7 @@ import torch
 from tiny import cpu_spec
 
 from neuronal_ray.allocations import Allocation, Problem, neuronal
-from neuronal_ray.config import LAMBDAS, ROW_LAMBDAS
+from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.plan import Plan, uniform_rates

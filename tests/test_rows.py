@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuronal_ray.allocations import Problem
-from neuronal_ray.config import LAMBDAS, ROW_LAMBDAS
+from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.lambda_search import Found, row_rates, search_lambdas, search_rows
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec

@@ -7,12 +7,12 @@ import pytest
 import torch
 from tiny import cpu_spec
 
+from neuronal_ray.cli.config import PruneConfig
+from neuronal_ray.cli.options import parse_config
+from neuronal_ray.cli.progress import Progress
 from neuronal_ray.composition import compose
-from neuronal_ray.config import PruneConfig
-from neuronal_ray.options import parse_config
 from neuronal_ray.pipeline import allocate
 from neuronal_ray.pool import InProcessPool
-from neuronal_ray.progress import Progress
 from neuronal_ray.session import Session
 from neuronal_ray.worker import Worker
 

@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file
 from tiny import cpu_spec
 
+from neuronal_ray.cli.config import PruneConfig
+from neuronal_ray.cli.options import parse_config
+from neuronal_ray.cli.progress import Progress
 from neuronal_ray.composition import compose
-from neuronal_ray.config import PruneConfig
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.plan import exact_plan, uniform_rates
 from neuronal_ray.evaluation.perplexity import perplexity
 from neuronal_ray.models.checkpoint import open_checkpoint
-from neuronal_ray.options import parse_config
 from neuronal_ray.pipeline import begin_model, plan_run, write_model
 from neuronal_ray.pool import InProcessPool
-from neuronal_ray.progress import Progress
 from neuronal_ray.recipe import Recipe
 from neuronal_ray.replica import shard_blocks
 from neuronal_ray.session import Session

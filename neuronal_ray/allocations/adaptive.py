@@ -16,7 +16,7 @@ from torch import Tensor
 
 from neuronal_ray import plugins
 from neuronal_ray.allocations import Allocation, Problem, Step
-from neuronal_ray.config import LAMBDAS, ROW_LAMBDAS
+from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.directions import Cells, coarse_direction, fine_direction
 from neuronal_ray.core.lambda_search import block_rates, row_rates

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from neuronal_ray.allocations import Allocation, Problem, Step
-from neuronal_ray.config import LAMBDAS, ROW_LAMBDAS
+from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.lambda_search import block_rates, search_lambdas, search_rows
 from neuronal_ray.core.plan import uniform_rates

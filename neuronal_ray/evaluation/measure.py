@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from jaxtyping import Int64
 from torch import Tensor
 
+from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.evaluation.benchmark_names import MEAN, ZERO_SHOT
 from neuronal_ray.evaluation.perplexity import perplexity
 from neuronal_ray.evaluation.scores import PERPLEXITY, BenchmarkSettings, Score, mean_score
 from neuronal_ray.pool import Pool
-from neuronal_ray.progress import Progress
 from neuronal_ray.worker import Worker
 
 Windows = Int64[Tensor, "windows length"]

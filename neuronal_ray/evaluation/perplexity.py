@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.pool import Pool, map_side_by_side
-from neuronal_ray.progress import Progress
 from neuronal_ray.worker import Worker
 
 CHUNKS_PER_TASK = 4

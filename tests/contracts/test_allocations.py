@@ -17,7 +17,7 @@ import torch
 
 from neuronal_ray import plugins
 from neuronal_ray.allocations import Allocation, BlockTask, Problem, neuronal
-from neuronal_ray.config import LAMBDAS, ROW_LAMBDAS
+from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
 from neuronal_ray.core.masks import rank_rows

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from neuronal_ray import plugins
-from neuronal_ray.options import Option, flag_of
+from neuronal_ray.cli.options import Option, flag_of
 
 LAMBDAS = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.10, 0.12, 0.15, 0.20, 0.25)
 """The paper's set (section 5.1), and 0.04, which its own Tables 23 and 24 select."""
