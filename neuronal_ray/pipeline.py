@@ -22,7 +22,7 @@ from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.pattern import check_pattern
 from neuronal_ray.core.plan import Plan, Rates, uniform_rates
 from neuronal_ray.data.calibration import calibration_tokens
-from neuronal_ray.data.evaluation import evaluation_name, evaluation_windows
+from neuronal_ray.data.windows import evaluation_name, evaluation_windows
 from neuronal_ray.evaluation.benchmark_names import split_names
 from neuronal_ray.evaluation.measure import Evaluations, measure
 from neuronal_ray.evaluation.scores import BenchmarkSettings, Score

@@ -55,7 +55,7 @@ neuronal_ray.models.train_builtin
 neuronal_ray.data
 neuronal_ray.data.text
 neuronal_ray.data.tokens
-neuronal_ray.data.calibration neuronal_ray.data.evaluation
+neuronal_ray.data.calibration neuronal_ray.data.windows
 neuronal_ray.timing neuronal_ray.cli.progress neuronal_ray.live_bytes neuronal_ray.background
 neuronal_ray.comparison neuronal_ray.replica neuronal_ray.distributions
 neuronal_ray.search_text neuronal_ray.cuts

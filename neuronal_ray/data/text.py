@@ -171,7 +171,7 @@ def _continuous(text: str) -> Documents:
 
 
 def _builtin_path(name: str) -> Path:
-    return Path(__file__).parents[1] / "builtin" / name
+    return Path(__file__).parent / "builtin" / name
 
 
 def _check_file(path: Path, *, flag: str) -> None:

@@ -28,7 +28,7 @@ from neuronal_ray.models.experts import split_experts
 from neuronal_ray.models.tensor_files import Stored, read_header
 from neuronal_ray.models.unsupported import UnsupportedModel
 
-_BUILTIN = Path(__file__).parent.parent / "builtin" / "model"
+_BUILTIN = Path(__file__).parents[1] / "data" / "builtin" / "model"
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 _UNWANTED = ["original/*", "*.bin", "*.pth", "*.msgpack", "*.h5", "*.gguf", "*.onnx"]
 INDEX = "model.safetensors.index.json"

@@ -20,7 +20,7 @@ import neuronal_ray.data.calibration
 from neuronal_ray.data.calibration import calibration_tokens
 
 VOCABULARY = 256
-BUILTIN = Path(neuronal_ray.data.calibration.__file__).parents[1] / "builtin" / "calibration.txt"
+BUILTIN = Path(neuronal_ray.data.calibration.__file__).parent / "builtin" / "calibration.txt"
 RELAXED = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from safetensors.torch import save_file
 
-import neuronal_ray.data.evaluation
-from neuronal_ray.data.evaluation import evaluation_name, evaluation_windows
+import neuronal_ray.data.windows
+from neuronal_ray.data.windows import evaluation_name, evaluation_windows
 
 VOCABULARY = 256
-BUILTIN = Path(neuronal_ray.data.evaluation.__file__).parents[1] / "builtin" / "evaluation.txt"
+BUILTIN = Path(neuronal_ray.data.windows.__file__).parent / "builtin" / "evaluation.txt"
 ROWS = ["first row", "", "third row \u00e4"]
 
 

@@ -24,7 +24,7 @@ from neuronal_ray.data.text import (
     is_tokenized,
 )
 
-BUILTIN = Path(neuronal_ray.data.text.__file__).parents[1] / "builtin"
+BUILTIN = Path(neuronal_ray.data.text.__file__).parent / "builtin"
 FLAG = "--some-flag"
 ROWS = ["first", "", "third: \u00e4\u4e2d\U0001f600\u2028 and a \n break"]
 
@@ -58,7 +58,7 @@ def test_importing_is_light() -> None:
         "import sys, neuronal_ray.data, neuronal_ray.data.text\n"
         "heavy = {'torch', 'datasets', 'pyarrow', 'safetensors', 'transformers', 'ray'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "import neuronal_ray.data.calibration, neuronal_ray.data.evaluation\n"
+        "import neuronal_ray.data.calibration, neuronal_ray.data.windows\n"
         "heavy = {'datasets', 'pyarrow', 'transformers', 'ray'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

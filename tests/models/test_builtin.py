@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 import neuronal_ray
 from neuronal_ray.models import train_builtin
 
-BUILTIN = Path(neuronal_ray.__file__).parent / "builtin"
+BUILTIN = Path(neuronal_ray.__file__).parent / "data" / "builtin"
 MODEL = BUILTIN / "model"
 MODEL_FILES = {
     "config.json",
