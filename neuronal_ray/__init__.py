@@ -7,9 +7,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LOADERS = {
-    "load_packed": "neuronal_ray.models.packed_loading",
-    "load_semi_structured": "neuronal_ray.models.semi_structured",
-    "pack_linears": "neuronal_ray.models.packed_linear",
+    "load_packed": "neuronal_ray.models.formats.packed_loading",
+    "load_semi_structured": "neuronal_ray.models.formats.semi_structured",
+    "pack_linears": "neuronal_ray.models.formats.packed_linear",
 }
 """Functions of the package itself, and the modules that are imported when one is asked for."""
 

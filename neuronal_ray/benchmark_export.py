@@ -16,9 +16,9 @@ from neuronal_ray.benchmark_record import check_output, publish
 from neuronal_ray.benchmark_shapes import kept_or_temporary
 from neuronal_ray.core.packing import pack_words, unpack_words
 from neuronal_ray.models.checkpoint import open_checkpoint
-from neuronal_ray.models.packed_loading import load_packed
-from neuronal_ray.models.packed_models import open_packed, write_packed
-from neuronal_ray.models.parts import copy_descriptions
+from neuronal_ray.models.formats.packed import open_packed, write_packed
+from neuronal_ray.models.formats.packed_loading import load_packed
+from neuronal_ray.models.output_files import copy_descriptions
 from neuronal_ray.models.synthetic import empty_llama
 from neuronal_ray.models.tensor_files import Kind, Written, checksum, write_tensors
 

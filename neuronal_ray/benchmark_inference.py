@@ -165,8 +165,8 @@ def _checkpoints(against: str, model: str) -> "tuple[Checkpoint, Checkpoint]":
 
 def _zeros(checkpoint: "Checkpoint") -> float:
     """The share of zeros in the linears of the blocks."""
-    from neuronal_ray.models.copies import count_zeros
-    from neuronal_ray.models.parts import stored_linears
+    from neuronal_ray.models.output_files import stored_linears
+    from neuronal_ray.models.tensor_copies import count_zeros
     from neuronal_ray.models.tensor_files import WORD_BYTES, read_bytes
 
     zeros = total = 0
@@ -238,7 +238,9 @@ class _Places:
         folder = self._folder / which
         if not (folder / "model.onnx").is_file():
             folder.mkdir(exist_ok=True)
-            code = "import sys; from pathlib import Path; from neuronal_ray.models.onnx_export import export_onnx; "
+            code = (
+                "import sys; from pathlib import Path; from neuronal_ray.models.formats.onnx_graph import export_onnx; "
+            )
             code += "export_onnx(Path(sys.argv[1]), Path(sys.argv[2]))"
             command = [sys.executable, "-c", code, str(self._models[which].path), str(folder)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -23,7 +23,7 @@ from neuronal_ray.core.kernels.norm import RmsNorm, rms_norm, rms_norm_reference
 from neuronal_ray.core.kernels.ranking import rank, rank_reference
 from neuronal_ray.core.kernels.rotary import rotary, rotary_reference
 from neuronal_ray.core.kernels.squares import column_squares, squares_reference
-from neuronal_ray.models.semi_structured import has_sparse_units
+from neuronal_ray.models.formats.semi_structured import has_sparse_units
 
 _ROWS, _COLUMNS, _TOKENS = 4096, 4096, 2048
 _HEAD = 128

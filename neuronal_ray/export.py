@@ -10,9 +10,9 @@ from neuronal_ray.cli.exit_codes import Unfinished, exit_code
 from neuronal_ray.cli.options import Option, parse_config
 
 if TYPE_CHECKING:
-    from neuronal_ray.models.audit import LinearZeros
     from neuronal_ray.models.checkpoint import Checkpoint
-    from neuronal_ray.models.packed_models import PackedModel
+    from neuronal_ray.models.formats.audit import LinearZeros
+    from neuronal_ray.models.formats.packed import PackedModel
 
 _DESCRIPTION = """Check a pruned model directory, or write it in another form. Examples:
 neuronal-ray export --model pruned --format packed --output pruned-packed
@@ -50,9 +50,9 @@ def _main(argv: Sequence[str]) -> None:
 def _dense(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     """A Hugging Face directory with zeros in it, as `prune` writes it: checked, and copied if there is an output."""
     from neuronal_ray.cli.progress import Progress
-    from neuronal_ray.models.audit import audit
-    from neuronal_ray.models.mask_files import apply_masks, check_masks, open_masks
-    from neuronal_ray.models.parts import copy_whole
+    from neuronal_ray.models.formats.audit import audit
+    from neuronal_ray.models.formats.masks import apply_masks, check_masks, open_masks
+    from neuronal_ray.models.output_files import copy_whole
     from neuronal_ray.models.tensor_files import check_room
     from neuronal_ray.output import staged
 
@@ -82,8 +82,8 @@ def _dense(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
 def _packed(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     """Bits and values in place of sparse tensors, to be loaded with `neuronal_ray.load_packed`."""
     from neuronal_ray.cli.progress import Progress
-    from neuronal_ray.models.packed_models import open_packed, write_packed
-    from neuronal_ray.models.parts import copy_descriptions
+    from neuronal_ray.models.formats.packed import open_packed, write_packed
+    from neuronal_ray.models.output_files import copy_descriptions
     from neuronal_ray.output import staged
 
     assert config.output is not None
@@ -99,8 +99,8 @@ def _packed(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
 def _masks(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     """One file with a bit per weight of the linears, to be applied with --masks."""
     from neuronal_ray.cli.progress import Progress
-    from neuronal_ray.models.mask_files import write_masks
-    from neuronal_ray.models.parts import stored_linears
+    from neuronal_ray.models.formats.masks import write_masks
+    from neuronal_ray.models.output_files import stored_linears
     from neuronal_ray.output import staged_file
 
     assert config.output is not None
@@ -113,7 +113,7 @@ def _masks(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
 def _onnx(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     """A graph that generates, with a key/value cache, for ONNX Runtime and others."""
     from neuronal_ray.cli.progress import Progress
-    from neuronal_ray.models.onnx_export import FILE, check_needs, export_onnx
+    from neuronal_ray.models.formats.onnx_graph import FILE, check_needs, export_onnx
     from neuronal_ray.output import staged
 
     assert config.output is not None

@@ -27,7 +27,7 @@ from neuronal_ray.evaluation.benchmark_names import split_names
 from neuronal_ray.evaluation.measure import Evaluations, measure
 from neuronal_ray.evaluation.scores import BenchmarkSettings, Score
 from neuronal_ray.models.checkpoint import Checkpoint, linear_columns, load_encoder, open_checkpoint, resolve_model
-from neuronal_ray.models.parts import Part, copy_rest, split_parts
+from neuronal_ray.models.output_files import Part, copy_rest, split_parts
 from neuronal_ray.output import write_allocation, write_json, write_search
 from neuronal_ray.pool import Pool
 from neuronal_ray.replica import shard_blocks

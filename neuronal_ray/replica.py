@@ -16,7 +16,7 @@ from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.stats import Statistic
 from neuronal_ray.models.blocks import Recording, Stream, find_linears, forwards, is_transposed, set_weight, weight_of
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint
-from neuronal_ray.models.fused import fuse
+from neuronal_ray.models.fused_modules import fuse
 from neuronal_ray.models.wiring import Kinds, assembled, trace_kinds
 from neuronal_ray.timing import Stopwatch
 

@@ -20,8 +20,8 @@ from neuronal_ray.core.layout import Linear
 from neuronal_ray.core.masks import cut
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.models.blocks import is_transposed
-from neuronal_ray.models.copies import copy_tensors, new_part, write_weights, zero_masked
-from neuronal_ray.models.parts import Part, stored_tensors
+from neuronal_ray.models.output_files import Part, stored_tensors
+from neuronal_ray.models.tensor_copies import copy_tensors, new_part, write_weights, zero_masked
 from neuronal_ray.probe_tasks import ProbeTasks
 from neuronal_ray.recipe import Ranks
 from neuronal_ray.replica import Stopped, Weights

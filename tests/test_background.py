@@ -12,7 +12,7 @@ import neuronal_ray.result_tasks
 from neuronal_ray.background import Background
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.models.checkpoint import open_checkpoint
-from neuronal_ray.models.parts import Part, split_parts
+from neuronal_ray.models.output_files import Part, split_parts
 from neuronal_ray.pipeline import begin_model
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.recipe import Recipe

@@ -40,15 +40,15 @@ neuronal_ray.levels
 neuronal_ray.models
 neuronal_ray.models.unsupported neuronal_ray.models.tensor_files
 neuronal_ray.models.experts neuronal_ray.models.fingerprints
-neuronal_ray.models.residence neuronal_ray.models.gates
+neuronal_ray.models.offload neuronal_ray.models.fused_gates
 neuronal_ray.models.blocks
-neuronal_ray.models.rows neuronal_ray.models.routing neuronal_ray.models.fused
-neuronal_ray.models.checkpoint neuronal_ray.models.wiring neuronal_ray.models.packed_linear
-neuronal_ray.models.parts neuronal_ray.models.synthetic
-neuronal_ray.models.copies neuronal_ray.models.packed_models
-neuronal_ray.models.packed_loading neuronal_ray.models.mask_files neuronal_ray.models.audit
-neuronal_ray.models.semi_structured
-neuronal_ray.models.generation neuronal_ray.models.onnx_export
+neuronal_ray.models.row_layouts neuronal_ray.models.routing neuronal_ray.models.fused_modules
+neuronal_ray.models.checkpoint neuronal_ray.models.wiring neuronal_ray.models.formats.packed_linear
+neuronal_ray.models.output_files neuronal_ray.models.synthetic
+neuronal_ray.models.tensor_copies neuronal_ray.models.formats.packed
+neuronal_ray.models.formats.packed_loading neuronal_ray.models.formats.masks neuronal_ray.models.formats.audit
+neuronal_ray.models.formats.semi_structured
+neuronal_ray.models.generation neuronal_ray.models.formats.onnx_graph
 neuronal_ray.runtimes.graph neuronal_ray.runtimes.measured neuronal_ray.runtimes.child
 neuronal_ray.runtimes.*
 neuronal_ray.models.train_builtin

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from neuronal_ray.models.experts import Expert, experts_of, split_experts
-from neuronal_ray.models.residence import Residence
+from neuronal_ray.models.offload import Residence
 from neuronal_ray.models.unsupported import UnsupportedModel
 
 Model = PreTrainedModel

@@ -20,7 +20,7 @@ from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.evaluation.perplexity import window_losses
 from neuronal_ray.footprint import Footprint, Work
 from neuronal_ray.models.checkpoint import empty_model
-from neuronal_ray.models.parts import split_parts
+from neuronal_ray.models.output_files import split_parts
 from neuronal_ray.models.synthetic import write_random_llama
 from neuronal_ray.pool import InProcessPool
 from neuronal_ray.worker import Worker

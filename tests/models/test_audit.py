@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
 
-from neuronal_ray.models.audit import audit
 from neuronal_ray.models.blocks import find_blocks, find_linears, weight_of
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.models.experts import split_experts
+from neuronal_ray.models.formats.audit import audit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
-from neuronal_ray.models import copies
+from neuronal_ray.models import tensor_copies as copies
 from neuronal_ray.models.blocks import Stream, UnsupportedModel, find_blocks, find_linears, weight_of
 from neuronal_ray.models.checkpoint import Checkpoint, empty_model, load_model, open_checkpoint, resolve_model
-from neuronal_ray.models.copies import copy_tensors, new_part, write_weights, zero_masked
 from neuronal_ray.models.experts import Expert
-from neuronal_ray.models.parts import Part, copy_rest, stored_tensors
+from neuronal_ray.models.output_files import Part, copy_rest, stored_tensors
+from neuronal_ray.models.tensor_copies import copy_tensors, new_part, write_weights, zero_masked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

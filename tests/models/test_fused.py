@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from neuronal_ray.core.kernels.gate import gated_reference
 from neuronal_ray.core.kernels.norm import RmsNorm, rms_norm_reference
 from neuronal_ray.core.kernels.rotary import rotary_reference
-from neuronal_ray.models import fused, gates
+from neuronal_ray.models import fused_gates as gates
+from neuronal_ray.models import fused_modules as fused
 from neuronal_ray.models.blocks import Stream
 
 MakeModel = Callable[..., PreTrainedModel]

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from neuronal_ray.core.kernels.gate import gated_reference
-from neuronal_ray.models import gates
-from neuronal_ray.models.gates import Waiting, is_silu
+from neuronal_ray.models import fused_gates as gates
+from neuronal_ray.models.fused_gates import Waiting, is_silu
 
 SOURCE = torch.Generator().manual_seed(0)
 INPUTS, VALUES = (torch.randn(2, 3, 4, generator=SOURCE) for _ in range(2))

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from neuronal_ray.models.checkpoint import Checkpoint, open_checkpoint
-from neuronal_ray.models.mask_files import apply_masks, check_masks, open_masks, write_masks
-from neuronal_ray.models.parts import copy_whole, stored_linears
+from neuronal_ray.models.formats.masks import apply_masks, check_masks, open_masks, write_masks
+from neuronal_ray.models.output_files import copy_whole, stored_linears
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

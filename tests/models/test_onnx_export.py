@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuronal_ray.models import onnx_export
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint
-from neuronal_ray.models.onnx_export import FILE, check_onnx, export_onnx
+from neuronal_ray.models.formats import onnx_graph as onnx_export
+from neuronal_ray.models.formats.onnx_graph import FILE, check_onnx, export_onnx
 from neuronal_ray.models.unsupported import UnsupportedModel
 
 

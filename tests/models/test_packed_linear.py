@@ -8,9 +8,9 @@ from conftest import MakeModel
 from torch import nn
 
 from neuronal_ray.core.kernels.build import KernelUnavailable, library
-from neuronal_ray.models import packed_linear
 from neuronal_ray.models.blocks import find_blocks, find_linears
-from neuronal_ray.models.packed_linear import PackedLinear, pack_linears
+from neuronal_ray.models.formats import packed_linear
+from neuronal_ray.models.formats.packed_linear import PackedLinear, pack_linears
 
 
 @pytest.fixture(scope="module")

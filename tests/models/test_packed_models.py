@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import neuronal_ray
-from neuronal_ray.models import packed_models as packed_module
 from neuronal_ray.models.checkpoint import open_checkpoint
-from neuronal_ray.models.packed_loading import load_packed
-from neuronal_ray.models.packed_models import open_packed, packed_bytes, write_packed
-from neuronal_ray.models.parts import copy_descriptions
+from neuronal_ray.models.formats import packed as packed_module
+from neuronal_ray.models.formats.packed import open_packed, packed_bytes, write_packed
+from neuronal_ray.models.formats.packed_loading import load_packed
+from neuronal_ray.models.output_files import copy_descriptions
 from neuronal_ray.models.tensor_files import CHECKSUMS
 
 pytestmark = pytest.mark.usefixtures("one_thread")

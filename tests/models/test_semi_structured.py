@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import neuronal_ray
-from neuronal_ray.models.semi_structured import is_two_four, two_four_linears
+from neuronal_ray.models.formats.semi_structured import is_two_four, two_four_linears
 from neuronal_ray.models.unsupported import UnsupportedModel
 
 MakeModel = Callable[..., PreTrainedModel]

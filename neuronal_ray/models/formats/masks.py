@@ -17,8 +17,8 @@ from torch import Tensor
 
 from neuronal_ray.core.packing import pack_words
 from neuronal_ray.models.checkpoint import Checkpoint
-from neuronal_ray.models.copies import zero_masked
 from neuronal_ray.models.fingerprints import config_fingerprint
+from neuronal_ray.models.tensor_copies import zero_masked
 from neuronal_ray.models.tensor_files import (
     CHECKSUMS,
     WORD_BYTES,

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from neuronal_ray.models.checkpoint import DTYPES, Checkpoint
-from neuronal_ray.models.parts import Part
+from neuronal_ray.models.output_files import Part
 from neuronal_ray.models.tensor_files import WORD_BYTES, Kind, Stored, begin_file, fill, read_header
 from neuronal_ray.models.unsupported import UnsupportedModel
 

@@ -17,7 +17,7 @@ from neuronal_ray.core.kernels.norm import RmsNorm, rms_norm, rms_norm_reference
 from neuronal_ray.core.kernels.norm import takes as norm_takes
 from neuronal_ray.core.kernels.rotary import rotary, rotary_reference
 from neuronal_ray.core.kernels.rotary import takes as rotary_takes
-from neuronal_ray.models.gates import Waiting, is_silu
+from neuronal_ray.models.fused_gates import Waiting, is_silu
 
 _ROTARY = "apply_rotary_pos_emb"
 """Transformers' name, in the module of every attention that calls one."""

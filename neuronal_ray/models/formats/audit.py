@@ -10,8 +10,8 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from neuronal_ray.models.checkpoint import INDEX, Checkpoint
-from neuronal_ray.models.copies import count_zeros
-from neuronal_ray.models.parts import stored_linears
+from neuronal_ray.models.output_files import stored_linears
+from neuronal_ray.models.tensor_copies import count_zeros
 from neuronal_ray.models.tensor_files import WORD_BYTES, read_bytes
 
 _FOREIGN = ("neuronal", "prun", "sparsity", "sparsification", "quantization", "compression")

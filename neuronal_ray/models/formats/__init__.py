@@ -1,0 +1,1 @@
+"""Formats that a pruned model is exported to."""
