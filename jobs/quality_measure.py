@@ -19,10 +19,10 @@ from neuronal_ray.cli.options import parse_config
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from neuronal_ray.algorithms.linear_pruner import Recipe
     from neuronal_ray.core.plan import Plan
     from neuronal_ray.models.checkpoint import Checkpoint
     from neuronal_ray.pool import Pool
-    from neuronal_ray.recipe import Recipe
     from neuronal_ray.worker import Worker
     from neuronal_ray.worker_spec import WorkerSpec
 
@@ -99,10 +99,10 @@ class Dense:
 @cache
 def dense_model(model: Model, settings: Settings) -> Dense:
     """The windows of each text by domain and name, and the dense model's perplexity on each."""
+    from neuronal_ray.algorithms.linear_pruner import Recipe
     from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
     from neuronal_ray.pipeline import read_windows
     from neuronal_ray.pool import InProcessPool
-    from neuronal_ray.recipe import Recipe
 
     checkpoint = open_checkpoint(resolve_model(model.path))
     windows = {}

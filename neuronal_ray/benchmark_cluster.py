@@ -9,17 +9,18 @@ from pathlib import Path
 
 import torch
 
-from neuronal_ray.allocations import Problem, neuronal
+from neuronal_ray.algorithms.allocations import neuronal
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.benchmark_record import check_output, publish
 from neuronal_ray.benchmark_shapes import kept_or_temporary, length_of, model_path
 from neuronal_ray.cli.config import LAMBDAS
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import uniform_rates
+from neuronal_ray.core.problem import Problem
 from neuronal_ray.core.stats import SquareSum
 from neuronal_ray.distributed.devices import connect, disconnect
 from neuronal_ray.distributed.ray_pool import RayPool
 from neuronal_ray.pool import InProcessPool, Pool
-from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Search
 from neuronal_ray.worker import Worker
 from neuronal_ray.worker_spec import WorkerSpec

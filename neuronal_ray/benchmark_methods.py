@@ -13,18 +13,18 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from neuronal_ray import plugins
-from neuronal_ray.allocations import Problem
+from neuronal_ray.algorithms import registry
+from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.methods import Quota, sparsegpt
 from neuronal_ray.benchmark_literal import literal_spectrum, literal_tail_exponent
 from neuronal_ray.benchmark_record import check_output, publish
 from neuronal_ray.benchmark_shapes import check_counts, device_of, kept_or_temporary, length_of, model_path
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import exact_plan, uniform_rates
+from neuronal_ray.core.problem import Problem
 from neuronal_ray.core.spectrum import BOUNDS, eigenvalues, tail_exponent
 from neuronal_ray.core.stats import Gram, Moments, SquareSum
-from neuronal_ray.methods import Quota, sparsegpt
 from neuronal_ray.pool import InProcessPool
-from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Search
 from neuronal_ray.worker import Worker
 from neuronal_ray.worker_spec import Walk, WorkerSpec
@@ -137,13 +137,13 @@ def measure_methods(
     problem = Problem(layout=layout, target=target, mode="paper", probe=search)
 
     def allocated(allocation: str) -> None:
-        module = plugins.load("allocations", allocation)
+        module = registry.load("allocations", allocation)
         if module.STATISTIC is not None:
             pool.each(Worker.keep_statistics, worker.observe(text, SquareSum))
         module.allocate(problem)
 
     def spread_only(allocation: str) -> None:
-        plugins.load("allocations", allocation).allocate(problem)
+        registry.load("allocations", allocation).allocate(problem)
 
     worker.observe(text)  # warm up
     dense_s, _ = _timed(partial(_dense_pass, worker, text))

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.benchmark_device import measure_ceilings
 from neuronal_ray.benchmark_record import check_output, publish
 from neuronal_ray.benchmark_shapes import SHAPES
@@ -24,7 +25,6 @@ from neuronal_ray.distributed.devices import connect, disconnect
 from neuronal_ray.distributed.ray_pool import RayPool
 from neuronal_ray.footprint import GIB, Devices, Footprint, Work, fit, needed_devices
 from neuronal_ray.models.synthetic import empty_llama, write_random_llama
-from neuronal_ray.recipe import Recipe
 from neuronal_ray.worker import Worker
 from neuronal_ray.worker_spec import WorkerSpec
 

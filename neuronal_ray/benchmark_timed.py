@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from neuronal_ray.allocations import Allocation
 from neuronal_ray.benchmark_device import seconds, settle
 from neuronal_ray.benchmark_stages import CALIBRATION, CANDIDATES, OTHER, SEARCH_TEXT, stage_name
 from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS, PruneConfig
@@ -21,6 +20,7 @@ from neuronal_ray.cli.progress import Progress
 from neuronal_ray.composition import compose
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.plan import Plan
+from neuronal_ray.core.problem import Allocation
 from neuronal_ray.models.blocks import Recording
 from neuronal_ray.pipeline import allocate
 from neuronal_ray.pool import InProcessPool, Pool

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from neuronal_ray.algorithms.linear_pruner import Ranks
 from neuronal_ray.chain import Shard
 from neuronal_ray.comparison import merged
 from neuronal_ray.core.layout import Group, Linear, LinearSpec
@@ -18,7 +19,6 @@ from neuronal_ray.core.stats import Statistic
 from neuronal_ray.cuts import Cuts
 from neuronal_ray.levels import LevelStore
 from neuronal_ray.models.blocks import Recording
-from neuronal_ray.recipe import Ranks
 from neuronal_ray.replica import Statistics, Weights
 from neuronal_ray.worker_spec import WorkerSpec
 

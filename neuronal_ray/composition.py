@@ -12,15 +12,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from neuronal_ray import plugins
-from neuronal_ray.allocations import BlockTask, Problem
+from neuronal_ray.algorithms import registry
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.cli.config import PruneConfig
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
 from neuronal_ray.core.pattern import Pattern, parse_pattern, pattern_target
 from neuronal_ray.core.plan import Counts, Plan, exact_plan, uniform_rates
+from neuronal_ray.core.problem import BlockTask, Problem
 from neuronal_ray.core.stats import Moments, SquareSum, Statistic
-from neuronal_ray.recipe import Recipe
 
 Result = TypeVar("Result")
 
@@ -53,7 +53,7 @@ class Composition:
         late = self.recipe.refinement is not None and not self.pruned_stream and not self.recipe.walks
         if late:
             return Moments
-        return SquareSum if own or plugins.load("allocations", self.allocation).STATISTIC is not None else None
+        return SquareSum if own or registry.load("allocations", self.allocation).STATISTIC is not None else None
 
 
 def compose(config: PruneConfig) -> Composition:
@@ -84,13 +84,13 @@ def compose(config: PruneConfig) -> Composition:
             f"--refinement: {config.refinement} moves a mask, alps solves for mask and weights at once; use --method "
             "wanda, whose mask alps starts from"
         )
-    if recipe.refinement is not None and plugins.load("methods", config.method).SOLVES:
+    if recipe.refinement is not None and registry.load("methods", config.method).SOLVES:
         logger.info("--method %s: its scores are used, its weight update is not: a refinement follows", config.method)
     barrier = _barrier_between_rows(config, recipe)
     row_step, steps = _rows(config, allocation, barrier)
     default = "pruned" if recipe.solves else "dense"  # a solver makes up for what its predecessors lost
-    allocate = plugins.load("allocations", allocation).allocate
-    settings = plugins.settings_for(allocate, config.settings_of("allocation"))
+    allocate = registry.load("allocations", allocation).allocate
+    settings = registry.settings_for(allocate, config.settings_of("allocation"))
     if allocation == "besa" and barrier:
         settings |= {"per": "linear"}
     if allocation == "neuronal":
@@ -175,7 +175,7 @@ def _rehearse(
         criterion=criterion,
     )
     with suppress(_Asked):
-        plugins.load("allocations", allocation).allocate(problem, **settings)
+        registry.load("allocations", allocation).allocate(problem, **settings)
     plan = exact_plan(Layout(specs), uniform_rates(Layout(specs), lambda _: 0.5), target=0.5)
     statistic = None if recipe.statistic is None else recipe.statistic.of(inputs)
     ranks = recipe.ranked(weight, statistic, lower_ties_first=True)
@@ -254,19 +254,19 @@ def _check_released(config: PruneConfig, allocation: str, pattern: Pattern | Non
 
 def _check_settings(config: PruneConfig, allocation: str) -> None:
     """Refuse unknown names and settings, and settings that have flags of their own."""
-    method = plugins.load("methods", config.method)
+    method = registry.load("methods", config.method)
     _checked("method", [method.score, method.factorize, method.solve] if method.SOLVES else [method.score], config)
-    spread = plugins.load("allocations", allocation)
+    spread = registry.load("allocations", allocation)
     _checked("allocation", [spread.allocate], config)
     with_flags = {"adaptive": ("budget", "block_lambdas", "row_lambdas")}.get(allocation, ())
     for name in config.settings_of("allocation"):
         if allocation == "neuronal" or name in with_flags:
             raise ValueError(f"--set allocation.{name}: has a flag of its own (see --help)")
     if config.refinement != "none":
-        _checked("refinement", [plugins.load("refinements", config.refinement).refine], config)
+        _checked("refinement", [registry.load("refinements", config.refinement).refine], config)
     elif config.settings_of("refinement"):
         raise ValueError("--set refinement: there is no refinement to set; add --refinement")
 
 
 def _checked(owner: str, functions: Sequence[Callable[..., object]], config: PruneConfig) -> None:
-    plugins.check_settings(functions, config.settings_of(owner), owner=owner)
+    registry.check_settings(functions, config.settings_of(owner), owner=owner)

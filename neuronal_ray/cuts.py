@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from neuronal_ray.algorithms.linear_pruner import Ranks
 from neuronal_ray.core.kernels.cut import apply_cut
 from neuronal_ray.core.layout import Linear
 from neuronal_ray.core.plan import Counts, Plan
-from neuronal_ray.recipe import Ranks
 from neuronal_ray.replica import Replica, Weights
 
 _PLANS = 16

@@ -8,12 +8,12 @@ from functools import partial
 
 import torch
 
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.cli.config import RunConfig
 from neuronal_ray.evaluation.perplexity import CHUNKS_PER_TASK
 from neuronal_ray.footprint import Devices, Fit, Footprint, Work, fit
 from neuronal_ray.models.checkpoint import Checkpoint, empty_model
 from neuronal_ray.pool import InProcessPool, Pool
-from neuronal_ray.recipe import Recipe
 from neuronal_ray.replica import CHUNK_TOKENS
 from neuronal_ray.worker_spec import WorkerSpec
 

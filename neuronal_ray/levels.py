@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.core.layout import Linear, LinearSpec
 from neuronal_ray.core.levels import level_of
 from neuronal_ray.core.packing import Packed, pack
 from neuronal_ray.core.plan import Plan
-from neuronal_ray.recipe import Recipe
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ from pathlib import Path
 from jaxtyping import Int64
 from torch import Tensor
 
-from neuronal_ray import __version__, plugins
-from neuronal_ray.allocations import Allocation, Problem, Step
+from neuronal_ray import __version__
+from neuronal_ray.algorithms import registry
 from neuronal_ray.cli.config import BenchmarkConfig, PruneConfig, RunConfig
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.composition import Composition, compose
@@ -21,6 +21,7 @@ from neuronal_ray.core.lambda_search import search_rows
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.pattern import check_pattern
 from neuronal_ray.core.plan import Plan, Rates, uniform_rates
+from neuronal_ray.core.problem import Allocation, Problem, Step
 from neuronal_ray.data.calibration import calibration_tokens
 from neuronal_ray.data.windows import evaluation_name, evaluation_windows
 from neuronal_ray.evaluation.benchmark_names import split_names
@@ -268,7 +269,7 @@ def allocate(config: PruneConfig, composition: Composition, layout: Layout, sear
         samples=config.search_samples,
         levels=composition.levels,
     )
-    allocation: Allocation = plugins.load("allocations", composition.allocation).allocate(
+    allocation: Allocation = registry.load("allocations", composition.allocation).allocate(
         problem, **composition.settings
     )
     if composition.levels and problem.pattern is None:

@@ -10,12 +10,12 @@ from typing import TypeVar
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from neuronal_ray.allocations import BlockTask
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Layout, Linear, Weighed
 from neuronal_ray.core.levels import levels_around
 from neuronal_ray.core.plan import Counts, Plan
+from neuronal_ray.core.problem import BlockTask
 from neuronal_ray.journal import Journal, Number
 from neuronal_ray.levels import LevelStore
 from neuronal_ray.pool import Pool, map_side_by_side

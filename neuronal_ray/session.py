@@ -14,6 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from neuronal_ray import __version__
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.composition import Composition
 from neuronal_ray.core.layout import Group, Layout
@@ -21,7 +22,6 @@ from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import RunningNorm, Statistic
 from neuronal_ray.journal import Journal
 from neuronal_ray.pool import Pool, map_side_by_side
-from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Answers, Search
 from neuronal_ray.worker import Worker
 from neuronal_ray.worker_spec import Walk

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.core.layout import Group
 from neuronal_ray.core.stats import SquareSum, Statistic
 from neuronal_ray.lanes import Lane, Lanes, lane_count
-from neuronal_ray.recipe import Recipe
 from neuronal_ray.replica import Statistics, chunk_sequences
 from neuronal_ray.result_tasks import ResultTasks
 from neuronal_ray.worker_spec import WorkerSpec

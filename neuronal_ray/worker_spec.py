@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.core.stats import Gram, RunningGram, RunningNorm, SquareSum, Statistic
-from neuronal_ray.recipe import Recipe
 
 _RELEASED: dict[type[Statistic], type[Statistic]] = {SquareSum: RunningNorm, Gram: RunningGram}
 """The released code's float32 forms of the statistics."""

@@ -9,10 +9,11 @@ from oracle import OracleResult
 from tiny import cpu_spec
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from neuronal_ray.allocations import Problem, Step, neuronal, uniform
+from neuronal_ray.algorithms.allocations import neuronal, uniform
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.cli.progress import Progress
+from neuronal_ray.core.problem import Problem, Step
 from neuronal_ray.pool import InProcessPool
-from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Search
 from neuronal_ray.worker_spec import Walk
 

@@ -9,13 +9,13 @@ import torch
 from tiny import cpu_spec
 
 import neuronal_ray.result_tasks
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.background import Background
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.models.output_files import Part, split_parts
 from neuronal_ray.pipeline import begin_model
 from neuronal_ray.pool import InProcessPool
-from neuronal_ray.recipe import Recipe
 from neuronal_ray.worker import Worker
 from neuronal_ray.worker_spec import Walk
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from neuronal_ray import plugins
+from neuronal_ray.algorithms import registry
 from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS, EvaluateConfig, PruneConfig
 from neuronal_ray.cli.options import parse_config
 
@@ -313,10 +313,10 @@ def test_an_unknown_plug_in_answers_with_the_list(
     for arguments in (["--" + flag, "magic"], ["--config", toml(tmp_path, f'{flag} = "magic"')]):
         message = refusal(capsys, *arguments)
         assert "magic" in message
-        assert all(name in message for name in plugins.names(kind)), message
+        assert all(name in message for name in registry.names(kind)), message
     with pytest.raises(ValueError, match=f"--{flag}: unknown name 'magic', expected one of: .*, ") as refused:
-        plugins.load(kind, "magic")
-    assert all(name in str(refused.value) for name in plugins.names(kind))
+        registry.load(kind, "magic")
+    assert all(name in str(refused.value) for name in registry.names(kind))
 
 
 def test_argparse_too_ends_with_exit_code_2() -> None:

@@ -13,7 +13,7 @@ import pytest
 import neuronal_ray
 
 PAGE = Path(__file__).parent.parent / "docs" / "add-a-method.md"
-PLUG_IN = Path(neuronal_ray.__file__).parent / "methods" / "softwanda.py"
+PLUG_IN = Path(neuronal_ray.__file__).parent / "algorithms" / "methods" / "softwanda.py"
 QUICK = ["--calibration-samples", "4", "--search-samples", "2", "--sequence-length", "32", "--evaluate", "none"]
 QUICK += ["--block-lambdas", "0.1", "--row-lambdas", "0,0.1", "--address", "none"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import cpu_spec
 
-from neuronal_ray import plugins
+from neuronal_ray.algorithms import registry
 from neuronal_ray.cli.config import PruneConfig
 from neuronal_ray.cli.options import parse_config
 from neuronal_ray.cli.progress import Progress
@@ -34,18 +34,18 @@ QUICK = {
 
 def combinations() -> Iterator[str]:
     """Every method with every allocation; every other choice with a method that ranks and one that solves."""
-    for method in plugins.names("methods"):
-        for allocation in plugins.names("allocations"):
+    for method in registry.names("methods"):
+        for allocation in registry.names("allocations"):
             yield f"--method {method} --allocation {allocation}"
     for method in ("magnitude", "wanda", "multiflow", "sparsegpt"):
         for allocation in ("uniform", "neuronal", "owl"):
             yield f"--method {method} --allocation {allocation} --refinement dsnot"
     for pattern in ("2:4", "4:8", "3:8"):
-        for method in plugins.names("methods"):
+        for method in registry.names("methods"):
             yield f"--method {method} --pattern {pattern}"
-    for allocation in plugins.names("allocations"):
+    for allocation in registry.names("allocations"):
         yield f"--method wanda --allocation {allocation} --pattern n:8"
-    for method in plugins.names("methods"):
+    for method in registry.names("methods"):
         yield f"--method {method} --allocation neuronal --pattern n:8"
     for allocation in ("uniform", "owl", "neuronal", "adaptive"):
         for row_step in ("neuronal", "trim"):

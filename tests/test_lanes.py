@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import cpu_spec
 
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.core.stats import SquareSum
 from neuronal_ray.lanes import lane_count
 from neuronal_ray.pool import InProcessPool, map_side_by_side
-from neuronal_ray.recipe import Recipe
 from neuronal_ray.replica import Replica
 from neuronal_ray.worker import Worker
 

@@ -16,7 +16,7 @@ PACKAGE = Path(neuronal_ray.__file__).parent
 
 LAYERS = """
 neuronal_ray
-neuronal_ray.plugins neuronal_ray.cli.options
+neuronal_ray.algorithms.registry neuronal_ray.cli.options
 neuronal_ray.cli.config
 neuronal_ray.core.kernels
 neuronal_ray.core.kernels.triton_cut neuronal_ray.core.kernels.triton_norm neuronal_ray.core.kernels.triton_rotary
@@ -31,11 +31,11 @@ neuronal_ray.core.alignment neuronal_ray.core.plan
 neuronal_ray.core.packing neuronal_ray.core.divergence neuronal_ray.core.levels
 neuronal_ray.core.pattern neuronal_ray.core.trim_rows neuronal_ray.core.directions
 neuronal_ray.runtimes
-neuronal_ray.methods
-neuronal_ray.methods.*
-neuronal_ray.refinements
-neuronal_ray.refinements.*
-neuronal_ray.recipe
+neuronal_ray.algorithms.methods
+neuronal_ray.algorithms.methods.*
+neuronal_ray.algorithms.refinements
+neuronal_ray.algorithms.refinements.*
+neuronal_ray.algorithms.linear_pruner
 neuronal_ray.levels
 neuronal_ray.models
 neuronal_ray.models.unsupported neuronal_ray.models.tensor_files
@@ -68,9 +68,9 @@ neuronal_ray.solver_tasks neuronal_ray.probe_tasks
 neuronal_ray.result_tasks
 neuronal_ray.worker
 neuronal_ray.footprint neuronal_ray.pool
-neuronal_ray.allocations
+neuronal_ray.core.problem
 neuronal_ray.core.lambda_search
-neuronal_ray.allocations.*
+neuronal_ray.core.problem.*
 neuronal_ray.distributed
 neuronal_ray.distributed.tensors neuronal_ray.distributed.devices
 neuronal_ray.distributed.costs

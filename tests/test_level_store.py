@@ -5,13 +5,13 @@ import pickle
 import pytest
 import torch
 
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.levels import level_plan
 from neuronal_ray.core.pattern import Pattern, pattern_plan
 from neuronal_ray.core.plan import uniform_rates
 from neuronal_ray.core.stats import Gram
 from neuronal_ray.levels import LevelStore, solve_at_levels
-from neuronal_ray.recipe import Recipe
 
 
 def spec_of(block: int) -> LinearSpec:

@@ -10,13 +10,14 @@ import pytest
 import torch
 from tiny import cpu_spec
 
-from neuronal_ray.allocations import Allocation, Problem, neuronal
+from neuronal_ray.algorithms.allocations import neuronal
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.plan import Plan, uniform_rates
+from neuronal_ray.core.problem import Allocation, Problem
 from neuronal_ray.models.blocks import weight_of
-from neuronal_ray.recipe import Recipe
 from neuronal_ray.worker import Worker
 from neuronal_ray.worker_spec import Walk
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import cpu_spec
 
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.cli.config import PruneConfig
 from neuronal_ray.cli.options import parse_config
 from neuronal_ray.cli.progress import Progress
@@ -20,7 +21,6 @@ from neuronal_ray.evaluation.perplexity import perplexity
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.pipeline import begin_model, plan_run, write_model
 from neuronal_ray.pool import InProcessPool
-from neuronal_ray.recipe import Recipe
 from neuronal_ray.replica import shard_blocks
 from neuronal_ray.session import Session
 from neuronal_ray.worker import Worker

@@ -16,13 +16,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import neuronal_ray.replica
+from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.methods import sparsegpt
 from neuronal_ray.core.layout import Group, Linear, LinearSpec
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.core.stats import SquareSum
-from neuronal_ray.methods import sparsegpt
 from neuronal_ray.models.blocks import Recording, set_weight, weight_of
 from neuronal_ray.models.checkpoint import open_checkpoint
-from neuronal_ray.recipe import Recipe
 from neuronal_ray.replica import chunk_sequences
 from neuronal_ray.worker import Worker
 from neuronal_ray.worker_spec import Walk, WorkerSpec

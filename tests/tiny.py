@@ -7,9 +7,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.models.output_files import copy_rest, split_parts
-from neuronal_ray.recipe import Recipe
 from neuronal_ray.worker import Worker
 from neuronal_ray.worker_spec import WorkerSpec
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
 
-from neuronal_ray import plugins
+from neuronal_ray.algorithms import registry
 from neuronal_ray.cli.options import Option, flag_of
 
 LAMBDAS = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.10, 0.12, 0.15, 0.20, 0.25)
@@ -155,7 +155,7 @@ class PruneConfig(BenchmarkConfig):
             "str",
             "how weights are chosen: by a score in each row, or by a solver that also updates those that stay "
             "(sparsegpt, alps)",
-            choices=tuple(plugins.names("methods")),
+            choices=tuple(registry.names("methods")),
         ),
     ] = "wanda"
     allocation: Annotated[
@@ -164,7 +164,7 @@ class PruneConfig(BenchmarkConfig):
             "str",
             "how sparsity is spread over blocks and linears; if absent adaptive (`best` mode) or neuronal, or uniform "
             "with a fixed --pattern",
-            choices=tuple(plugins.names("allocations")),
+            choices=tuple(registry.names("allocations")),
         ),
     ] = None
     row_step: Annotated[
@@ -181,7 +181,7 @@ class PruneConfig(BenchmarkConfig):
         Option(
             "str",
             "improve the masks at constant counts",
-            choices=("none", *plugins.names("refinements")),
+            choices=("none", *registry.names("refinements")),
         ),
     ] = "none"
     refined_parts: Annotated[

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from neuronal_ray.allocations import Problem, Step
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import LinearSpec
 from neuronal_ray.core.plan import Plan, Rates, uniform_rates
+from neuronal_ray.core.problem import Problem, Step
 from neuronal_ray.core.spread import block_schedule, spread
 
 SEARCHES = ("set", "continuous")

@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from neuronal_ray.allocations import Allocation, Problem, adaptive
-from neuronal_ray.allocations.adaptive import joint_rates
+from neuronal_ray.algorithms.allocations import adaptive
+from neuronal_ray.algorithms.allocations.adaptive import joint_rates
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
 from neuronal_ray.core.plan import Counts, Plan
+from neuronal_ray.core.problem import Allocation, Problem
 from neuronal_ray.core.stats import SquareSum
 
 NUM_BLOCKS, SAMPLES, TARGET = 4, 8, 0.7

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from neuronal_ray.allocations import Problem, alphapruning
+from neuronal_ray.algorithms.allocations import alphapruning
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
+from neuronal_ray.core.problem import Problem
 
 SHAPES = [("attention.query", 24, 24), ("mlp.up", 40, 24), ("mlp.down", 24, 40)]
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronal_ray.allocations import Problem, atp
+from neuronal_ray.algorithms.allocations import atp
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.plan import Plan
+from neuronal_ray.core.problem import Problem
 
 
 def layout_of(num_blocks: int, *, rows: int = 6, columns: int = 50) -> Layout:

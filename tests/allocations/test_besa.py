@@ -10,12 +10,12 @@ from conftest import MakeModel
 from torch import Tensor
 from torch.func import functional_call
 
-from neuronal_ray.allocations import Problem
-from neuronal_ray.allocations.besa import allocate, initial_logits, learn_block, output_error
+from neuronal_ray.algorithms.allocations.besa import allocate, initial_logits, learn_block, output_error
 from neuronal_ray.core.kernels.cut import apply_cut
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.masks import cut, rank_rows
 from neuronal_ray.core.plan import Plan, exact_plan
+from neuronal_ray.core.problem import Problem
 from neuronal_ray.models.blocks import Stream, find_linears
 
 SETTINGS: dict[str, object] = {

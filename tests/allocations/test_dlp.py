@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronal_ray.allocations import Problem, dlp
+from neuronal_ray.algorithms.allocations import dlp
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
+from neuronal_ray.core.problem import Problem
 from neuronal_ray.core.stats import SquareSum
 
 SHAPES = [("attention.query", 8, 8), ("mlp.up", 21, 8), ("mlp.down", 7, 21)]

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from neuronal_ray.allocations import Allocation, Problem, dsa
+from neuronal_ray.algorithms.allocations import dsa
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
 from neuronal_ray.core.operators import PAIRS, TRANSFORMS, Expression
 from neuronal_ray.core.plan import Plan
+from neuronal_ray.core.problem import Allocation, Problem
 from neuronal_ray.core.stats import SquareSum
 
 NUM_BLOCKS = 6

@@ -1,4 +1,4 @@
-"""Does every allocation keep the contract of `neuronal_ray.allocations`? A new file there is picked up here.
+"""Does every allocation keep the contract of `neuronal_ray.core.problem`? A new file there is picked up here.
 
 The layout is made by hand, weights and inputs are random, trials and losses are made up: no model runs.
 """
@@ -15,14 +15,15 @@ from typing import TypeVar
 import pytest
 import torch
 
-from neuronal_ray import plugins
-from neuronal_ray.allocations import Allocation, BlockTask, Problem, neuronal
+from neuronal_ray.algorithms import registry
+from neuronal_ray.algorithms.allocations import neuronal
 from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
 from neuronal_ray.core.masks import rank_rows
 from neuronal_ray.core.pattern import Pattern
 from neuronal_ray.core.plan import Counts, Plan
+from neuronal_ray.core.problem import Allocation, BlockTask, Problem
 from neuronal_ray.core.stats import SquareSum, Statistic
 
 Result = TypeVar("Result")
@@ -47,9 +48,9 @@ Score = Callable[[float], float]
 Weights = Mapping[Linear, torch.Tensor]
 
 
-@pytest.fixture(params=plugins.names("allocations"))
+@pytest.fixture(params=registry.names("allocations"))
 def allocation(request: pytest.FixtureRequest) -> ModuleType:
-    return plugins.load("allocations", request.param)
+    return registry.load("allocations", request.param)
 
 
 def block_specs(block: int) -> list[LinearSpec]:
@@ -348,9 +349,9 @@ def test_settings_have_defaults_and_unknown_ones_are_refused(allocation: ModuleT
     for setting in settings:
         assert setting.kind is setting.KEYWORD_ONLY, setting.name
         assert setting.default is not setting.empty, setting.name
-    plugins.check_settings([allocation.allocate], {}, owner="allocation")
+    registry.check_settings([allocation.allocate], {}, owner="allocation")
     with pytest.raises(ValueError, match=r"--set allocation\.nonsense: unknown setting, expected "):
-        plugins.check_settings([allocation.allocate], {"nonsense": 1.0}, owner="allocation")
+        registry.check_settings([allocation.allocate], {"nonsense": 1.0}, owner="allocation")
 
 
 def test_an_allocation_says_what_it_is_and_what_it_reads(allocation: ModuleType) -> None:

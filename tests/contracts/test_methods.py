@@ -1,4 +1,4 @@
-"""Does every pruning method keep the contract of `neuronal_ray.methods`? A new file there is picked up here."""
+"""Does every pruning method keep the contract of `neuronal_ray.algorithms.methods`? A new file there is picked up here."""
 
 import inspect
 from collections.abc import Callable
@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from neuronal_ray import plugins
+from neuronal_ray.algorithms import registry
+from neuronal_ray.algorithms.methods import Quota
 from neuronal_ray.core.masks import rank_rows
 from neuronal_ray.core.stats import Gram, Moments, RunningGram, RunningNorm, SquareSum, Statistic
-from neuronal_ray.methods import Quota
 
 ROWS, COLUMNS = 12, 20
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -23,14 +23,14 @@ SERVE: dict[type[Statistic] | None, tuple[type[Statistic], ...]] = {
 """The kinds that have what a score reads of the kind its method names."""
 
 
-@pytest.fixture(params=plugins.names("methods"))
+@pytest.fixture(params=registry.names("methods"))
 def method(request: pytest.FixtureRequest) -> ModuleType:
-    return plugins.load("methods", request.param)
+    return registry.load("methods", request.param)
 
 
-@pytest.fixture(params=[name for name in plugins.names("methods") if plugins.load("methods", name).SOLVES])
+@pytest.fixture(params=[name for name in registry.names("methods") if registry.load("methods", name).SOLVES])
 def solver(request: pytest.FixtureRequest) -> ModuleType:
-    return plugins.load("methods", request.param)
+    return registry.load("methods", request.param)
 
 
 def some_weight(seed: int, dtype: torch.dtype = torch.float32, *, rows: int = ROWS, columns: int = COLUMNS) -> Tensor:
@@ -119,9 +119,9 @@ def functions_of(method: ModuleType) -> list[Callable[..., object]]:
 
 def test_an_unknown_setting_is_refused(method: ModuleType) -> None:
     functions = functions_of(method)
-    plugins.check_settings(functions, {}, owner="method")
+    registry.check_settings(functions, {}, owner="method")
     with pytest.raises(ValueError, match=r"--set method\.nonsense: unknown setting, expected "):
-        plugins.check_settings(functions, {"nonsense": 1.0}, owner="method")
+        registry.check_settings(functions, {"nonsense": 1.0}, owner="method")
 
 
 def test_every_setting_has_a_default_that_is_accepted(method: ModuleType) -> None:
@@ -132,10 +132,10 @@ def test_every_setting_has_a_default_that_is_accepted(method: ModuleType) -> Non
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 assert parameter.default is not parameter.empty, name
                 assert defaults.setdefault(name, parameter.default) == parameter.default, name
-    plugins.check_settings(functions_of(method), defaults, owner="method")
+    registry.check_settings(functions_of(method), defaults, owner="method")
     for name in defaults:
         with pytest.raises(ValueError, match=rf"--set method\.{name}: 'text' is not of type "):
-            plugins.check_settings(functions_of(method), {name: "text"}, owner="method")
+            registry.check_settings(functions_of(method), {name: "text"}, owner="method")
 
 
 def test_a_method_says_what_it_is(method: ModuleType) -> None:

@@ -20,16 +20,17 @@ from safetensors.torch import load_file, save_file
 from tiny import LENGTH, VOCABULARY, cpu_spec
 from tiny import write_model as write_tiny
 
-from neuronal_ray.allocations import Problem, neuronal
+from neuronal_ray.algorithms.allocations import neuronal
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.composition import Composition
 from neuronal_ray.core.plan import Plan, uniform_rates
+from neuronal_ray.core.problem import Problem
 from neuronal_ray.distributed.ray_pool import RayPool
 from neuronal_ray.evaluation.perplexity import perplexity
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.pipeline import begin_model, write_model
 from neuronal_ray.pool import InProcessPool, Pool, TaskError
-from neuronal_ray.recipe import Recipe
 from neuronal_ray.search import Search
 from neuronal_ray.session import Session
 from neuronal_ray.worker import Worker

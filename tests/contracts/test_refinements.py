@@ -1,4 +1,4 @@
-"""Does every refinement keep the contract of `neuronal_ray.refinements`? A new file there is picked up here."""
+"""Does every refinement keep the contract of `neuronal_ray.algorithms.refinements`? A new file there is picked up here."""
 
 import inspect
 from types import ModuleType
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from neuronal_ray import plugins
+from neuronal_ray.algorithms import registry
 from neuronal_ray.core.stats import Statistic
 
 ROWS, COLUMNS = 12, 24
@@ -15,9 +15,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUPS = (0, 4, 8)
 
 
-@pytest.fixture(params=plugins.names("refinements"))
+@pytest.fixture(params=registry.names("refinements"))
 def refinement(request: pytest.FixtureRequest) -> ModuleType:
-    return plugins.load("refinements", request.param)
+    return registry.load("refinements", request.param)
 
 
 def some_weight(seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -130,9 +130,9 @@ def test_settings_have_defaults_and_an_unknown_one_is_refused(refinement: Module
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     ]
     given = {parameter.name: parameter.default for parameter in settings}
-    plugins.check_settings([refinement.refine], given, owner="refinement")
+    registry.check_settings([refinement.refine], given, owner="refinement")
     with pytest.raises(ValueError, match=r"--set refinement\.nonsense: unknown setting, expected "):
-        plugins.check_settings([refinement.refine], {"nonsense": 1.0}, owner="refinement")
+        registry.check_settings([refinement.refine], {"nonsense": 1.0}, owner="refinement")
 
 
 def test_a_refinement_says_what_it_is(refinement: ModuleType) -> None:

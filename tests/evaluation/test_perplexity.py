@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import cpu_spec
 
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.evaluation.perplexity import perplexity, split_windows, window_losses
 from neuronal_ray.pool import InProcessPool
-from neuronal_ray.recipe import Recipe
 from neuronal_ray.replica import chunk_sequences
 from neuronal_ray.worker import Worker
 

@@ -18,6 +18,7 @@ from conftest import FAMILIES, MOE_FAMILIES, VOCABULARY
 
 import neuronal_ray.evaluate
 import neuronal_ray.prune
+from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.plan import exact_plan, uniform_rates
@@ -27,7 +28,6 @@ from neuronal_ray.evaluation.scores import BenchmarkSettings, Score, mean_score
 from neuronal_ray.evaluation.task_rows import find_files, read_rows
 from neuronal_ray.evaluation.zeroshot import run_benchmark
 from neuronal_ray.pool import InProcessPool
-from neuronal_ray.recipe import Recipe
 from neuronal_ray.worker import Worker
 
 ROWS = 12

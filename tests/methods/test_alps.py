@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from neuronal_ray.algorithms.methods import Quota, alps
 from neuronal_ray.core.stats import Gram
-from neuronal_ray.methods import Quota, alps
 
 # --- the oracle: V, D and W as the paper prints them, an explicit inverse per iteration, selection by sorting ---
 

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronal_ray import plugins
+from neuronal_ray.algorithms import registry
+from neuronal_ray.algorithms.methods import magnitude, multiflow, wanda
 from neuronal_ray.core.masks import rank_rows
 from neuronal_ray.core.stats import SquareSum
-from neuronal_ray.methods import magnitude, multiflow, wanda
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 Matrix = list[list[float]]
@@ -60,7 +60,7 @@ def random_case(rows: int, columns: int, seed: int, dtype: torch.dtype) -> tuple
 def test_a_score_is_its_formula_in_float32(name: str, dtype: torch.dtype, rows: int, columns: int, seed: int) -> None:
     weight, inputs = random_case(rows, columns, seed, dtype)
     before = weight.clone()
-    found = plugins.load("methods", name).score(weight, inputs)
+    found = registry.load("methods", name).score(weight, inputs)
     assert found.dtype == torch.float32
     assert found.shape == weight.shape
     wanted = torch.tensor(LITERAL[name](weight.tolist(), inputs.norm.tolist()))
@@ -74,7 +74,7 @@ def test_the_smallest_half_precision_weights_do_not_underflow(name: str, dtype: 
     tiny = 2.0**-24  # the least positive float16
     weight = torch.tensor([[tiny, -2 * tiny], [3 * tiny, 4 * tiny]], dtype=dtype)
     inputs = SquareSum.of(torch.full((1, 1, 2), 0.01))
-    found = plugins.load("methods", name).score(weight, inputs)
+    found = registry.load("methods", name).score(weight, inputs)
     wanted = torch.tensor(LITERAL[name](weight.tolist(), inputs.norm.tolist()))
     assert (found > 0).all(), found
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
@@ -85,7 +85,7 @@ def test_a_transposed_view_scores_as_its_copy(name: str) -> None:
     """Conv1D keeps its weights as [columns, rows]."""
     weight, inputs = random_case(3, 5, 0, torch.float32)
     view = weight.t().contiguous().t()
-    score = plugins.load("methods", name).score
+    score = registry.load("methods", name).score
     assert torch.equal(score(view, inputs), score(weight, inputs))
 
 

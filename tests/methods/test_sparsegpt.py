@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from neuronal_ray.algorithms.methods import Quota, sparsegpt
 from neuronal_ray.core.masks import smallest
 from neuronal_ray.core.stats import Gram, RunningGram
-from neuronal_ray.methods import Quota, sparsegpt
 
 # --- the oracle: plain loops in float64, an explicit inverse of what is left of the Hessian at every column ---
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from neuronal_ray.algorithms.refinements import dsnot
 from neuronal_ray.core.stats import Moments
-from neuronal_ray.refinements import dsnot
 
 ROWS, COLUMNS, SEEDS = 9, 24, 12
 

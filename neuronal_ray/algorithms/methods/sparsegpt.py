@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
+from neuronal_ray.algorithms.methods import Quota
 from neuronal_ray.core.masks import rank_rows, smallest
 from neuronal_ray.core.stats import Gram, RunningGram, Statistic
-from neuronal_ray.methods import Quota
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from neuronal_ray import plugins
-from neuronal_ray.allocations import Allocation, Problem, Step
+from neuronal_ray.algorithms import registry
 from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.directions import Cells, coarse_direction, fine_direction
@@ -24,6 +23,7 @@ from neuronal_ray.core.layout import Linear, Weighed
 from neuronal_ray.core.levels import level_counts
 from neuronal_ray.core.masks import smallest
 from neuronal_ray.core.plan import Counts, Plan, Rates, uniform_rates
+from neuronal_ray.core.problem import Allocation, Problem, Step
 from neuronal_ray.core.spread import spread
 from neuronal_ray.core.stats import SquareSum, Statistic
 
@@ -199,7 +199,7 @@ def _start(
     problem = hunt.problem
     uniform = problem.plan(uniform_rates(problem.layout, lambda _: problem.target), rows_adapted=False)
     plans = [uniform]
-    plans += [plugins.load("allocations", name).allocate(problem).plan for name in names if name != "neuronal"]
+    plans += [registry.load("allocations", name).allocate(problem).plan for name in names if name != "neuronal"]
     affordable = hunt.left * _NEURONAL_SHARE  # at small budgets other candidates are worth more
     lambdas = block_lambdas if "neuronal" in names and len(block_lambdas) <= affordable else ()
     row_lambdas = row_lambdas if len(lambdas) + len(row_lambdas) <= affordable else ()

@@ -19,7 +19,7 @@ def load(kind: str, name: str) -> ModuleType:
     """The module `neuronal_ray.<kind>.<name>`."""
     if name not in names(kind):
         raise ValueError(f"--{kind[:-1]}: unknown name {name!r}, expected one of: {', '.join(names(kind))}")
-    return import_module(f"neuronal_ray.{kind}.{name}")
+    return import_module(f"neuronal_ray.algorithms.{kind}.{name}")
 
 
 def settings_for(function: Callable[..., object], settings: Mapping[str, object]) -> dict[str, object]:

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
+from neuronal_ray.algorithms.methods import Quota
 from neuronal_ray.core.stats import Gram, Statistic
-from neuronal_ray.methods import Quota
 
 STATISTIC: type[Statistic] | None = Gram
 SOLVES = True

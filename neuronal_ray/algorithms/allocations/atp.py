@@ -6,8 +6,8 @@ Huang et al., Determining Layer-wise Sparsity for Large Language Models Through 
 import logging
 import math
 
-from neuronal_ray.allocations import Allocation, Problem, Step
 from neuronal_ray.core.plan import Rates, uniform_rates
+from neuronal_ray.core.problem import Allocation, Problem, Step
 from neuronal_ray.core.spread import block_schedule
 from neuronal_ray.core.stats import Statistic
 

@@ -6,11 +6,11 @@ Cunegatti et al., Zeroth-Order Adaptive Neuron Alignment Based Pruning without R
 from collections.abc import Sequence
 from functools import partial
 
-from neuronal_ray.allocations import Allocation, Problem, Step
 from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.lambda_search import block_rates, search_lambdas, search_rows
 from neuronal_ray.core.plan import uniform_rates
+from neuronal_ray.core.problem import Allocation, Problem, Step
 from neuronal_ray.core.stats import Statistic
 
 STATISTIC: type[Statistic] | None = None

@@ -7,14 +7,14 @@ from types import ModuleType
 from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
-from neuronal_ray import plugins
+from neuronal_ray.algorithms import registry
+from neuronal_ray.algorithms.methods import Quota
 from neuronal_ray.core.layout import LinearSpec
 from neuronal_ray.core.levels import LEVELS
 from neuronal_ray.core.masks import cut, rank_mask, rank_rows
 from neuronal_ray.core.pattern import Pattern, rank_in_groups
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import Gram, Statistic
-from neuronal_ray.methods import Quota
 
 Ranks = Int[Tensor, "rows columns"]
 Weight = Float[Tensor, "rows columns"]
@@ -33,12 +33,12 @@ class Recipe:
 
     @property
     def _method(self) -> ModuleType:
-        return plugins.load("methods", self.method)
+        return registry.load("methods", self.method)
 
     @property
     def _refinement(self) -> ModuleType:
         assert self.refinement is not None
-        return plugins.load("refinements", self.refinement)
+        return registry.load("refinements", self.refinement)
 
     @property
     def solves(self) -> bool:
@@ -72,7 +72,7 @@ class Recipe:
         return 0 if self.pattern is None else self.pattern.group
 
     def _call(self, function: Callable[..., Tensor], *args: object) -> Tensor:
-        return function(*args, **plugins.settings_for(function, self.method_settings))
+        return function(*args, **registry.settings_for(function, self.method_settings))
 
     def ranked(self, weight: Weight, inputs: Statistic | None, *, lower_ties_first: bool) -> Ranks:
         """The ranking that every mask of the linear is a cut through."""
@@ -95,7 +95,7 @@ class Recipe:
             return ranks
         score = self._call(self._method.score, weight, inputs)
         refine = self._refinement.refine
-        settings = plugins.settings_for(refine, self.refinement_settings)
+        settings = registry.settings_for(refine, self.refinement_settings)
         mask = refine(weight, score, cut(ranks, removed), moments, self.group, **settings)
         return rank_mask(mask)
 

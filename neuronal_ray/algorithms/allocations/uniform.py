@@ -1,7 +1,7 @@
 """Uniform: every row loses the same share of its weights."""
 
-from neuronal_ray.allocations import Allocation, Problem
 from neuronal_ray.core.plan import uniform_rates
+from neuronal_ray.core.problem import Allocation, Problem
 from neuronal_ray.core.stats import Statistic
 
 STATISTIC: type[Statistic] | None = None

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Int32, Int64
 from torch import Tensor
 
-from neuronal_ray.allocations import Allocation, Problem
 from neuronal_ray.core.layout import Weighed
 from neuronal_ray.core.plan import uniform_rates
+from neuronal_ray.core.problem import Allocation, Problem
 from neuronal_ray.core.spread import spread
 from neuronal_ray.core.stats import SquareSum, Statistic
 

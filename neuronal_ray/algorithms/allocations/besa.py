@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int, Int32
 from torch import Tensor
 
-from neuronal_ray.allocations import Allocation, BlockTask, Problem
 from neuronal_ray.core.kernels.cut import apply_cut
 from neuronal_ray.core.layout import Linear
 from neuronal_ray.core.plan import Rates, uniform_rates
+from neuronal_ray.core.problem import Allocation, BlockTask, Problem
 from neuronal_ray.core.stats import Statistic
 
 STATISTIC: type[Statistic] | None = None

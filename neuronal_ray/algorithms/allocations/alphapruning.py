@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from neuronal_ray.allocations import Allocation, Problem
 from neuronal_ray.core.layout import Weighed
 from neuronal_ray.core.plan import uniform_rates
+from neuronal_ray.core.problem import Allocation, Problem
 from neuronal_ray.core.spectrum import BOUNDS, eigenvalues, tail_exponent
 from neuronal_ray.core.stats import Statistic
 

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from neuronal_ray.allocations import Allocation, Problem, Step
 from neuronal_ray.core.layout import Weighed
 from neuronal_ray.core.operators import (
     NEEDS_EXTENT,
@@ -28,6 +27,7 @@ from neuronal_ray.core.operators import (
     Summary,
 )
 from neuronal_ray.core.plan import Plan, Rates, uniform_rates
+from neuronal_ray.core.problem import Allocation, Problem, Step
 from neuronal_ray.core.spread import spread
 from neuronal_ray.core.stats import SquareSum, Statistic
 

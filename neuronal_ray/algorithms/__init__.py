@@ -1,0 +1,1 @@
+"""What chooses the weights that go: methods, allocations, row steps and refinements."""

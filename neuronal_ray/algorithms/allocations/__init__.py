@@ -1,0 +1,1 @@
+"""Allocations, one file each: how sparsity is spread over blocks, linears and rows."""
