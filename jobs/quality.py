@@ -123,7 +123,7 @@ def missing(cell: Cell, study: Study, rows: Rows) -> list[str]:
 
 def run_cell(cell: Cell, study: Study, path: Path) -> list[str]:
     """Measure what is missing of a cell; returns what went wrong, a line for each variant."""
-    from neuronal_ray.pool import TaskError
+    from neuronal_ray.workers.pools.protocol import TaskError
 
     rows, failures = read_rows(path, study), []
     for name in missing(cell, study, rows):

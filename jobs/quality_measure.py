@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from neuronal_ray.algorithms.linear_pruner import Recipe
     from neuronal_ray.core.plan import Plan
     from neuronal_ray.models.checkpoint import Checkpoint
-    from neuronal_ray.pool import Pool
-    from neuronal_ray.worker import Worker
-    from neuronal_ray.worker_spec import WorkerSpec
+    from neuronal_ray.workers.pools.protocol import Pool
+    from neuronal_ray.workers.spec import WorkerSpec
+    from neuronal_ray.workers.worker import Worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def dense_model(model: Model, settings: Settings) -> Dense:
     from neuronal_ray.algorithms.linear_pruner import Recipe
     from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
     from neuronal_ray.pipeline import read_windows
-    from neuronal_ray.pool import InProcessPool
+    from neuronal_ray.workers.pools.protocol import InProcessPool
 
     checkpoint = open_checkpoint(resolve_model(model.path))
     windows = {}
@@ -138,10 +138,10 @@ def measure(cell: Cell, settings: Settings, flags: str, *, target: float, budget
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.composition import compose
     from neuronal_ray.pipeline import allocate, versions
-    from neuronal_ray.pool import InProcessPool
     from neuronal_ray.session import Session
-    from neuronal_ray.worker import Worker
-    from neuronal_ray.worker_spec import Walk
+    from neuronal_ray.workers.pools.protocol import InProcessPool
+    from neuronal_ray.workers.spec import Walk
+    from neuronal_ray.workers.worker import Worker
 
     config = configure(cell, settings, flags, target=target)
     composition = compose(config)
@@ -192,7 +192,7 @@ def _zeros(worker: "Worker", plan: "Plan") -> int:
 
 
 def _spec(checkpoint: "Checkpoint", recipe: "Recipe") -> "WorkerSpec":
-    from neuronal_ray.worker_spec import WorkerSpec
+    from neuronal_ray.workers.spec import WorkerSpec
 
     return WorkerSpec(
         model_path=checkpoint.path, device="cpu", dtype="float32", recipe=recipe, threads=1, trust_remote_code=False

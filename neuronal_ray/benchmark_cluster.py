@@ -18,12 +18,12 @@ from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import uniform_rates
 from neuronal_ray.core.problem import Problem
 from neuronal_ray.core.stats import SquareSum
-from neuronal_ray.distributed.devices import connect, disconnect
-from neuronal_ray.distributed.ray_pool import RayPool
-from neuronal_ray.pool import InProcessPool, Pool
 from neuronal_ray.search import Search
-from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import WorkerSpec
+from neuronal_ray.workers.pools.protocol import InProcessPool, Pool
+from neuronal_ray.workers.pools.ray.devices import connect, disconnect
+from neuronal_ray.workers.pools.ray.pool import RayPool
+from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.worker import Worker
 
 _ROUNDS = 3
 _HERE = "in process"

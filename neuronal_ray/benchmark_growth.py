@@ -16,9 +16,9 @@ from neuronal_ray.cli.config import LAMBDAS
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.live_bytes import LiveBytes
 from neuronal_ray.models.synthetic import write_random_llama
-from neuronal_ray.pool import InProcessPool, Pool
 from neuronal_ray.report_growth import Series, growth_table, write_growth_plots
-from neuronal_ray.worker import Worker
+from neuronal_ray.workers.pools.protocol import InProcessPool, Pool
+from neuronal_ray.workers.worker import Worker
 
 _DESCRIPTION = """Time searches that differ in one number from a small one, beside their floor (the candidates' forwards
 alone), count the bytes of tensors that they hold, and fit exponents. Writes growth.svg, growth.png, growth.md and
@@ -214,8 +214,8 @@ def _measure(setting: Setting) -> _Point:
 
 def _of_workers(setting: Setting, counts: Sequence[int], *, rounds: int) -> Series:
     """Workers of a local Ray, a thread each. The floor is one worker's, shared evenly; bytes are resident ones."""
-    from neuronal_ray.distributed.devices import connect, disconnect
-    from neuronal_ray.distributed.ray_pool import RayPool
+    from neuronal_ray.workers.pools.ray.devices import connect, disconnect
+    from neuronal_ray.workers.pools.ray.pool import RayPool
 
     before = torch.get_num_threads()
     here = InProcessPool(setting.spec)

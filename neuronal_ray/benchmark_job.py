@@ -26,8 +26,8 @@ from neuronal_ray.benchmark_shapes import (
     shape_names,
 )
 from neuronal_ray.cli.exit_codes import DONE, Unfinished
-from neuronal_ray.footprint import GIB
 from neuronal_ray.models.checkpoint import open_checkpoint
+from neuronal_ray.workers.footprint import GIB
 
 _DESCRIPTION = """Time one whole `neuronal-ray prune` in this process, on random weights and random text: scores from
 128 sequences, NeuronAL's search on 8, perplexity on three texts as long as WikiText-2, C4 and PTB are, dense and

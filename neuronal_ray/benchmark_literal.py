@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.models.blocks import Recording, set_weight, weight_of
-from neuronal_ray.worker import Worker
+from neuronal_ray.workers.worker import Worker
 
 
 class _Hook:

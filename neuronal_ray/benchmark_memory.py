@@ -10,11 +10,11 @@ import torch
 from neuronal_ray.benchmark_record import check_output, machine, publish
 from neuronal_ray.benchmark_shapes import SHAPES, check_counts, kept_or_temporary
 from neuronal_ray.benchmark_timed import Setting, random_tokens, timed_search, worker_of
-from neuronal_ray.footprint import GIB, Footprint, Work
 from neuronal_ray.live_bytes import LiveBytes
 from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.models.synthetic import empty_llama, write_random_llama
-from neuronal_ray.pool import InProcessPool
+from neuronal_ray.workers.footprint import GIB, Footprint, Work
+from neuronal_ray.workers.pools.protocol import InProcessPool
 
 AIMS_GIB = {"7b": 8, "13b": 12, "70b": 40}
 """What a device should need to have for a streamed search of 8 x 2048 tokens in 16 bits."""

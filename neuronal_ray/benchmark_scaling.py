@@ -20,13 +20,13 @@ from neuronal_ray.benchmark_device import measure_ceilings
 from neuronal_ray.benchmark_record import check_output, publish
 from neuronal_ray.benchmark_shapes import SHAPES
 from neuronal_ray.cli.config import LAMBDAS
-from neuronal_ray.distributed.costs import measure_ray_costs
-from neuronal_ray.distributed.devices import connect, disconnect
-from neuronal_ray.distributed.ray_pool import RayPool
-from neuronal_ray.footprint import GIB, Devices, Footprint, Work, fit, needed_devices
 from neuronal_ray.models.synthetic import empty_llama, write_random_llama
-from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import WorkerSpec
+from neuronal_ray.workers.footprint import GIB, Devices, Footprint, Work, fit, needed_devices
+from neuronal_ray.workers.pools.ray.costs import measure_ray_costs
+from neuronal_ray.workers.pools.ray.devices import connect, disconnect
+from neuronal_ray.workers.pools.ray.pool import RayPool
+from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.worker import Worker
 
 MODELS = ("7b", "13b", "70b")
 

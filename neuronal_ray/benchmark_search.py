@@ -44,10 +44,10 @@ from neuronal_ray.benchmark_timed import (
     timed_search,
     worker_of,
 )
-from neuronal_ray.footprint import GIB, Footprint, Work
 from neuronal_ray.models.checkpoint import empty_model
-from neuronal_ray.pool import InProcessPool
-from neuronal_ray.worker import Worker
+from neuronal_ray.workers.footprint import GIB, Footprint, Work
+from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.worker import Worker
 
 _DESCRIPTION = """Time NeuronAL's search in `paper` mode (the dense pass over the calibration text, ranking, 14 block
 and 15 row candidates) on a model of any size, stage by stage, beside its floors and, in the same run, a literal
@@ -75,7 +75,7 @@ class SearchMeasured:
 
     `staged_s` is what the stages add up to: the same run, but on a GPU, where they are taken in one that waits for the
     device at each. `forwards_alone_s`: the candidates' forwards with weights already masked, nothing observed, one
-    after the other; `forwards_beside_s`: as many side by side as in the search (lanes.py).
+    after the other; `forwards_beside_s`: as many side by side as in the search (workers/thread_lanes.py).
     `floor_s`: the operations of their matrix products at the device's ceiling. `formula_bytes`: what the planner
     counts with.
     """

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neuronal_ray.footprint import GIB
+from neuronal_ray.workers.footprint import GIB
 
 _DESCRIPTION = """Print tables in Markdown from files that `benchmark search` and `benchmark job` wrote with --output;
 of files of other parts only the machine is named."""

@@ -23,11 +23,11 @@ from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.problem import Allocation
 from neuronal_ray.models.blocks import Recording
 from neuronal_ray.pipeline import allocate
-from neuronal_ray.pool import InProcessPool, Pool
 from neuronal_ray.search import Search
 from neuronal_ray.session import Session
-from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import WorkerSpec
+from neuronal_ray.workers.pools.protocol import InProcessPool, Pool
+from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.worker import Worker
 
 Tokens = Int64[Tensor, "sequences length"]
 

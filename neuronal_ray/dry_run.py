@@ -7,11 +7,11 @@ import torch
 
 from neuronal_ray.cli.config import PruneConfig
 from neuronal_ray.composition import Composition
-from neuronal_ray.footprint import GIB, Devices, Footprint, fit
-from neuronal_ray.launch import local_devices, resolve_address, work_of
 from neuronal_ray.models.blocks import find_blocks, find_linears, weight_of
 from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.pipeline import Inputs, held_tokens
+from neuronal_ray.workers.footprint import GIB, Devices, Footprint, fit
+from neuronal_ray.workers.pools.launch import local_devices, resolve_address, work_of
 
 _PROBE = 1024
 
@@ -53,7 +53,7 @@ def describe_run(config: PruneConfig, inputs: Inputs) -> str:
 
 def _cluster_devices(config: PruneConfig) -> Devices:
     """Those of the Ray that the run would join."""
-    from neuronal_ray.distributed.devices import connect, find_devices
+    from neuronal_ray.workers.pools.ray.devices import connect, find_devices
 
     connect(resolve_address(config))
     return find_devices(config.device)

@@ -30,11 +30,11 @@ from neuronal_ray.evaluation.scores import BenchmarkSettings, Score
 from neuronal_ray.models.checkpoint import Checkpoint, linear_columns, load_encoder, open_checkpoint, resolve_model
 from neuronal_ray.models.output_files import Part, copy_rest, split_parts
 from neuronal_ray.output import write_allocation, write_json, write_search
-from neuronal_ray.pool import Pool
-from neuronal_ray.replica import shard_blocks
 from neuronal_ray.search import Search
 from neuronal_ray.session import Session
-from neuronal_ray.worker import Worker
+from neuronal_ray.workers.pools.protocol import Pool
+from neuronal_ray.workers.replica import shard_blocks
+from neuronal_ray.workers.worker import Worker
 
 _DEFAULT_LENGTH = 2048
 _PATIENCE_S = 5.0

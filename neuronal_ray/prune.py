@@ -27,12 +27,12 @@ def _main(argv: Sequence[str]) -> None:
     # What follows imports torch and transformers: after the options are known to be good.
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.dry_run import describe_run
-    from neuronal_ray.launch import check_device, open_pool
     from neuronal_ray.models.tensor_files import check_room
     from neuronal_ray.output import check_output, journaled, staged
     from neuronal_ray.pipeline import Reader, held_tokens, run
-    from neuronal_ray.pool import TaskError
     from neuronal_ray.report import write_report
+    from neuronal_ray.workers.pools.launch import check_device, open_pool
+    from neuronal_ray.workers.pools.protocol import TaskError
 
     if config.output is not None:
         check_output(config.output, overwrite=config.overwrite)

@@ -17,10 +17,10 @@ from neuronal_ray.core.levels import levels_around
 from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.problem import BlockTask
 from neuronal_ray.journal import Journal, Number
-from neuronal_ray.levels import LevelStore
-from neuronal_ray.pool import Pool, map_side_by_side
-from neuronal_ray.replica import Statistics, chunk_sequences
-from neuronal_ray.worker import Worker
+from neuronal_ray.workers.pools.protocol import Pool, map_side_by_side
+from neuronal_ray.workers.replica import Statistics, chunk_sequences
+from neuronal_ray.workers.solved_levels import LevelStore
+from neuronal_ray.workers.worker import Worker
 
 Result = TypeVar("Result")
 _BY_LAMBDA = ("block", "row")

@@ -21,10 +21,10 @@ from neuronal_ray.core.layout import Group, Layout
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import RunningNorm, Statistic
 from neuronal_ray.journal import Journal
-from neuronal_ray.pool import Pool, map_side_by_side
 from neuronal_ray.search import Answers, Search
-from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import Walk
+from neuronal_ray.workers.pools.protocol import Pool, map_side_by_side
+from neuronal_ray.workers.spec import Walk
+from neuronal_ray.workers.worker import Worker
 
 logger = logging.getLogger(__name__)
 

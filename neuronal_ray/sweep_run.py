@@ -19,13 +19,13 @@ from neuronal_ray.core.layout import Layout
 from neuronal_ray.evaluation.benchmark_names import MEAN, ZERO_SHOT
 from neuronal_ray.evaluation.measure import Evaluations, measured
 from neuronal_ray.evaluation.scores import PERPLEXITY, Score, mean_score
-from neuronal_ray.launch import check_device, open_pool
 from neuronal_ray.pipeline import Inputs, Reader, held_tokens, plan_run, versions
-from neuronal_ray.pool import Pool
 from neuronal_ray.session import Session, digest_of
 from neuronal_ray.sweep_grid import Cell, Study
 from neuronal_ray.sweep_results import DENSE, Planned, Row, Store
-from neuronal_ray.worker import Worker
+from neuronal_ray.workers.pools.launch import check_device, open_pool
+from neuronal_ray.workers.pools.protocol import Pool
+from neuronal_ray.workers.worker import Worker
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from neuronal_ray.algorithms.allocations import neuronal, uniform
 from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.problem import Problem, Step
-from neuronal_ray.pool import InProcessPool
 from neuronal_ray.search import Search
-from neuronal_ray.worker_spec import Walk
+from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.spec import Walk
 
 BLOCK_LAMBDAS, ROW_LAMBDAS = (0.02, 0.1, 0.25), (0.0, 0.05, 0.25)
 SAMPLES, SEARCH_SAMPLES, LENGTH = 6, 3, 12

@@ -8,16 +8,16 @@ import pytest
 import torch
 from tiny import cpu_spec
 
-import neuronal_ray.result_tasks
+import neuronal_ray.workers.tasks.final_model
 from neuronal_ray.algorithms.linear_pruner import Recipe
-from neuronal_ray.background import Background
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.models.output_files import Part, split_parts
 from neuronal_ray.pipeline import begin_model
-from neuronal_ray.pool import InProcessPool
-from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import Walk
+from neuronal_ray.workers.background import Background
+from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.spec import Walk
+from neuronal_ray.workers.worker import Worker
 
 TEXT = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(0))
 
@@ -31,7 +31,7 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self.opened, self.passed = threading.Event(), threading.Event(), 0
-        own = neuronal_ray.result_tasks.zero_masked
+        own = neuronal_ray.workers.tasks.final_model.zero_masked
 
         def masked(*args: object) -> dict[str, int]:
             self.reached.set()
@@ -39,7 +39,7 @@ class Gate:
             self.passed += 1
             return own(*args)
 
-        monkeypatch.setattr(neuronal_ray.result_tasks, "zero_masked", masked)
+        monkeypatch.setattr(neuronal_ray.workers.tasks.final_model, "zero_masked", masked)
 
 
 def test_calls_are_made_one_after_the_other_and_their_results_are_found() -> None:

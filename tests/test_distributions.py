@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from neuronal_ray.distributions import Distributions
 from neuronal_ray.models.blocks import Recording, Stream
-from neuronal_ray.replica import Replica
+from neuronal_ray.workers.distributions import Distributions
+from neuronal_ray.workers.replica import Replica
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

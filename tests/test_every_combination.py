@@ -14,10 +14,10 @@ from neuronal_ray.cli.progress import Progress
 from neuronal_ray.composition import compose
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.pipeline import allocate
-from neuronal_ray.pool import InProcessPool
 from neuronal_ray.session import Session
-from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import Walk
+from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.spec import Walk
+from neuronal_ray.workers.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

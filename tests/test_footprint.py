@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from neuronal_ray.benchmark_scaling import Costs, predicted
 from neuronal_ray.benchmark_shapes import SHAPES
-from neuronal_ray.footprint import GIB, Devices, Footprint, Work, fit, needed_devices
 from neuronal_ray.models.synthetic import empty_llama
+from neuronal_ray.workers.footprint import GIB, Devices, Footprint, Work, fit, needed_devices
 
 TINY = Footprint(weights=(10, 10, 10, 10), ranks=(10, 10, 10, 10), outside=4, passing=6)
 

@@ -16,10 +16,10 @@ from tiny import cpu_spec
 from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.core.stats import SquareSum
-from neuronal_ray.lanes import lane_count
-from neuronal_ray.pool import InProcessPool, map_side_by_side
-from neuronal_ray.replica import Replica
-from neuronal_ray.worker import Worker
+from neuronal_ray.workers.pools.protocol import InProcessPool, map_side_by_side
+from neuronal_ray.workers.replica import Replica
+from neuronal_ray.workers.thread_lanes import lane_count
+from neuronal_ray.workers.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

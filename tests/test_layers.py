@@ -36,7 +36,7 @@ neuronal_ray.algorithms.methods.*
 neuronal_ray.algorithms.refinements
 neuronal_ray.algorithms.refinements.*
 neuronal_ray.algorithms.linear_pruner
-neuronal_ray.levels
+neuronal_ray.workers.solved_levels
 neuronal_ray.models
 neuronal_ray.models.unsupported neuronal_ray.models.tensor_files
 neuronal_ray.models.experts neuronal_ray.models.fingerprints
@@ -56,33 +56,33 @@ neuronal_ray.data
 neuronal_ray.data.text
 neuronal_ray.data.tokens
 neuronal_ray.data.calibration neuronal_ray.data.windows
-neuronal_ray.timing neuronal_ray.cli.progress neuronal_ray.live_bytes neuronal_ray.background
-neuronal_ray.comparison neuronal_ray.replica neuronal_ray.distributions
-neuronal_ray.search_text neuronal_ray.cuts
-neuronal_ray.lanes
-neuronal_ray.worker_spec
-neuronal_ray.chain
-neuronal_ray.block_work
-neuronal_ray.candidate_tasks
-neuronal_ray.solver_tasks neuronal_ray.probe_tasks
-neuronal_ray.result_tasks
-neuronal_ray.worker
-neuronal_ray.footprint neuronal_ray.pool
+neuronal_ray.workers.stopwatch neuronal_ray.cli.progress neuronal_ray.live_bytes neuronal_ray.workers.background
+neuronal_ray.workers.comparison neuronal_ray.workers.replica neuronal_ray.workers.distributions
+neuronal_ray.workers.search_text neuronal_ray.workers.masked_weights
+neuronal_ray.workers.thread_lanes
+neuronal_ray.workers.spec
+neuronal_ray.workers.shard
+neuronal_ray.workers.block_work
+neuronal_ray.workers.tasks.candidates
+neuronal_ray.workers.tasks.solver_candidates neuronal_ray.workers.tasks.probes
+neuronal_ray.workers.tasks.final_model
+neuronal_ray.workers.worker
+neuronal_ray.workers.footprint neuronal_ray.workers.pools.protocol
 neuronal_ray.core.problem
 neuronal_ray.core.lambda_search
 neuronal_ray.core.problem.*
-neuronal_ray.distributed
-neuronal_ray.distributed.tensors neuronal_ray.distributed.devices
-neuronal_ray.distributed.costs
-neuronal_ray.distributed.actor
-neuronal_ray.distributed.ray_pool
+neuronal_ray.workers.pools.ray
+neuronal_ray.workers.pools.ray.tensors neuronal_ray.workers.pools.ray.devices
+neuronal_ray.workers.pools.ray.costs
+neuronal_ray.workers.pools.ray.actor
+neuronal_ray.workers.pools.ray.pool
 neuronal_ray.evaluation
 neuronal_ray.evaluation.scores neuronal_ray.evaluation.task_rows neuronal_ray.evaluation.benchmark_names
 neuronal_ray.evaluation.perplexity neuronal_ray.evaluation.zeroshot
 neuronal_ray.evaluation.measure
 neuronal_ray.journal
 neuronal_ray.search neuronal_ray.composition
-neuronal_ray.output neuronal_ray.launch
+neuronal_ray.output neuronal_ray.workers.pools.launch
 neuronal_ray.session
 neuronal_ray.pipeline
 neuronal_ray.sweep_grid neuronal_ray.dry_run
@@ -111,7 +111,7 @@ neuronal_ray.__main__
 ROWS = [row.split() for row in LAYERS.strip().splitlines()]
 
 HOMES = {
-    "ray": "neuronal_ray.distributed",
+    "ray": "neuronal_ray.workers.pools.ray",
     "transformers": "neuronal_ray.models",
     "lm_eval": "neuronal_ray.evaluation",
     "matplotlib": "neuronal_ray.report",

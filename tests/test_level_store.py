@@ -11,7 +11,7 @@ from neuronal_ray.core.levels import level_plan
 from neuronal_ray.core.pattern import Pattern, pattern_plan
 from neuronal_ray.core.plan import uniform_rates
 from neuronal_ray.core.stats import Gram
-from neuronal_ray.levels import LevelStore, solve_at_levels
+from neuronal_ray.workers.solved_levels import LevelStore, solve_at_levels
 
 
 def spec_of(block: int) -> LinearSpec:

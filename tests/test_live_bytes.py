@@ -7,9 +7,9 @@ import torch
 
 from neuronal_ray.benchmark_memory import AIMS_GIB, measure_lived, planned_streaming
 from neuronal_ray.benchmark_timed import Setting
-from neuronal_ray.footprint import GIB
 from neuronal_ray.live_bytes import LiveBytes
 from neuronal_ray.models.synthetic import write_random_llama
+from neuronal_ray.workers.footprint import GIB
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,8 +18,8 @@ from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.plan import Plan, uniform_rates
 from neuronal_ray.core.problem import Allocation, Problem
 from neuronal_ray.models.blocks import weight_of
-from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import Walk
+from neuronal_ray.workers.spec import Walk
+from neuronal_ray.workers.worker import Worker
 
 TARGET, LENGTH, SEQUENCES = 0.7, 24, 4
 LAST = 2  # the last of the three blocks

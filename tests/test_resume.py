@@ -17,7 +17,7 @@ import neuronal_ray.prune
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group
 from neuronal_ray.journal import Journal, Number
-from neuronal_ray.worker import Worker
+from neuronal_ray.workers.worker import Worker
 
 BYTE_EQUAL = ("model.safetensors", "allocation.parquet")
 

@@ -12,9 +12,9 @@ from neuronal_ray.cli.options import parse_config
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.composition import compose
 from neuronal_ray.pipeline import allocate
-from neuronal_ray.pool import InProcessPool
 from neuronal_ray.session import Session
-from neuronal_ray.worker import Worker
+from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

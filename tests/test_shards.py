@@ -20,11 +20,11 @@ from neuronal_ray.core.plan import exact_plan, uniform_rates
 from neuronal_ray.evaluation.perplexity import perplexity
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.pipeline import begin_model, plan_run, write_model
-from neuronal_ray.pool import InProcessPool
-from neuronal_ray.replica import shard_blocks
 from neuronal_ray.session import Session
-from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import WorkerSpec
+from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.replica import shard_blocks
+from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,9 +14,9 @@ import tiny
 import neuronal_ray.prune
 import neuronal_ray.sweep
 from neuronal_ray import sweep_run
-from neuronal_ray.pool import TaskError
 from neuronal_ray.sweep_grid import Study, read_override, read_study
 from neuronal_ray.sweep_results import SCHEMA, Store, read_results
+from neuronal_ray.workers.pools.protocol import TaskError
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -15,7 +15,7 @@ from tiny import cpu_spec, write_pruned
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import neuronal_ray.replica
+import neuronal_ray.workers.replica
 from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.algorithms.methods import sparsegpt
 from neuronal_ray.core.layout import Group, Linear, LinearSpec
@@ -23,9 +23,9 @@ from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.core.stats import SquareSum
 from neuronal_ray.models.blocks import Recording, set_weight, weight_of
 from neuronal_ray.models.checkpoint import open_checkpoint
-from neuronal_ray.replica import chunk_sequences
-from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import Walk, WorkerSpec
+from neuronal_ray.workers.replica import chunk_sequences
+from neuronal_ray.workers.spec import Walk, WorkerSpec
+from neuronal_ray.workers.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -309,7 +309,7 @@ def test_dense_logits_are_the_models_own(worker: Worker) -> None:
 def test_logits_come_in_chunks_of_a_fixed_number_of_tokens(
     checkpoint_dir: CheckpointDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(neuronal_ray.replica, "CHUNK_TOKENS", {"cpu": 2 * LENGTH + 1})
+    monkeypatch.setattr(neuronal_ray.workers.replica, "CHUNK_TOKENS", {"cpu": 2 * LENGTH + 1})
     assert [chunk_sequences(length) for length in (1, LENGTH, LENGTH + 1, 10_000)] == [25, 2, 1, 1]
     worker = Worker(spec_of(checkpoint_dir("llama")))
     parts = list(worker.logits(text(5), None, iter))

@@ -10,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.models.output_files import copy_rest, split_parts
-from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import WorkerSpec
+from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.worker import Worker
 
 CONTEXT = 64
 VOCABULARY = 128

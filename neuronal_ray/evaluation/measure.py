@@ -11,8 +11,8 @@ from neuronal_ray.core.plan import Plan
 from neuronal_ray.evaluation.benchmark_names import MEAN, ZERO_SHOT
 from neuronal_ray.evaluation.perplexity import perplexity
 from neuronal_ray.evaluation.scores import PERPLEXITY, BenchmarkSettings, Score, mean_score
-from neuronal_ray.pool import Pool
-from neuronal_ray.worker import Worker
+from neuronal_ray.workers.pools.protocol import Pool
+from neuronal_ray.workers.worker import Worker
 
 Windows = Int64[Tensor, "windows length"]
 

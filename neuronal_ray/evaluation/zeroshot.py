@@ -21,7 +21,7 @@ from neuronal_ray.data.text import one_line
 from neuronal_ray.evaluation.scores import BenchmarkSettings, Score
 from neuronal_ray.evaluation.task_rows import find_files, read_rows
 from neuronal_ray.models.checkpoint import load_tokenizer
-from neuronal_ray.worker import Worker
+from neuronal_ray.workers.worker import Worker
 
 _BOOTSTRAPS = 1000  # only metrics without a formula for their standard error use them; accuracy has one
 _MAX_BATCH = 64

@@ -1,4 +1,4 @@
-"""Do all pools keep the contract of `neuronal_ray.pool.Pool`, and give the same bits?"""
+"""Do all pools keep the contract of `neuronal_ray.workers.pools.protocol.Pool`, and give the same bits?"""
 
 import os
 import re
@@ -26,15 +26,15 @@ from neuronal_ray.cli.progress import Progress
 from neuronal_ray.composition import Composition
 from neuronal_ray.core.plan import Plan, uniform_rates
 from neuronal_ray.core.problem import Problem
-from neuronal_ray.distributed.ray_pool import RayPool
 from neuronal_ray.evaluation.perplexity import perplexity
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.pipeline import begin_model, write_model
-from neuronal_ray.pool import InProcessPool, Pool, TaskError
 from neuronal_ray.search import Search
 from neuronal_ray.session import Session
-from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import WorkerSpec
+from neuronal_ray.workers.pools.protocol import InProcessPool, Pool, TaskError
+from neuronal_ray.workers.pools.ray.pool import RayPool
+from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,9 +11,9 @@ from tiny import cpu_spec
 
 from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.evaluation.perplexity import perplexity, split_windows, window_losses
-from neuronal_ray.pool import InProcessPool
-from neuronal_ray.replica import chunk_sequences
-from neuronal_ray.worker import Worker
+from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.replica import chunk_sequences
+from neuronal_ray.workers.worker import Worker
 
 
 @given(st.integers(1, 300), st.integers(1, 20), st.integers(1, 6), st.integers(1, 40))

@@ -27,8 +27,8 @@ from neuronal_ray.evaluation.measure import Evaluations, measure
 from neuronal_ray.evaluation.scores import BenchmarkSettings, Score, mean_score
 from neuronal_ray.evaluation.task_rows import find_files, read_rows
 from neuronal_ray.evaluation.zeroshot import run_benchmark
-from neuronal_ray.pool import InProcessPool
-from neuronal_ray.worker import Worker
+from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.worker import Worker
 
 ROWS = 12
 

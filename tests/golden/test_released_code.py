@@ -22,11 +22,11 @@ from neuronal_ray.cli.progress import Progress
 from neuronal_ray.composition import compose
 from neuronal_ray.evaluation.perplexity import perplexity
 from neuronal_ray.pipeline import allocate
-from neuronal_ray.pool import InProcessPool
 from neuronal_ray.search import Search
 from neuronal_ray.session import Session
-from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import Walk
+from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.spec import Walk
+from neuronal_ray.workers.worker import Worker
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SEARCH_SAMPLES = 8

@@ -18,12 +18,12 @@ from neuronal_ray.benchmark_search import measure_search
 from neuronal_ray.benchmark_timed import Setting, forwards_alone, random_tokens, timed_search, worker_of
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.evaluation.perplexity import window_losses
-from neuronal_ray.footprint import Footprint, Work
 from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.models.output_files import split_parts
 from neuronal_ray.models.synthetic import write_random_llama
-from neuronal_ray.pool import InProcessPool
-from neuronal_ray.worker import Worker
+from neuronal_ray.workers.footprint import Footprint, Work
+from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.worker import Worker
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

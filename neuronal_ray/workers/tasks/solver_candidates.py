@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from neuronal_ray.candidate_tasks import CandidateTasks
-from neuronal_ray.comparison import Comparison
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import SquareSum, Statistic
-from neuronal_ray.levels import LevelStore, solve_at_levels
 from neuronal_ray.models.blocks import Recording
+from neuronal_ray.workers.comparison import Comparison
+from neuronal_ray.workers.solved_levels import LevelStore, solve_at_levels
+from neuronal_ray.workers.tasks.candidates import CandidateTasks
 
 _SolvedStep = tuple[int, list[Recording], list[list[Recording]], list[list[dict[Group, Statistic]]]]
 

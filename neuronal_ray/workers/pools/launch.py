@@ -11,11 +11,11 @@ import torch
 from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.cli.config import RunConfig
 from neuronal_ray.evaluation.perplexity import CHUNKS_PER_TASK
-from neuronal_ray.footprint import Devices, Fit, Footprint, Work, fit
 from neuronal_ray.models.checkpoint import Checkpoint, empty_model
-from neuronal_ray.pool import InProcessPool, Pool
-from neuronal_ray.replica import CHUNK_TOKENS
-from neuronal_ray.worker_spec import WorkerSpec
+from neuronal_ray.workers.footprint import Devices, Fit, Footprint, Work, fit
+from neuronal_ray.workers.pools.protocol import InProcessPool, Pool
+from neuronal_ray.workers.replica import CHUNK_TOKENS
+from neuronal_ray.workers.spec import WorkerSpec
 
 
 def resolve_address(config: RunConfig) -> str:
@@ -102,7 +102,7 @@ def open_pool(
             spec = replace(spec, streams=choose_fit(one, checkpoint, recipe, here, held=held).streams)
         pool = InProcessPool(spec)
     else:
-        from neuronal_ray.distributed.ray_pool import RayPool
+        from neuronal_ray.workers.pools.ray.pool import RayPool
 
         choose = partial(choose_fit, config, checkpoint, recipe, held=held)
         pool = RayPool(spec, address=address, choose=choose, task_timeout_s=config.task_timeout)

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 
 from neuronal_ray.core.kernels.ranking import SLICES, rank_dtype
-from neuronal_ray.lanes import most_lanes
 from neuronal_ray.models.blocks import Model, find_blocks, find_linears, weight_of
-from neuronal_ray.replica import CHUNK_TOKENS, shard_blocks
+from neuronal_ray.workers.replica import CHUNK_TOKENS, shard_blocks
+from neuronal_ray.workers.thread_lanes import most_lanes
 
 GIB = 2**30
 

@@ -9,7 +9,7 @@ from neuronal_ray.algorithms.linear_pruner import Ranks
 from neuronal_ray.core.kernels.cut import apply_cut
 from neuronal_ray.core.layout import Linear
 from neuronal_ray.core.plan import Counts, Plan
-from neuronal_ray.replica import Replica, Weights
+from neuronal_ray.workers.replica import Replica, Weights
 
 _PLANS = 16
 """Whose counts lie on the device, the latest: a step's candidates, which may pass each block together."""

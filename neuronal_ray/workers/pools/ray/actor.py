@@ -8,10 +8,10 @@ from typing import TypeVar
 import ray
 from ray.util.metrics import Counter, Gauge
 
-from neuronal_ray.distributed.tensors import send_bytes_of_tensors
-from neuronal_ray.pool import task_name
-from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import WorkerSpec
+from neuronal_ray.workers.pools.protocol import task_name
+from neuronal_ray.workers.pools.ray.tensors import send_bytes_of_tensors
+from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.worker import Worker
 
 Result = TypeVar("Result")
 Call = tuple[Callable[..., object], tuple[ray.ObjectRef, ...]]

@@ -7,7 +7,7 @@ import ray
 import torch
 from torch import Tensor
 
-from neuronal_ray.distributed.tensors import send_bytes_of_tensors
+from neuronal_ray.workers.pools.ray.tensors import send_bytes_of_tensors
 
 _HANDED = 16 * 2**20  # about the hidden states of a candidate's chunk
 _CALLS, _TIMES = 200, 5

@@ -18,7 +18,7 @@ from neuronal_ray.models.blocks import Recording, Stream, find_linears, forwards
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint
 from neuronal_ray.models.fused_modules import fuse
 from neuronal_ray.models.wiring import Kinds, assembled, trace_kinds
-from neuronal_ray.timing import Stopwatch
+from neuronal_ray.workers.stopwatch import Stopwatch
 
 Statistics = Mapping[Group, Statistic]
 Weights = Mapping[Linear, Float[Tensor, "rows columns"]]

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from neuronal_ray.algorithms.linear_pruner import Ranks
-from neuronal_ray.chain import Shard
-from neuronal_ray.comparison import merged
 from neuronal_ray.core.layout import Group, Linear, LinearSpec
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import Statistic
-from neuronal_ray.cuts import Cuts
-from neuronal_ray.levels import LevelStore
 from neuronal_ray.models.blocks import Recording
-from neuronal_ray.replica import Statistics, Weights
-from neuronal_ray.worker_spec import WorkerSpec
+from neuronal_ray.workers.comparison import merged
+from neuronal_ray.workers.masked_weights import Cuts
+from neuronal_ray.workers.replica import Statistics, Weights
+from neuronal_ray.workers.shard import Shard
+from neuronal_ray.workers.solved_levels import LevelStore
+from neuronal_ray.workers.spec import WorkerSpec
 
 FEW_TOKENS = 32
 """An expert that fewer tokens were routed to is judged by the inputs of all experts of its kind in its block."""

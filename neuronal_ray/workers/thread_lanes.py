@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import torch
 
-from neuronal_ray.cuts import Cuts
-from neuronal_ray.replica import Replica
+from neuronal_ray.workers.masked_weights import Cuts
+from neuronal_ray.workers.replica import Replica
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-from neuronal_ray.candidate_tasks import CandidateTasks
 from neuronal_ray.core.layout import Linear, Weighed
 from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.stats import Gram
 from neuronal_ray.core.trim_rows import trim_rows
 from neuronal_ray.models.blocks import Recording
-from neuronal_ray.replica import Replica
-from neuronal_ray.search_text import SearchText
+from neuronal_ray.workers.replica import Replica
+from neuronal_ray.workers.search_text import SearchText
+from neuronal_ray.workers.tasks.candidates import CandidateTasks
 
 Result = TypeVar("Result")
 

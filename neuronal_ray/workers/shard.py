@@ -16,8 +16,8 @@ from torch import Tensor
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.models.blocks import Recording
 from neuronal_ray.models.wiring import Kinds
-from neuronal_ray.replica import Replica
-from neuronal_ray.worker_spec import WorkerSpec
+from neuronal_ray.workers.replica import Replica
+from neuronal_ray.workers.spec import WorkerSpec
 
 Result = TypeVar("Result")
 State = TypeVar("State")

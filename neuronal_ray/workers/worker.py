@@ -1,8 +1,8 @@
 """The tasks of a worker: it gathers statistics and ranks, and takes several tasks side by side where that pays.
 
-What it does besides, layer by layer: chain.py (it may be one shard of several), block_work.py (one block),
-candidate_tasks.py (how good a plan is), solver_tasks.py (the same for methods that solve), probe_tasks.py (what
-allocations ask), result_tasks.py (the final model and its files).
+What it does besides, layer by layer: workers/shard.py (it may be one shard of several), workers/block_work.py (one block),
+workers/tasks/candidates.py (how good a plan is), workers/tasks/solver_candidates.py (the same for methods that solve), workers/tasks/probes.py (what
+allocations ask), workers/tasks/final_model.py (the final model and its files).
 """
 
 import copy
@@ -18,10 +18,10 @@ from torch import Tensor
 from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.core.layout import Group
 from neuronal_ray.core.stats import SquareSum, Statistic
-from neuronal_ray.lanes import Lane, Lanes, lane_count
-from neuronal_ray.replica import Statistics, chunk_sequences
-from neuronal_ray.result_tasks import ResultTasks
-from neuronal_ray.worker_spec import WorkerSpec
+from neuronal_ray.workers.replica import Statistics, chunk_sequences
+from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.tasks.final_model import ResultTasks
+from neuronal_ray.workers.thread_lanes import Lane, Lanes, lane_count
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,7 +43,7 @@ class Worker(ResultTasks):
     # -- side by side ------------------------------------------------------------------------------------------
 
     def at_once(self) -> int:
-        """How many tasks that ask for no more than a pass this worker takes side by side (see lanes.py).
+        """How many tasks that ask for no more than a pass this worker takes side by side (see workers/thread_lanes.py).
 
         A solver wants all threads for its large products.
         """

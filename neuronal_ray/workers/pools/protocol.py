@@ -11,8 +11,8 @@ from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
 
-from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import WorkerSpec
+from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.worker import Worker
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from jaxtyping import Int64
 from torch import Tensor
 
-from neuronal_ray.distributions import Distributions
 from neuronal_ray.models.blocks import Recording
-from neuronal_ray.replica import Replica
+from neuronal_ray.workers.distributions import Distributions
+from neuronal_ray.workers.replica import Replica
 
 
 class SearchText:

@@ -14,8 +14,6 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from neuronal_ray.algorithms.linear_pruner import Ranks
-from neuronal_ray.background import Background
-from neuronal_ray.block_work import check_finite
 from neuronal_ray.core.kernels.memory import keep_freed_memory
 from neuronal_ray.core.layout import Linear
 from neuronal_ray.core.masks import cut
@@ -23,10 +21,12 @@ from neuronal_ray.core.plan import Plan
 from neuronal_ray.models.blocks import is_transposed
 from neuronal_ray.models.output_files import Part, stored_tensors
 from neuronal_ray.models.tensor_copies import copy_tensors, new_part, write_weights, zero_masked
-from neuronal_ray.probe_tasks import ProbeTasks
-from neuronal_ray.replica import Stopped, Weights
-from neuronal_ray.solver_tasks import SolverTasks
-from neuronal_ray.worker_spec import Walk, WorkerSpec
+from neuronal_ray.workers.background import Background
+from neuronal_ray.workers.block_work import check_finite
+from neuronal_ray.workers.replica import Stopped, Weights
+from neuronal_ray.workers.spec import Walk, WorkerSpec
+from neuronal_ray.workers.tasks.probes import ProbeTasks
+from neuronal_ray.workers.tasks.solver_candidates import SolverTasks
 
 Result = TypeVar("Result")
 

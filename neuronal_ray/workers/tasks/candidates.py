@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from jaxtyping import Int64
 from torch import Tensor
 
-from neuronal_ray.block_work import BlockWork
-from neuronal_ray.comparison import Comparison
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import RunningGram, RunningNorm, SquareSum
 from neuronal_ray.models.blocks import Recording
-from neuronal_ray.replica import Statistics
-from neuronal_ray.search_text import SearchText
-from neuronal_ray.worker_spec import WorkerSpec
+from neuronal_ray.workers.block_work import BlockWork
+from neuronal_ray.workers.comparison import Comparison
+from neuronal_ray.workers.replica import Statistics
+from neuronal_ray.workers.search_text import SearchText
+from neuronal_ray.workers.spec import WorkerSpec
 
 
 class CandidateTasks(BlockWork):

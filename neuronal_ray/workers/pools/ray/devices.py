@@ -7,7 +7,7 @@ import socket
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from neuronal_ray.footprint import Devices
+from neuronal_ray.workers.footprint import Devices
 
 _OBJECT_STORE_BYTES = 2**30
 _REACH_TIMEOUT_S = 10.0

@@ -23,13 +23,13 @@ from ray.util import metrics
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from neuronal_ray.distributed.actor import Call, ShardActor
-from neuronal_ray.distributed.devices import connect, find_devices
-from neuronal_ray.distributed.tensors import send_bytes_of_tensors
-from neuronal_ray.footprint import Devices, Fit
-from neuronal_ray.pool import TaskError, task_name
-from neuronal_ray.worker import Worker
-from neuronal_ray.worker_spec import WorkerSpec
+from neuronal_ray.workers.footprint import Devices, Fit
+from neuronal_ray.workers.pools.protocol import TaskError, task_name
+from neuronal_ray.workers.pools.ray.actor import Call, ShardActor
+from neuronal_ray.workers.pools.ray.devices import connect, find_devices
+from neuronal_ray.workers.pools.ray.tensors import send_bytes_of_tensors
+from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.worker import Worker
 
 logger = logging.getLogger(__name__)
 

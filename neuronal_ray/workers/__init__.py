@@ -1,0 +1,1 @@
+"""What runs on a device, and where: shards, replicas, tasks and pools."""

@@ -1,0 +1,1 @@
+"""Tasks: plain functions of a worker."""
