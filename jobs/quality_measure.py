@@ -203,7 +203,7 @@ def _perplexities(
     pool: "Pool", windows: Mapping[str, Mapping[str, "Tensor"]], plan: "Plan | None"
 ) -> dict[str, dict[str, float | None]]:
     """By domain and text; None where the model overflows, which JSON has no number for."""
-    from neuronal_ray.evaluation.perplexity import perplexity
+    from neuronal_ray.evaluate.perplexity import perplexity
 
     found: dict[str, dict[str, float | None]] = {}
     for domain, texts in windows.items():

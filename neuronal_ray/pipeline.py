@@ -24,9 +24,9 @@ from neuronal_ray.core.plan import Plan, Rates, uniform_rates
 from neuronal_ray.core.problem import Allocation, Problem, Step
 from neuronal_ray.data.calibration import calibration_tokens
 from neuronal_ray.data.windows import evaluation_name, evaluation_windows
-from neuronal_ray.evaluation.benchmark_names import split_names
-from neuronal_ray.evaluation.measure import Evaluations, measure
-from neuronal_ray.evaluation.scores import BenchmarkSettings, Score
+from neuronal_ray.evaluate.benchmark_names import split_names
+from neuronal_ray.evaluate.measure import Evaluations, measure
+from neuronal_ray.evaluate.scores import BenchmarkSettings, Score
 from neuronal_ray.models.checkpoint import Checkpoint, linear_columns, load_encoder, open_checkpoint, resolve_model
 from neuronal_ray.models.output_files import Part, copy_rest, split_parts
 from neuronal_ray.output import write_allocation, write_json, write_search
@@ -138,7 +138,7 @@ def read_evaluations(
     settings = BenchmarkSettings(few_shot=config.few_shot, limit=config.task_limit, data=config.task_data)
     windows = read_windows(texts, checkpoint, length=length, trust_remote_code=config.trust_remote_code)
     if benchmarks:
-        from neuronal_ray.evaluation.zeroshot import check_benchmarks  # lm-eval takes seconds to import
+        from neuronal_ray.evaluate.benchmarks import check_benchmarks  # lm-eval takes seconds to import
 
         check_benchmarks(benchmarks, settings)
     return Evaluations(windows=windows, benchmarks=benchmarks, settings=settings)

@@ -16,9 +16,9 @@ from time import perf_counter
 from neuronal_ray.cli.config import PruneConfig
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.layout import Layout
-from neuronal_ray.evaluation.benchmark_names import MEAN, ZERO_SHOT
-from neuronal_ray.evaluation.measure import Evaluations, measured
-from neuronal_ray.evaluation.scores import PERPLEXITY, Score, mean_score
+from neuronal_ray.evaluate.benchmark_names import MEAN, ZERO_SHOT
+from neuronal_ray.evaluate.measure import Evaluations, measured
+from neuronal_ray.evaluate.scores import PERPLEXITY, Score, mean_score
 from neuronal_ray.pipeline import Inputs, Reader, held_tokens, plan_run, versions
 from neuronal_ray.session import Session, digest_of
 from neuronal_ray.sweep_grid import Cell, Study

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny import CONTEXT, LENGTH, VOCABULARY, prune_arguments, write_model, write_texts
 from transformers import T5Config
 
-import neuronal_ray.evaluate
+import neuronal_ray.evaluate.__main__
 import neuronal_ray.prune
 
 TIED_MODEL = """

@@ -17,7 +17,7 @@ from tiny import CONTEXT, LENGTH, prune_arguments, some_text, write_model, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-import neuronal_ray.evaluate
+import neuronal_ray.evaluate.__main__
 import neuronal_ray.prune
 
 COPIED = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -218,7 +218,9 @@ def test_its_perplexity_is_what_evaluate_measures_on_it(
     stated = summary["evaluation"]["evaluation"]
     for directory, perplexity in ((pruned, stated["perplexity"]), (folder / "model", stated["dense"]["perplexity"])):
         results = tmp_path / "results.json"
-        code = neuronal_ray.evaluate.main(["--model", str(directory), "--output", str(results), *arguments])
+        code = neuronal_ray.mainevaluate.__main__.main(
+            ["--model", str(directory), "--output", str(results), *arguments]
+        )
         assert code == 0
         measured = json.loads(results.read_text())
         assert measured["evaluation"]["evaluation"]["perplexity"] == perplexity

@@ -76,10 +76,10 @@ neuronal_ray.workers.pools.ray.tensors neuronal_ray.workers.pools.ray.devices
 neuronal_ray.workers.pools.ray.costs
 neuronal_ray.workers.pools.ray.actor
 neuronal_ray.workers.pools.ray.pool
-neuronal_ray.evaluation
-neuronal_ray.evaluation.scores neuronal_ray.evaluation.task_rows neuronal_ray.evaluation.benchmark_names
-neuronal_ray.evaluation.perplexity neuronal_ray.evaluation.zeroshot
-neuronal_ray.evaluation.measure
+neuronal_ray.evaluate
+neuronal_ray.evaluate.scores neuronal_ray.evaluate.local_rows neuronal_ray.evaluate.benchmark_names
+neuronal_ray.evaluate.perplexity neuronal_ray.evaluate.benchmarks
+neuronal_ray.evaluate.measure
 neuronal_ray.journal
 neuronal_ray.search neuronal_ray.composition
 neuronal_ray.output neuronal_ray.workers.pools.launch
@@ -113,7 +113,7 @@ ROWS = [row.split() for row in LAYERS.strip().splitlines()]
 HOMES = {
     "ray": "neuronal_ray.workers.pools.ray",
     "transformers": "neuronal_ray.models",
-    "lm_eval": "neuronal_ray.evaluation",
+    "lm_eval": "neuronal_ray.evaluate",
     "matplotlib": "neuronal_ray.report",
 }
 """The only part of the package, by the start of its name, that imports a library."""

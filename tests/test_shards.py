@@ -17,7 +17,7 @@ from neuronal_ray.cli.progress import Progress
 from neuronal_ray.composition import compose
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.plan import exact_plan, uniform_rates
-from neuronal_ray.evaluation.perplexity import perplexity
+from neuronal_ray.evaluate.perplexity import perplexity
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.pipeline import begin_model, plan_run, write_model
 from neuronal_ray.session import Session

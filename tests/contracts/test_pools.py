@@ -26,7 +26,7 @@ from neuronal_ray.cli.progress import Progress
 from neuronal_ray.composition import Composition
 from neuronal_ray.core.plan import Plan, uniform_rates
 from neuronal_ray.core.problem import Problem
-from neuronal_ray.evaluation.perplexity import perplexity
+from neuronal_ray.evaluate.perplexity import perplexity
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.pipeline import begin_model, write_model
 from neuronal_ray.search import Search

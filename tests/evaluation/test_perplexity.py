@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import cpu_spec
 
 from neuronal_ray.algorithms.linear_pruner import Recipe
-from neuronal_ray.evaluation.perplexity import perplexity, split_windows, window_losses
+from neuronal_ray.evaluate.perplexity import perplexity, split_windows, window_losses
 from neuronal_ray.workers.pools.protocol import InProcessPool
 from neuronal_ray.workers.replica import chunk_sequences
 from neuronal_ray.workers.worker import Worker

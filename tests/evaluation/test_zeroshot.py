@@ -16,17 +16,17 @@ import tiny
 import torch
 from conftest import FAMILIES, MOE_FAMILIES, VOCABULARY
 
-import neuronal_ray.evaluate
+import neuronal_ray.evaluate.__main__
 import neuronal_ray.prune
 from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.plan import exact_plan, uniform_rates
-from neuronal_ray.evaluation.benchmark_names import ZERO_SHOT, split_names
-from neuronal_ray.evaluation.measure import Evaluations, measure
-from neuronal_ray.evaluation.scores import BenchmarkSettings, Score, mean_score
-from neuronal_ray.evaluation.task_rows import find_files, read_rows
-from neuronal_ray.evaluation.zeroshot import run_benchmark
+from neuronal_ray.evaluate.benchmark_names import ZERO_SHOT, split_names
+from neuronal_ray.evaluate.benchmarks import run_benchmark
+from neuronal_ray.evaluate.local_rows import find_files, read_rows
+from neuronal_ray.evaluate.measure import Evaluations, measure
+from neuronal_ray.evaluate.scores import BenchmarkSettings, Score, mean_score
 from neuronal_ray.workers.pools.protocol import InProcessPool
 from neuronal_ray.workers.worker import Worker
 
@@ -298,7 +298,7 @@ def test_evaluate_prints_the_score_and_its_error(model: Path, data: Path, capsys
         "--address",
         "none",
     ]
-    assert neuronal_ray.evaluate.main(words) == 0
+    assert neuronal_ray.mainevaluate.__main__.main(words) == 0
     printed = capsys.readouterr().out
     assert "rte: accuracy" in printed
     assert "(8 questions)" in printed
@@ -331,7 +331,7 @@ def test_the_seven_tasks_have_a_mean(
     shutil.copytree(data, rows)
     shutil.copy(rows / "arc_easy_test.jsonl", rows / "arc_challenge_test.jsonl")
     words = ["--evaluate", "zero-shot", "--task-data", str(rows), "--output", str(tmp_path / "found.json")]
-    assert neuronal_ray.evaluate.main(["--model", str(model), "--address", "none", *words]) == 0
+    assert neuronal_ray.mainevaluate.__main__.main(["--model", str(model), "--address", "none", *words]) == 0
     found = json.loads((tmp_path / "found.json").read_text())["evaluation"]
     assert list(found) == [*ZERO_SHOT, "mean"]
     assert found["mean"]["accuracy"] == pytest.approx(sum(found[task]["accuracy"] for task in ZERO_SHOT) / 7)

@@ -20,7 +20,7 @@ from neuronal_ray.cli.config import PruneConfig
 from neuronal_ray.cli.options import parse_config
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.composition import compose
-from neuronal_ray.evaluation.perplexity import perplexity
+from neuronal_ray.evaluate.perplexity import perplexity
 from neuronal_ray.pipeline import allocate
 from neuronal_ray.search import Search
 from neuronal_ray.session import Session

@@ -17,7 +17,7 @@ from neuronal_ray.benchmark_device import device_peak, forget_peak, measure_ceil
 from neuronal_ray.benchmark_search import measure_search
 from neuronal_ray.benchmark_timed import Setting, forwards_alone, random_tokens, timed_search, worker_of
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
-from neuronal_ray.evaluation.perplexity import window_losses
+from neuronal_ray.evaluate.perplexity import window_losses
 from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.models.output_files import split_parts
 from neuronal_ray.models.synthetic import write_random_llama

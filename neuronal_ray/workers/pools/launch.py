@@ -10,7 +10,7 @@ import torch
 
 from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.cli.config import RunConfig
-from neuronal_ray.evaluation.perplexity import CHUNKS_PER_TASK
+from neuronal_ray.evaluate.perplexity import CHUNKS_PER_TASK
 from neuronal_ray.models.checkpoint import Checkpoint, empty_model
 from neuronal_ray.workers.footprint import Devices, Fit, Footprint, Work, fit
 from neuronal_ray.workers.pools.protocol import InProcessPool, Pool

@@ -18,8 +18,8 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.data.text import one_line
-from neuronal_ray.evaluation.scores import BenchmarkSettings, Score
-from neuronal_ray.evaluation.task_rows import find_files, read_rows
+from neuronal_ray.evaluate.local_rows import find_files, read_rows
+from neuronal_ray.evaluate.scores import BenchmarkSettings, Score
 from neuronal_ray.models.checkpoint import load_tokenizer
 from neuronal_ray.workers.worker import Worker
 

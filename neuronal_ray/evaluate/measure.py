@@ -8,9 +8,9 @@ from torch import Tensor
 
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import Plan
-from neuronal_ray.evaluation.benchmark_names import MEAN, ZERO_SHOT
-from neuronal_ray.evaluation.perplexity import perplexity
-from neuronal_ray.evaluation.scores import PERPLEXITY, BenchmarkSettings, Score, mean_score
+from neuronal_ray.evaluate.benchmark_names import MEAN, ZERO_SHOT
+from neuronal_ray.evaluate.perplexity import perplexity
+from neuronal_ray.evaluate.scores import PERPLEXITY, BenchmarkSettings, Score, mean_score
 from neuronal_ray.workers.pools.protocol import Pool
 from neuronal_ray.workers.worker import Worker
 
@@ -40,7 +40,7 @@ class Evaluations:
 
 
 def _benchmark(worker: Worker, name: str, plan: Plan | None, settings: BenchmarkSettings) -> Score:
-    from neuronal_ray.evaluation.zeroshot import run_benchmark  # lm-eval takes seconds to import
+    from neuronal_ray.evaluate.benchmarks import run_benchmark  # lm-eval takes seconds to import
 
     return run_benchmark(worker, name, plan, settings)
 

@@ -21,8 +21,8 @@ def _main(argv: Sequence[str]) -> None:
     config = parse_config(EvaluateConfig, argv, prog="neuronal-ray evaluate", description=_DESCRIPTION)
     # What follows imports torch and transformers: after the options are known to be good.
     from neuronal_ray.cli.progress import Progress
-    from neuronal_ray.evaluation.benchmark_names import MEAN, ZERO_SHOT
-    from neuronal_ray.evaluation.measure import measure
+    from neuronal_ray.evaluate.benchmark_names import MEAN, ZERO_SHOT
+    from neuronal_ray.evaluate.measure import measure
     from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
     from neuronal_ray.output import write_json
     from neuronal_ray.pipeline import read_evaluations, sequence_length, versions
