@@ -16,7 +16,7 @@ from neuronal_ray.cli.config import LAMBDAS
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.live_bytes import LiveBytes
 from neuronal_ray.models.synthetic import write_random_llama
-from neuronal_ray.report_growth import Series, growth_table, write_growth_plots
+from neuronal_ray.report.growth import Series, growth_table, write_growth_plots
 from neuronal_ray.workers.pools.protocol import InProcessPool, Pool
 from neuronal_ray.workers.worker import Worker
 

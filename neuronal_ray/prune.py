@@ -30,7 +30,7 @@ def _main(argv: Sequence[str]) -> None:
     from neuronal_ray.models.tensor_files import check_room
     from neuronal_ray.output import check_output, journaled, staged
     from neuronal_ray.pipeline import Reader, held_tokens, run
-    from neuronal_ray.report import write_report
+    from neuronal_ray.report.__main__ import write_report
     from neuronal_ray.workers.pools.launch import check_device, open_pool
     from neuronal_ray.workers.pools.protocol import TaskError
 

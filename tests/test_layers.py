@@ -89,11 +89,11 @@ neuronal_ray.sweep_grid neuronal_ray.dry_run
 neuronal_ray.sweep_results
 neuronal_ray.sweep_run
 neuronal_ray.sweep_plan
-neuronal_ray.report_inputs neuronal_ray.report_style neuronal_ray.study_tables
-neuronal_ray.report_figures
-neuronal_ray.study_report
+neuronal_ray.report.inputs neuronal_ray.report.style neuronal_ray.report.study_tables
+neuronal_ray.report.figures
+neuronal_ray.report.study_page
 neuronal_ray.cli.exit_codes
-neuronal_ray.report neuronal_ray.report_growth
+neuronal_ray.report neuronal_ray.report.growth
 neuronal_ray.benchmark_record neuronal_ray.benchmark_device neuronal_ray.benchmark_shapes
 neuronal_ray.benchmark_literal neuronal_ray.benchmark_stages neuronal_ray.benchmark_table
 neuronal_ray.benchmark_timed

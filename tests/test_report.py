@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from neuronal_ray.report import main, write_report
+from neuronal_ray.report.__main__ import main, write_report
 
 PATHS = {
     "self_attn.q_proj": (48, 48),

@@ -15,14 +15,14 @@ from enum import StrEnum
 from html import escape
 from typing import TYPE_CHECKING
 
-from neuronal_ray.report_inputs import LinearSparsity, SearchStep
+from neuronal_ray.report.inputs import LinearSparsity, SearchStep
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from neuronal_ray.study_tables import Curve
+    from neuronal_ray.report.study_tables import Curve
 
 PIXEL = 1 / 72  # inches: the SVG's user unit is a point, and the page shows it as one CSS pixel
 MIN_SPREAD = 0.01  # a color scale narrower than this would make rounding look like structure

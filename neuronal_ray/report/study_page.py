@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from neuronal_ray.report_figures import Canvas, block_figure, curve_figure, row_figure, runtime_figure
-from neuronal_ray.report_inputs import read_linears
-from neuronal_ray.report_style import STYLE
-from neuronal_ray.study_tables import (
+from neuronal_ray.report.figures import Canvas, block_figure, curve_figure, row_figure, runtime_figure
+from neuronal_ray.report.inputs import read_linears
+from neuronal_ray.report.study_tables import (
     Table,
     curves,
     lambda_table,
@@ -17,6 +16,7 @@ from neuronal_ray.study_tables import (
     result_tables,
     seconds_table,
 )
+from neuronal_ray.report.style import STYLE
 from neuronal_ray.sweep_results import DENSE, Row, read_results
 
 _WIDE, _NARROW = 736, 340  # CSS pixels: the page, a phone

@@ -13,9 +13,9 @@ from html import escape
 from pathlib import Path
 
 from neuronal_ray.cli.exit_codes import exit_code
-from neuronal_ray.report_figures import Canvas, block_figure, row_figure, search_figure
-from neuronal_ray.report_inputs import Benchmark, Run, Score, SearchStep, read_run
-from neuronal_ray.report_style import STYLE
+from neuronal_ray.report.figures import Canvas, block_figure, row_figure, search_figure
+from neuronal_ray.report.inputs import Benchmark, Run, Score, SearchStep, read_run
+from neuronal_ray.report.style import STYLE
 
 WIDE, HALF, NARROW = 736, 352, 340  # CSS pixels: the page, half of it, a phone
 _BASELINES = {
@@ -291,7 +291,7 @@ def _write_study(runs: Sequence[Path], output: Path) -> None:
         raise ValueError(f"--output: {output} ends in neither .html nor .md")
     if not output.absolute().parent.is_dir():
         raise ValueError(f"--output: no directory {output.absolute().parent}")
-    from neuronal_ray.study_report import read_studies, study_markdown, study_page  # imports torch
+    from neuronal_ray.report.study_page import read_studies, study_markdown, study_page  # imports torch
 
     study = read_studies(runs)
     _write_whole(output, study_page(study) if output.suffix == ".html" else study_markdown(study))
