@@ -101,7 +101,7 @@ def dense_model(model: Model, settings: Settings) -> Dense:
     """The windows of each text by domain and name, and the dense model's perplexity on each."""
     from neuronal_ray.algorithms.linear_pruner import Recipe
     from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
-    from neuronal_ray.pipeline import read_windows
+    from neuronal_ray.prune.pipeline import read_windows
     from neuronal_ray.workers.pools.protocol import InProcessPool
 
     checkpoint = open_checkpoint(resolve_model(model.path))
@@ -136,9 +136,9 @@ def draw(model: Model, settings: Settings, seed: int) -> "Tensor":
 def measure(cell: Cell, settings: Settings, flags: str, *, target: float, budget: int | None) -> Row:
     """Prune with one variant and evaluate it. Raises ValueError unless it removes `budget` weights (None: any)."""
     from neuronal_ray.cli.progress import Progress
-    from neuronal_ray.composition import compose
-    from neuronal_ray.pipeline import allocate, versions
-    from neuronal_ray.session import Session
+    from neuronal_ray.prune.compose import compose
+    from neuronal_ray.prune.pipeline import allocate, versions
+    from neuronal_ray.prune.session import Session
     from neuronal_ray.workers.pools.protocol import InProcessPool
     from neuronal_ray.workers.spec import Walk
     from neuronal_ray.workers.worker import Worker

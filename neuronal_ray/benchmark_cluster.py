@@ -18,7 +18,7 @@ from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import uniform_rates
 from neuronal_ray.core.problem import Problem
 from neuronal_ray.core.stats import SquareSum
-from neuronal_ray.search import Search
+from neuronal_ray.prune.search import Search
 from neuronal_ray.workers.pools.protocol import InProcessPool, Pool
 from neuronal_ray.workers.pools.ray.devices import connect, disconnect
 from neuronal_ray.workers.pools.ray.pool import RayPool

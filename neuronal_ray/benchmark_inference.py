@@ -63,8 +63,8 @@ def main(argv: Sequence[str]) -> None:
     if arguments.output is not None and not arguments.output.absolute().parent.is_dir():
         raise ValueError(f"--output: no directory {arguments.output.absolute().parent}")
 
-    from neuronal_ray.output import write_json
-    from neuronal_ray.pipeline import versions
+    from neuronal_ray.prune.files import write_json
+    from neuronal_ray.prune.pipeline import versions
     from neuronal_ray.runtimes.measured import REPEATABLE, header
     from neuronal_ray.runtimes.pair import Rounds, RuntimeFailed
 

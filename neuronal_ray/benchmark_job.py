@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors.torch import save_file
 
-import neuronal_ray.prune
+import neuronal_ray.prune.__main__
 from neuronal_ray.benchmark_device import device_peak, forget_peak, host_peak
 from neuronal_ray.benchmark_record import check_output, machine, publish
 from neuronal_ray.benchmark_shapes import (
@@ -148,7 +148,9 @@ def measure_job(
     forget_peak(torch.device(device))
     begin = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        code = neuronal_ray.prune.main([word for option, value in options.items() for word in (f"--{option}", value)])
+        code = neuronal_ray.mainprune.__main__.main(
+            [word for option, value in options.items() for word in (f"--{option}", value)]
+        )
     if code != DONE:
         raise Unfinished(f"the job ended with {code}")
     total_s = time.perf_counter() - begin

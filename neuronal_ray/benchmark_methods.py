@@ -24,7 +24,7 @@ from neuronal_ray.core.plan import exact_plan, uniform_rates
 from neuronal_ray.core.problem import Problem
 from neuronal_ray.core.spectrum import BOUNDS, eigenvalues, tail_exponent
 from neuronal_ray.core.stats import Gram, Moments, SquareSum
-from neuronal_ray.search import Search
+from neuronal_ray.prune.search import Search
 from neuronal_ray.workers.pools.protocol import InProcessPool
 from neuronal_ray.workers.spec import Walk, WorkerSpec
 from neuronal_ray.workers.worker import Worker

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import neuronal_ray.prune
+import neuronal_ray.prune.__main__
 import neuronal_ray.sweep
 from neuronal_ray.benchmark_record import check_output, publish
 from neuronal_ray.benchmark_shapes import check_counts
@@ -75,7 +75,7 @@ def measure_sweep(folder: Path, *, threads: int | None, methods: tuple[str, ...]
         together[method] = _timed(neuronal_ray.sweep.main, [*words, "--output", str(folder / f"sweep-{method}")])
         for number, cell in enumerate(cell for cell in study.cells if cell.config.method == method):
             words = _arguments(cell, folder / f"{method}-{number}", threads)
-            separate[method] += _timed(neuronal_ray.prune.main, words)
+            separate[method] += _timed(neuronal_ray.mainprune.__main__.main, words)
     names = ", ".join(f'"{method}"' for method in methods)
     words = [str(file), "--output", str(folder / "sweep"), "--option", f"method=[{names}]"]
     return SweepMeasured(

@@ -17,14 +17,14 @@ from neuronal_ray.benchmark_device import seconds, settle
 from neuronal_ray.benchmark_stages import CALIBRATION, CANDIDATES, OTHER, SEARCH_TEXT, stage_name
 from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS, PruneConfig
 from neuronal_ray.cli.progress import Progress
-from neuronal_ray.composition import compose
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.problem import Allocation
 from neuronal_ray.models.blocks import Recording
-from neuronal_ray.pipeline import allocate
-from neuronal_ray.search import Search
-from neuronal_ray.session import Session
+from neuronal_ray.prune.compose import compose
+from neuronal_ray.prune.pipeline import allocate
+from neuronal_ray.prune.search import Search
+from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.protocol import InProcessPool, Pool
 from neuronal_ray.workers.spec import WorkerSpec
 from neuronal_ray.workers.worker import Worker

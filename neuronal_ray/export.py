@@ -30,7 +30,7 @@ def _main(argv: Sequence[str]) -> None:
     config = parse_config(ExportConfig, argv, prog="neuronal-ray export", description=_DESCRIPTION)
     # What follows imports torch and transformers: after the options are known to be good.
     from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
-    from neuronal_ray.output import check_output
+    from neuronal_ray.prune.files import check_output
 
     if config.output is not None:
         if config.output.exists():
@@ -54,7 +54,7 @@ def _dense(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     from neuronal_ray.models.formats.masks import apply_masks, check_masks, open_masks
     from neuronal_ray.models.output_files import copy_whole
     from neuronal_ray.models.tensor_files import check_room
-    from neuronal_ray.output import staged
+    from neuronal_ray.prune.files import staged
 
     if config.output is not None:
         check_room(config.output, checkpoint.num_bytes, flag="--output")
@@ -84,7 +84,7 @@ def _packed(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.models.formats.packed import open_packed, write_packed
     from neuronal_ray.models.output_files import copy_descriptions
-    from neuronal_ray.output import staged
+    from neuronal_ray.prune.files import staged
 
     assert config.output is not None
     with staged(config.output) as staging:
@@ -101,7 +101,7 @@ def _masks(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.models.formats.masks import write_masks
     from neuronal_ray.models.output_files import stored_linears
-    from neuronal_ray.output import staged_file
+    from neuronal_ray.prune.files import staged_file
 
     assert config.output is not None
     names = stored_linears(checkpoint, trust_remote_code=config.trust_remote_code)
@@ -114,7 +114,7 @@ def _onnx(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     """A graph that generates, with a key/value cache, for ONNX Runtime and others."""
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.models.formats.onnx_graph import FILE, check_needs, export_onnx
-    from neuronal_ray.output import staged
+    from neuronal_ray.prune.files import staged
 
     assert config.output is not None
     check_needs()

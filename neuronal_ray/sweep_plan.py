@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from neuronal_ray.dry_run import tokens_by_stage
-from neuronal_ray.session import digest_of
+from neuronal_ray.prune.dry_run import tokens_by_stage
+from neuronal_ray.prune.session import digest_of
 from neuronal_ray.sweep_grid import Study
 from neuronal_ray.sweep_run import Ready
 

@@ -19,8 +19,8 @@ from neuronal_ray.core.layout import Layout
 from neuronal_ray.evaluate.benchmark_names import MEAN, ZERO_SHOT
 from neuronal_ray.evaluate.measure import Evaluations, measured
 from neuronal_ray.evaluate.scores import PERPLEXITY, Score, mean_score
-from neuronal_ray.pipeline import Inputs, Reader, held_tokens, plan_run, versions
-from neuronal_ray.session import Session, digest_of
+from neuronal_ray.prune.pipeline import Inputs, Reader, held_tokens, plan_run, versions
+from neuronal_ray.prune.session import Session, digest_of
 from neuronal_ray.sweep_grid import Cell, Study
 from neuronal_ray.sweep_results import DENSE, Planned, Row, Store
 from neuronal_ray.workers.pools.launch import check_device, open_pool

@@ -13,7 +13,7 @@ from neuronal_ray.algorithms.allocations import neuronal, uniform
 from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.problem import Problem, Step
-from neuronal_ray.search import Search
+from neuronal_ray.prune.search import Search
 from neuronal_ray.workers.pools.protocol import InProcessPool
 from neuronal_ray.workers.spec import Walk
 

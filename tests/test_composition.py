@@ -6,9 +6,9 @@ import pytest
 
 from neuronal_ray.cli.config import PruneConfig
 from neuronal_ray.cli.options import parse_config
-from neuronal_ray.composition import Composition, compose
 from neuronal_ray.core.pattern import Pattern
 from neuronal_ray.core.stats import Moments, SquareSum
+from neuronal_ray.prune.compose import Composition, compose
 
 
 def composed(*argv: str) -> Composition:
@@ -122,7 +122,7 @@ def test_a_fixed_pattern_says_the_sparsity_and_needs_no_allocation() -> None:
 
 @pytest.mark.parametrize("arguments", ["--method sparsegpt", "--method alps", "--pattern n:8"])
 def test_rows_that_cannot_be_adapted_leave_the_block_step(arguments: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="neuronal_ray.composition"):
+    with caplog.at_level(logging.INFO, logger="neuronal_ray.prune.compose"):
         found = composed(*arguments.split())
     assert found.settings["steps"] == "block"
     assert found.row_step is None

@@ -32,7 +32,7 @@ def plug_in() -> Iterator[None]:
 
 IN_TURN = """
 import json, sys
-from neuronal_ray.prune import main
+from neuronal_ray.prune.__main__ import main
 sys.exit(max(main(arguments) for arguments in json.loads(sys.argv[1])))
 """
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import neuronal_ray
 import neuronal_ray.export
-import neuronal_ray.prune
+import neuronal_ray.prune.__main__
 
 PRUNABLE = 3 * (32 * 96 + 3 * 32 * 48)
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(folder / "model", dtype=torch.bfloat16)
     write_texts(folder)
     changes = {"evaluate": "none", "allocation": "uniform", "block_lambdas": None, "row_lambdas": None}
-    assert neuronal_ray.prune.main(prune_arguments(folder, folder / "pruned", **changes)) == 0
+    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, folder / "pruned", **changes)) == 0
     return folder
 
 

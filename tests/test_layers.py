@@ -80,12 +80,12 @@ neuronal_ray.evaluate
 neuronal_ray.evaluate.scores neuronal_ray.evaluate.local_rows neuronal_ray.evaluate.benchmark_names
 neuronal_ray.evaluate.perplexity neuronal_ray.evaluate.benchmarks
 neuronal_ray.evaluate.measure
-neuronal_ray.journal
-neuronal_ray.search neuronal_ray.composition
-neuronal_ray.output neuronal_ray.workers.pools.launch
-neuronal_ray.session
-neuronal_ray.pipeline
-neuronal_ray.sweep_grid neuronal_ray.dry_run
+neuronal_ray.prune.journal
+neuronal_ray.prune.search neuronal_ray.prune.compose
+neuronal_ray.prune.files neuronal_ray.workers.pools.launch
+neuronal_ray.prune.session
+neuronal_ray.prune.pipeline
+neuronal_ray.sweep_grid neuronal_ray.prune.dry_run
 neuronal_ray.sweep_results
 neuronal_ray.sweep_run
 neuronal_ray.sweep_plan

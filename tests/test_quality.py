@@ -280,7 +280,7 @@ def test_a_held_out_share_is_not_calibrated_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", OFFICIAL.variants)
 def test_every_variant_of_the_study_is_understood(name: str) -> None:
-    from neuronal_ray.composition import compose
+    from neuronal_ray.prune.compose import compose
 
     model = quality_measure.Model(
         name="m", path="builtin", calibration="builtin", in_domain=("builtin",), out_of_domain=()

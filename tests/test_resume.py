@@ -13,10 +13,10 @@ import pytest
 import torch
 from tiny import prune_arguments, write_model, write_texts
 
-import neuronal_ray.prune
+import neuronal_ray.prune.__main__
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group
-from neuronal_ray.journal import Journal, Number
+from neuronal_ray.prune.journal import Journal, Number
 from neuronal_ray.workers.worker import Worker
 
 BYTE_EQUAL = ("model.safetensors", "allocation.parquet")
@@ -58,7 +58,7 @@ def test_a_resumed_run_asks_nothing_twice(
 
     for name in own:
         monkeypatch.setattr(Worker, name, counted(name))
-    assert neuronal_ray.prune.main(prune_arguments(folder, tmp_path / "whole", **options)) == 0
+    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, tmp_path / "whole", **options)) == 0
     total = len(asked)
     assert total > 3
     arguments = prune_arguments(folder, tmp_path / "out", **options)
@@ -66,12 +66,12 @@ def test_a_resumed_run_asks_nothing_twice(
     for at in (1, total // 2, total - 1):
         asked.clear()
         stop_after = at - done
-        assert neuronal_ray.prune.main([*arguments, "--resume"]) == 130
+        assert neuronal_ray.mainprune.__main__.main([*arguments, "--resume"]) == 130
         done = at
         assert {path.name for path in tmp_path.iterdir()} == {"whole", ".out.journal"}
     asked.clear()
     stop_after = 10**9
-    assert neuronal_ray.prune.main([*arguments, "--resume"]) == 0
+    assert neuronal_ray.mainprune.__main__.main([*arguments, "--resume"]) == 0
     assert len(asked) == total - done, "a finished candidate was asked for again"
     assert "finished candidates are taken from" in capsys.readouterr().err
     for name in BYTE_EQUAL:
@@ -85,7 +85,7 @@ def test_a_resumed_run_asks_nothing_twice(
 def test_a_driver_killed_outright_is_resumed(folder: Path, tmp_path: Path) -> None:
     options = MODES["paper"]
     whole = prune_arguments(folder, tmp_path / "whole", **options)
-    assert neuronal_ray.prune.main(whole) == 0
+    assert neuronal_ray.mainprune.__main__.main(whole) == 0
     arguments = prune_arguments(folder, tmp_path / "out", **options)
     command = [sys.executable, "-m", "neuronal_ray.prune", *arguments]
     driver = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -108,7 +108,7 @@ def test_a_driver_killed_outright_is_resumed(folder: Path, tmp_path: Path) -> No
 def test_a_full_disk_is_one_line_and_nothing_half_written(folder: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk: the write fails in the middle in the same way."""
     options = MODES["paper"]
-    assert neuronal_ray.prune.main(prune_arguments(folder, tmp_path / "whole", **options)) == 0
+    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, tmp_path / "whole", **options)) == 0
     arguments = prune_arguments(folder, tmp_path / "out", **options)
     command = [sys.executable, "-m", "neuronal_ray.prune", *arguments]
     size = (folder / "model" / "model.safetensors").stat().st_size
@@ -136,7 +136,7 @@ def test_without_resume_an_earlier_journal_is_dropped_aloud(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / ".out.journal" / "old").mkdir(parents=True)
-    assert neuronal_ray.prune.main(prune_arguments(folder, tmp_path / "out")) == 0
+    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, tmp_path / "out")) == 0
     assert "--resume would go on where it was" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 

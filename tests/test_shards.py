@@ -14,13 +14,13 @@ from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.cli.config import PruneConfig
 from neuronal_ray.cli.options import parse_config
 from neuronal_ray.cli.progress import Progress
-from neuronal_ray.composition import compose
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.plan import exact_plan, uniform_rates
 from neuronal_ray.evaluate.perplexity import perplexity
 from neuronal_ray.models.checkpoint import open_checkpoint
-from neuronal_ray.pipeline import begin_model, plan_run, write_model
-from neuronal_ray.session import Session
+from neuronal_ray.prune.compose import compose
+from neuronal_ray.prune.pipeline import begin_model, plan_run, write_model
+from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.protocol import InProcessPool
 from neuronal_ray.workers.replica import shard_blocks
 from neuronal_ray.workers.spec import WorkerSpec

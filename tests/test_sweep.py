@@ -11,7 +11,7 @@ import pandas
 import pytest
 import tiny
 
-import neuronal_ray.prune
+import neuronal_ray.prune.__main__
 import neuronal_ray.sweep
 from neuronal_ray import sweep_run
 from neuronal_ray.sweep_grid import Study, read_override, read_study
@@ -99,7 +99,7 @@ def test_cells_find_what_separate_commands_find(variant: str, folder: Path, whol
         words = tiny.prune_arguments(
             folder, tmp_path / f"{method}", method=method, sparsity=str(sparsity), evaluate=texts, **options
         )
-        assert neuronal_ray.prune.main(words) == 0
+        assert neuronal_ray.mainprune.__main__.main(words) == 0
         alone = json.loads((tmp_path / method / "pruning.json").read_text())["evaluation"]
         for name in ("evaluation", "other"):
             assert found[method, variant, sparsity, name] == alone[name]["perplexity"], (method, sparsity, name)
@@ -120,7 +120,7 @@ def test_a_solvers_cells_do_not_disturb_one_another(folder: Path, tmp_path: Path
         arguments = tiny.prune_arguments(
             folder, tmp_path / name, method="sparsegpt", sparsity="0.7", neuronal_steps="block", **words
         )
-        assert neuronal_ray.prune.main(arguments) == 0
+        assert neuronal_ray.mainprune.__main__.main(arguments) == 0
         alone = json.loads((tmp_path / name / "pruning.json").read_text())["evaluation"]["evaluation"]
         assert found["sparsegpt", name, 0.7, "evaluation"] == alone["perplexity"], name
 
@@ -306,7 +306,7 @@ def test_a_cells_id_does_not_depend_on_where_it_runs(tmp_path: Path) -> None:
 def test_every_study_in_jobs_can_be_read(path: Path) -> None:
     if path.name in ("demo.toml", "quality.toml"):
         pytest.skip("no sweep")
-    from neuronal_ray.composition import compose
+    from neuronal_ray.prune.compose import compose
 
     found = read_study(path, {}, output=None)
     assert found.reproduces

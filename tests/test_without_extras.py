@@ -32,7 +32,7 @@ assert all(importlib.util.find_spec(name) is None for name in ("ray", "datasets"
 
 
 SHAPE = """
-import neuronal_ray.prune
+import neuronal_ray.prune.__main__
 from neuronal_ray.benchmark import main
 from neuronal_ray.benchmark_shapes import SHAPES, Shape
 config = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -50,7 +50,7 @@ def test_a_model_is_pruned_reported_and_measured(tmp_path: Path) -> None:
     job = ["job", *common, "--calibration-samples", "3", "--search-samples", "2", "--windows", "2,3,1"]
     job += ["--output", str(tmp_path / "job.json")]
     code = "assert main(['cluster']) == 2\n"
-    code += f"sys.exit(neuronal_ray.prune.main({prune!r}) or main({search!r}) or main({job!r}))"
+    code += f"sys.exit(neuronal_ray.mainprune.__main__.main({prune!r}) or main({search!r}) or main({job!r}))"
     done = subprocess.run([sys.executable, "-c", BARE + SHAPE + code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "whole job" in done.stdout

@@ -24,8 +24,8 @@ def _main(argv: Sequence[str]) -> None:
     from neuronal_ray.evaluate.benchmark_names import MEAN, ZERO_SHOT
     from neuronal_ray.evaluate.measure import measure
     from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
-    from neuronal_ray.output import write_json
-    from neuronal_ray.pipeline import read_evaluations, sequence_length, versions
+    from neuronal_ray.prune.files import write_json
+    from neuronal_ray.prune.pipeline import read_evaluations, sequence_length, versions
     from neuronal_ray.workers.pools.launch import check_device, open_pool
 
     if config.output is not None and not config.output.absolute().parent.is_dir():

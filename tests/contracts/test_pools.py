@@ -23,14 +23,14 @@ from tiny import write_model as write_tiny
 from neuronal_ray.algorithms.allocations import neuronal
 from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.cli.progress import Progress
-from neuronal_ray.composition import Composition
 from neuronal_ray.core.plan import Plan, uniform_rates
 from neuronal_ray.core.problem import Problem
 from neuronal_ray.evaluate.perplexity import perplexity
 from neuronal_ray.models.checkpoint import open_checkpoint
-from neuronal_ray.pipeline import begin_model, write_model
-from neuronal_ray.search import Search
-from neuronal_ray.session import Session
+from neuronal_ray.prune.compose import Composition
+from neuronal_ray.prune.pipeline import begin_model, write_model
+from neuronal_ray.prune.search import Search
+from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.protocol import InProcessPool, Pool, TaskError
 from neuronal_ray.workers.pools.ray.pool import RayPool
 from neuronal_ray.workers.spec import WorkerSpec

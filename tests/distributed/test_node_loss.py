@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import prune_arguments, write_model, write_texts
 
-import neuronal_ray.prune
+import neuronal_ray.prune.__main__
 
 pytestmark = pytest.mark.ray
 
@@ -23,7 +23,7 @@ os.environ.pop("RAY_ADDRESS", None)
 import ray
 from ray._private import state
 from ray.cluster_utils import Cluster
-import neuronal_ray.prune
+import neuronal_ray.prune.__main__
 
 sockets, journal, *arguments = sys.argv[1:]
 checks = dict(health_check_initial_delay_ms=0, health_check_period_ms=500, health_check_timeout_ms=1000,
@@ -46,7 +46,7 @@ def lose():
     print("lost a node", file=sys.stderr, flush=True)
 
 threading.Thread(target=lose, daemon=True).start()
-code = neuronal_ray.prune.main([*arguments, "--address", cluster.address])
+code = neuronal_ray.mainprune.__main__.main([*arguments, "--address", cluster.address])
 print("nodes left", sum(node["Alive"] for node in ray.nodes()), file=sys.stderr)
 sys.exit(code)
 """
@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_run_survives_the_loss_of_a_node(folder: Path) -> None:
     lambdas = ",".join(f"{number / 2000:.4f}" for number in range(1, 400))
-    assert neuronal_ray.prune.main(prune_arguments(folder, folder / "whole", block_lambdas=lambdas)) == 0
+    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, folder / "whole", block_lambdas=lambdas)) == 0
     arguments = prune_arguments(folder, folder / "out", block_lambdas=lambdas, replicas="1", shards="2", address=None)
     with tempfile.TemporaryDirectory(prefix="nr") as sockets:
         run = subprocess.run(

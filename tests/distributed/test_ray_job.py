@@ -19,7 +19,7 @@ import pytest
 from tiny import prune_arguments, write_model, write_texts
 
 import neuronal_ray
-import neuronal_ray.prune
+import neuronal_ray.prune.__main__
 
 REPOSITORY = Path(neuronal_ray.__file__).parents[1]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -119,7 +119,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def expected(folder: Path) -> Path:
     """The output of the same run in this process."""
-    assert neuronal_ray.prune.main(prune_arguments(folder, folder / "expected")) == 0
+    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, folder / "expected")) == 0
     return folder / "expected"
 
 

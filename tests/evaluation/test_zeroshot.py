@@ -17,7 +17,7 @@ import torch
 from conftest import FAMILIES, MOE_FAMILIES, VOCABULARY
 
 import neuronal_ray.evaluate.__main__
-import neuronal_ray.prune
+import neuronal_ray.prune.__main__
 from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.layout import Layout
@@ -226,7 +226,7 @@ def test_accuracies_equal_those_of_lm_evals_own_command(model: Path, data: Path,
     words = tiny.prune_arguments(
         folder, tmp_path / "out", model=str(model), allocation="uniform", evaluate=",".join(tasks), task_data=str(data)
     )
-    assert neuronal_ray.prune.main(words) == 0
+    assert neuronal_ray.mainprune.__main__.main(words) == 0
     ours = json.loads((tmp_path / "out" / "pruning.json").read_text())["evaluation"]
     included = tmp_path / "configurations"
     included.mkdir()
@@ -346,7 +346,7 @@ def test_rows_that_the_hub_does_not_give_are_said_before_any_work(
     folder.mkdir()
     tiny.write_texts(folder)
     words = tiny.prune_arguments(folder, tmp_path / "out", model=str(model), evaluate="winogrande")
-    assert neuronal_ray.prune.main(words) == 2
+    assert neuronal_ray.mainprune.__main__.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "--evaluate: the rows of winogrande could not be had" in line
     assert "--task-data" in line

@@ -19,11 +19,11 @@ from tiny import cpu_spec
 from neuronal_ray.cli.config import PruneConfig
 from neuronal_ray.cli.options import parse_config
 from neuronal_ray.cli.progress import Progress
-from neuronal_ray.composition import compose
 from neuronal_ray.evaluate.perplexity import perplexity
-from neuronal_ray.pipeline import allocate
-from neuronal_ray.search import Search
-from neuronal_ray.session import Session
+from neuronal_ray.prune.compose import compose
+from neuronal_ray.prune.pipeline import allocate
+from neuronal_ray.prune.search import Search
+from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.protocol import InProcessPool
 from neuronal_ray.workers.spec import Walk
 from neuronal_ray.workers.worker import Worker

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny import prune_arguments, write_model, write_texts
 from torch import Tensor
 
-import neuronal_ray.prune
+import neuronal_ray.prune.__main__
 from neuronal_ray.benchmark_device import device_peak, forget_peak, measure_ceilings
 from neuronal_ray.benchmark_search import measure_search
 from neuronal_ray.benchmark_timed import Setting, forwards_alone, random_tokens, timed_search, worker_of
@@ -151,7 +151,7 @@ def test_a_model_is_pruned_exactly_and_nearly_as_on_a_cpu(tmp_path: Path) -> Non
     for device in (DEVICE, "cpu"):
         out = tmp_path / device
         words = prune_arguments(tmp_path, out, device=device, dtype="float32", block_lambdas="0.1", row_lambdas="0.1")
-        assert neuronal_ray.prune.main(words) == 0
+        assert neuronal_ray.mainprune.__main__.main(words) == 0
         summary = json.loads((out / "pruning.json").read_text())
         prunable, pruned = summary["sparsity"]["prunable"], summary["sparsity"]["pruned"]
         assert pruned == round(0.6 * prunable)

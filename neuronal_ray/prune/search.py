@@ -16,7 +16,7 @@ from neuronal_ray.core.layout import Layout, Linear, Weighed
 from neuronal_ray.core.levels import levels_around
 from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.problem import BlockTask
-from neuronal_ray.journal import Journal, Number
+from neuronal_ray.prune.journal import Journal, Number
 from neuronal_ray.workers.pools.protocol import Pool, map_side_by_side
 from neuronal_ray.workers.replica import Statistics, chunk_sequences
 from neuronal_ray.workers.solved_levels import LevelStore

@@ -14,7 +14,7 @@ import torch
 
 from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.plan import Plan, PlanError
-from neuronal_ray.search import Candidate
+from neuronal_ray.prune.search import Candidate
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from neuronal_ray import __version__
 from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.cli.progress import Progress
-from neuronal_ray.composition import Composition
 from neuronal_ray.core.layout import Group, Layout
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import RunningNorm, Statistic
-from neuronal_ray.journal import Journal
-from neuronal_ray.search import Answers, Search
+from neuronal_ray.prune.compose import Composition
+from neuronal_ray.prune.journal import Journal
+from neuronal_ray.prune.search import Answers, Search
 from neuronal_ray.workers.pools.protocol import Pool, map_side_by_side
 from neuronal_ray.workers.spec import Walk
 from neuronal_ray.workers.worker import Worker

@@ -26,10 +26,10 @@ def _main(argv: Sequence[str]) -> None:
         raise ValueError("--output: missing, expected the directory to write")
     # What follows imports torch and transformers: after the options are known to be good.
     from neuronal_ray.cli.progress import Progress
-    from neuronal_ray.dry_run import describe_run
     from neuronal_ray.models.tensor_files import check_room
-    from neuronal_ray.output import check_output, journaled, staged
-    from neuronal_ray.pipeline import Reader, held_tokens, run
+    from neuronal_ray.prune.dry_run import describe_run
+    from neuronal_ray.prune.files import check_output, journaled, staged
+    from neuronal_ray.prune.pipeline import Reader, held_tokens, run
     from neuronal_ray.report.__main__ import write_report
     from neuronal_ray.workers.pools.launch import check_device, open_pool
     from neuronal_ray.workers.pools.protocol import TaskError

@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 
 from neuronal_ray.cli.config import PruneConfig
-from neuronal_ray.composition import Composition
 from neuronal_ray.models.blocks import find_blocks, find_linears, weight_of
 from neuronal_ray.models.checkpoint import empty_model
-from neuronal_ray.pipeline import Inputs, held_tokens
+from neuronal_ray.prune.compose import Composition
+from neuronal_ray.prune.pipeline import Inputs, held_tokens
 from neuronal_ray.workers.footprint import GIB, Devices, Footprint, fit
 from neuronal_ray.workers.pools.launch import local_devices, resolve_address, work_of
 

@@ -16,7 +16,6 @@ from neuronal_ray import __version__
 from neuronal_ray.algorithms import registry
 from neuronal_ray.cli.config import BenchmarkConfig, PruneConfig, RunConfig
 from neuronal_ray.cli.progress import Progress
-from neuronal_ray.composition import Composition, compose
 from neuronal_ray.core.lambda_search import search_rows
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.pattern import check_pattern
@@ -29,9 +28,10 @@ from neuronal_ray.evaluate.measure import Evaluations, measure
 from neuronal_ray.evaluate.scores import BenchmarkSettings, Score
 from neuronal_ray.models.checkpoint import Checkpoint, linear_columns, load_encoder, open_checkpoint, resolve_model
 from neuronal_ray.models.output_files import Part, copy_rest, split_parts
-from neuronal_ray.output import write_allocation, write_json, write_search
-from neuronal_ray.search import Search
-from neuronal_ray.session import Session
+from neuronal_ray.prune.compose import Composition, compose
+from neuronal_ray.prune.files import write_allocation, write_json, write_search
+from neuronal_ray.prune.search import Search
+from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.protocol import Pool
 from neuronal_ray.workers.replica import shard_blocks
 from neuronal_ray.workers.worker import Worker
