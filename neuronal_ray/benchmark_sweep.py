@@ -10,10 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import neuronal_ray.prune.__main__
-import neuronal_ray.sweep
+import neuronal_ray.sweep.__main__
 from neuronal_ray.benchmark_record import check_output, publish
 from neuronal_ray.benchmark_shapes import check_counts
-from neuronal_ray.sweep_grid import Cell, read_study
+from neuronal_ray.sweep.config import Cell, read_study
 
 METHODS = ("magnitude", "multiflow", "wanda", "sparsegpt")
 ALLOCATIONS = ("uniform", "owl", "alphapruning", "dlp", "neuronal")
@@ -72,7 +72,9 @@ def measure_sweep(folder: Path, *, threads: int | None, methods: tuple[str, ...]
     together = dict.fromkeys(methods, 0.0)
     for method in methods:
         words = [str(file), "--option", f'method=["{method}"]']
-        together[method] = _timed(neuronal_ray.sweep.main, [*words, "--output", str(folder / f"sweep-{method}")])
+        together[method] = _timed(
+            neuronal_ray.mainsweep.__main__.main, [*words, "--output", str(folder / f"sweep-{method}")]
+        )
         for number, cell in enumerate(cell for cell in study.cells if cell.config.method == method):
             words = _arguments(cell, folder / f"{method}-{number}", threads)
             separate[method] += _timed(neuronal_ray.mainprune.__main__.main, words)
@@ -80,7 +82,7 @@ def measure_sweep(folder: Path, *, threads: int | None, methods: tuple[str, ...]
     words = [str(file), "--output", str(folder / "sweep"), "--option", f"method=[{names}]"]
     return SweepMeasured(
         cells=len(study.cells),
-        sweep_s=_timed(neuronal_ray.sweep.main, words),
+        sweep_s=_timed(neuronal_ray.mainsweep.__main__.main, words),
         separate_s=sum(separate.values()),
         sweep_s_by_method=together,
         separate_s_by_method=separate,

@@ -85,10 +85,10 @@ neuronal_ray.prune.search neuronal_ray.prune.compose
 neuronal_ray.prune.files neuronal_ray.workers.pools.launch
 neuronal_ray.prune.session
 neuronal_ray.prune.pipeline
-neuronal_ray.sweep_grid neuronal_ray.prune.dry_run
-neuronal_ray.sweep_results
-neuronal_ray.sweep_run
-neuronal_ray.sweep_plan
+neuronal_ray.sweep.config neuronal_ray.prune.dry_run
+neuronal_ray.sweep.files
+neuronal_ray.sweep.pipeline
+neuronal_ray.sweep.dry_run
 neuronal_ray.report.inputs neuronal_ray.report.style neuronal_ray.report.study_tables
 neuronal_ray.report.figures
 neuronal_ray.report.study_page

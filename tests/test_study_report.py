@@ -13,8 +13,8 @@ from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.plan import exact_plan, uniform_rates
 from neuronal_ray.report.study_page import read_studies
 from neuronal_ray.report.study_tables import curves, lambda_table, ranked, result_tables, seconds_table, shown
-from neuronal_ray.sweep_grid import Study, read_study
-from neuronal_ray.sweep_results import DENSE, Planned, Row, open_store
+from neuronal_ray.sweep.config import Study, read_study
+from neuronal_ray.sweep.files import DENSE, Planned, Row, open_store
 
 CHROMIUM = shutil.which("chromium")
 

@@ -12,10 +12,10 @@ import pytest
 import tiny
 
 import neuronal_ray.prune.__main__
-import neuronal_ray.sweep
-from neuronal_ray import sweep_run
-from neuronal_ray.sweep_grid import Study, read_override, read_study
-from neuronal_ray.sweep_results import SCHEMA, Store, read_results
+import neuronal_ray.sweep.__main__
+from neuronal_ray.sweep import pipeline as sweep_run
+from neuronal_ray.sweep.config import Study, read_override, read_study
+from neuronal_ray.sweep.files import SCHEMA, Store, read_results
 from neuronal_ray.workers.pools.protocol import TaskError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -75,7 +75,7 @@ def sweep_file(
 
 
 def run(file: Path, output: Path, *words: str) -> int:
-    return neuronal_ray.sweep.main([str(file), "--output", str(output), *words])
+    return neuronal_ray.mainsweep.__main__.main([str(file), "--output", str(output), *words])
 
 
 def values(output: Path) -> dict[tuple[str, str, float, str], float | None]:

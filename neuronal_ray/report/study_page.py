@@ -17,7 +17,7 @@ from neuronal_ray.report.study_tables import (
     seconds_table,
 )
 from neuronal_ray.report.style import STYLE
-from neuronal_ray.sweep_results import DENSE, Row, read_results
+from neuronal_ray.sweep.files import DENSE, Row, read_results
 
 _WIDE, _NARROW = 736, 340  # CSS pixels: the page, a phone
 _MOST_CURVES, _MOST_PLANS = 40, 24

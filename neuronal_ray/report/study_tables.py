@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from neuronal_ray.sweep_results import DENSE, Row
+from neuronal_ray.sweep.files import DENSE, Row
 
 PUBLISHED = Path(__file__).parent / "published" / "neuronal.toml"
 _LOWER_IS_BETTER = ("perplexity", "seconds")

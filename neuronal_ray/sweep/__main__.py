@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
-    from neuronal_ray.sweep_grid import read_override, read_study
+    from neuronal_ray.sweep.config import read_override, read_study
 
     overrides = dict(read_override(text) for text in arguments.option)
     overrides |= {
@@ -53,9 +53,9 @@ def _main(argv: Sequence[str]) -> None:
     study = read_study(arguments.file, overrides, output=arguments.output)
     # What follows imports torch and transformers: after the file is known to be good.
     from neuronal_ray.cli.progress import Progress
-    from neuronal_ray.sweep_plan import describe_study
-    from neuronal_ray.sweep_results import open_store
-    from neuronal_ray.sweep_run import prepare_study, run_study
+    from neuronal_ray.sweep.dry_run import describe_study
+    from neuronal_ray.sweep.files import open_store
+    from neuronal_ray.sweep.pipeline import prepare_study, run_study
 
     ready = prepare_study(study)
     print(describe_study(study, ready), flush=True)

@@ -21,8 +21,8 @@ from neuronal_ray.evaluate.measure import Evaluations, measured
 from neuronal_ray.evaluate.scores import PERPLEXITY, Score, mean_score
 from neuronal_ray.prune.pipeline import Inputs, Reader, held_tokens, plan_run, versions
 from neuronal_ray.prune.session import Session, digest_of
-from neuronal_ray.sweep_grid import Cell, Study
-from neuronal_ray.sweep_results import DENSE, Planned, Row, Store
+from neuronal_ray.sweep.config import Cell, Study
+from neuronal_ray.sweep.files import DENSE, Planned, Row, Store
 from neuronal_ray.workers.pools.launch import check_device, open_pool
 from neuronal_ray.workers.pools.protocol import Pool
 from neuronal_ray.workers.worker import Worker

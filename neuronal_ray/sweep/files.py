@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.prune.files import read_allocation, write_allocation, write_json
-from neuronal_ray.sweep_grid import Study
+from neuronal_ray.sweep.config import Study
 
 FORMAT = 1
 DENSE = "dense"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from neuronal_ray.prune.dry_run import tokens_by_stage
 from neuronal_ray.prune.session import digest_of
-from neuronal_ray.sweep_grid import Study
-from neuronal_ray.sweep_run import Ready
+from neuronal_ray.sweep.config import Study
+from neuronal_ray.sweep.pipeline import Ready
 
 
 def describe_study(study: Study, cells: Sequence[Ready]) -> str:

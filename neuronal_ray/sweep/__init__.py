@@ -1,0 +1,1 @@
+"""Many pruning runs from one file."""
