@@ -1,0 +1,1 @@
+"""Checking results, and writing them in other formats."""
