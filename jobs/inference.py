@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from neuronal_ray import benchmark_inference
+from neuronal_ray.benchmark import inference as benchmark_inference
+from neuronal_ray.benchmark.runtimes.measured import GIB, gain
 from neuronal_ray.cli.exit_codes import Unfinished, exit_code
-from neuronal_ray.runtimes.measured import GIB, gain
 
 SPARSITIES = (60, 70, 80)
 SHAPES = {

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuronal_ray.benchmark import PARTS, main
-from neuronal_ray.benchmark_device import Ceilings, measure_ceilings
-from neuronal_ray.benchmark_kernels import measure_kernels
-from neuronal_ray.benchmark_shapes import SHAPES, Shape, model_path
-from neuronal_ray.benchmark_stages import FORWARDS, MASKS, RANKING, Stage, needs
-from neuronal_ray.benchmark_timed import Setting, forwards_alone, random_tokens, timed_search, worker_of
+from neuronal_ray.benchmark.__main__ import PARTS, main
+from neuronal_ray.benchmark.device import Ceilings, measure_ceilings
+from neuronal_ray.benchmark.kernels import measure_kernels
+from neuronal_ray.benchmark.shapes import SHAPES, Shape, model_path
+from neuronal_ray.benchmark.stages import FORWARDS, MASKS, RANKING, Stage, needs
+from neuronal_ray.benchmark.timed import Setting, forwards_alone, random_tokens, timed_search, worker_of
 from neuronal_ray.models.blocks import weight_of
 from neuronal_ray.workers.pools.protocol import InProcessPool
 

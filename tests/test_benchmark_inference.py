@@ -8,8 +8,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import write_model
 
-import neuronal_ray.benchmark
-from neuronal_ray.runtimes import RUNTIMES, missing
+import neuronal_ray.benchmark.__main__
+from neuronal_ray.benchmark.runtimes import RUNTIMES, missing
 
 QUICK = ["--rounds", "2", "--prompt", "6", "--tokens", "3", "--threads", "1", "--device", "cpu"]
 
@@ -31,7 +31,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(models: Path, *options: str, model: str = "sparse") -> int:
     command = ["inference", "--model", str(models / model), "--against", str(models / "dense"), *QUICK, *options]
-    return neuronal_ray.benchmark.main(command)
+    return neuronal_ray.mainbenchmark.__main__.main(command)
 
 
 def test_the_table_has_both_models_and_the_file_the_figures(

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronal_ray.benchmark_scaling import Costs, predicted
-from neuronal_ray.benchmark_shapes import SHAPES
+from neuronal_ray.benchmark.scaling import Costs, predicted
+from neuronal_ray.benchmark.shapes import SHAPES
 from neuronal_ray.models.synthetic import empty_llama
 from neuronal_ray.workers.footprint import GIB, Devices, Footprint, Work, fit, needed_devices
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from neuronal_ray import benchmark_job, benchmark_search, benchmark_table
-from neuronal_ray.benchmark import PARTS, main
-from neuronal_ray.benchmark_timed import Setting
+from neuronal_ray.benchmark import job as benchmark_job
+from neuronal_ray.benchmark import search as benchmark_search
+from neuronal_ray.benchmark import table as benchmark_table
+from neuronal_ray.benchmark.__main__ import PARTS, main
+from neuronal_ray.benchmark.timed import Setting
 
 TESTS = Path(__file__).parent
 SCRIPT = TESTS.parent / "jobs" / "gpu.sh"

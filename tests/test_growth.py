@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from neuronal_ray.benchmark_growth import Case, Ranges, measure_growth
+from neuronal_ray.benchmark.growth import Case, Ranges, measure_growth
 from neuronal_ray.report.growth import Series, growth_table, slope, write_growth_plots
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -30,7 +30,7 @@ neuronal_ray.core.layout neuronal_ray.core.operators neuronal_ray.core.spectrum 
 neuronal_ray.core.alignment neuronal_ray.core.plan
 neuronal_ray.core.packing neuronal_ray.core.divergence neuronal_ray.core.levels
 neuronal_ray.core.pattern neuronal_ray.core.trim_rows neuronal_ray.core.directions
-neuronal_ray.runtimes
+neuronal_ray.benchmark.runtimes
 neuronal_ray.algorithms.methods
 neuronal_ray.algorithms.methods.*
 neuronal_ray.algorithms.refinements
@@ -49,14 +49,14 @@ neuronal_ray.models.tensor_copies neuronal_ray.models.formats.packed
 neuronal_ray.models.formats.packed_loading neuronal_ray.models.formats.masks neuronal_ray.models.formats.audit
 neuronal_ray.models.formats.semi_structured
 neuronal_ray.models.generation neuronal_ray.models.formats.onnx_graph
-neuronal_ray.runtimes.graph neuronal_ray.runtimes.measured neuronal_ray.runtimes.child
-neuronal_ray.runtimes.*
+neuronal_ray.benchmark.runtimes.graph neuronal_ray.benchmark.runtimes.measured neuronal_ray.benchmark.runtimes.child
+neuronal_ray.benchmark.runtimes.*
 neuronal_ray.models.train_builtin
 neuronal_ray.data
 neuronal_ray.data.text
 neuronal_ray.data.tokens
 neuronal_ray.data.calibration neuronal_ray.data.windows
-neuronal_ray.workers.stopwatch neuronal_ray.cli.progress neuronal_ray.live_bytes neuronal_ray.workers.background
+neuronal_ray.workers.stopwatch neuronal_ray.cli.progress neuronal_ray.benchmark.live_bytes neuronal_ray.workers.background
 neuronal_ray.workers.comparison neuronal_ray.workers.replica neuronal_ray.workers.distributions
 neuronal_ray.workers.search_text neuronal_ray.workers.masked_weights
 neuronal_ray.workers.thread_lanes
@@ -94,15 +94,15 @@ neuronal_ray.report.figures
 neuronal_ray.report.study_page
 neuronal_ray.cli.exit_codes
 neuronal_ray.report neuronal_ray.report.growth
-neuronal_ray.benchmark_record neuronal_ray.benchmark_device neuronal_ray.benchmark_shapes
-neuronal_ray.benchmark_literal neuronal_ray.benchmark_stages neuronal_ray.benchmark_table
-neuronal_ray.benchmark_timed
+neuronal_ray.benchmark.record neuronal_ray.benchmark.device neuronal_ray.benchmark.shapes
+neuronal_ray.benchmark.literal neuronal_ray.benchmark.stages neuronal_ray.benchmark.table
+neuronal_ray.benchmark.timed
 neuronal_ray.prune neuronal_ray.evaluate neuronal_ray.sweep neuronal_ray.export
-neuronal_ray.benchmark_search neuronal_ray.benchmark_job neuronal_ray.benchmark_growth neuronal_ray.benchmark_memory
-neuronal_ray.benchmark_methods neuronal_ray.benchmark_sweep neuronal_ray.benchmark_kernels
-neuronal_ray.benchmark_cluster neuronal_ray.benchmark_scaling
-neuronal_ray.benchmark_export
-neuronal_ray.benchmark_inference
+neuronal_ray.benchmark.search neuronal_ray.benchmark.job neuronal_ray.benchmark.growth neuronal_ray.benchmark.memory
+neuronal_ray.benchmark.methods neuronal_ray.benchmark.sweep neuronal_ray.benchmark.kernels
+neuronal_ray.benchmark.cluster neuronal_ray.benchmark.scaling
+neuronal_ray.benchmark.export
+neuronal_ray.benchmark.inference
 neuronal_ray.benchmark
 neuronal_ray.__main__
 """

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuronal_ray.benchmark_memory import AIMS_GIB, measure_lived, planned_streaming
-from neuronal_ray.benchmark_timed import Setting
-from neuronal_ray.live_bytes import LiveBytes
+from neuronal_ray.benchmark.live_bytes import LiveBytes
+from neuronal_ray.benchmark.memory import AIMS_GIB, measure_lived, planned_streaming
+from neuronal_ray.benchmark.timed import Setting
 from neuronal_ray.models.synthetic import write_random_llama
 from neuronal_ray.workers.footprint import GIB
 

@@ -33,8 +33,8 @@ assert all(importlib.util.find_spec(name) is None for name in ("ray", "datasets"
 
 SHAPE = """
 import neuronal_ray.prune.__main__
-from neuronal_ray.benchmark import main
-from neuronal_ray.benchmark_shapes import SHAPES, Shape
+from neuronal_ray.benchmark.__main__ import main
+from neuronal_ray.benchmark.shapes import SHAPES, Shape
 config = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPES["tiny"] = Shape(config=config | {"vocab_size": 128}, length=32)
 """

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, StaticCache
 
+from neuronal_ray.benchmark.runtimes import Opening
 from neuronal_ray.core.kernels.build import library
 from neuronal_ray.models.blocks import find_blocks
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint
 from neuronal_ray.models.formats.packed_linear import pack_linears
-from neuronal_ray.runtimes import Opening
 
 Tokens = NDArray[np.int64]
 

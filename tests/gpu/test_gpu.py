@@ -13,9 +13,9 @@ from tiny import prune_arguments, write_model, write_texts
 from torch import Tensor
 
 import neuronal_ray.prune.__main__
-from neuronal_ray.benchmark_device import device_peak, forget_peak, measure_ceilings
-from neuronal_ray.benchmark_search import measure_search
-from neuronal_ray.benchmark_timed import Setting, forwards_alone, random_tokens, timed_search, worker_of
+from neuronal_ray.benchmark.device import device_peak, forget_peak, measure_ceilings
+from neuronal_ray.benchmark.search import measure_search
+from neuronal_ray.benchmark.timed import Setting, forwards_alone, random_tokens, timed_search, worker_of
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.evaluate.perplexity import window_losses
 from neuronal_ray.models.checkpoint import empty_model

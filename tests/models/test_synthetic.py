@@ -92,7 +92,7 @@ def test_memory_is_that_of_a_tensor_not_of_the_model(tmp_path: Path) -> None:
     """A model of 260 MB whose largest tensor has 16 MB."""
     code = f"""
 import pathlib, torch
-from neuronal_ray.benchmark_device import forget_peak, host_peak
+from neuronal_ray.benchmark.device import forget_peak, host_peak
 from neuronal_ray.models.synthetic import write_random_llama
 config = {CONFIG!r}
 write_random_llama(pathlib.Path({str(tmp_path / "small")!r}), config, dtype=torch.float32)

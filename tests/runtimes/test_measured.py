@@ -2,7 +2,7 @@
 
 import pytest
 
-from neuronal_ray.runtimes.measured import Pair, Side, gain, header, spread
+from neuronal_ray.benchmark.runtimes.measured import Pair, Side, gain, header, spread
 
 
 def side(decode: list[float]) -> Side:

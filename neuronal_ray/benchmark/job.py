@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 import neuronal_ray.prune.__main__
-from neuronal_ray.benchmark_device import device_peak, forget_peak, host_peak
-from neuronal_ray.benchmark_record import check_output, machine, publish
-from neuronal_ray.benchmark_shapes import (
+from neuronal_ray.benchmark.device import device_peak, forget_peak, host_peak
+from neuronal_ray.benchmark.record import check_output, machine, publish
+from neuronal_ray.benchmark.shapes import (
     add_model_options,
     check_counts,
     device_of,

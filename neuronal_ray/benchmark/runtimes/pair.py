@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Self
 
 import neuronal_ray
-from neuronal_ray.runtimes import Opening
-from neuronal_ray.runtimes.child import ANSWER
-from neuronal_ray.runtimes.measured import Pair, Side
+from neuronal_ray.benchmark.runtimes import Opening
+from neuronal_ray.benchmark.runtimes.child import ANSWER
+from neuronal_ray.benchmark.runtimes.measured import Pair, Side
 
 
 class RuntimeFailed(RuntimeError):
@@ -40,7 +40,7 @@ class Measuring:
         self._log = log
         with log.open("w") as errors:
             self._process = subprocess.Popen(
-                [python, "-m", "neuronal_ray.runtimes.child", json.dumps(asked)],
+                [python, "-m", "neuronal_ray.benchmark.runtimes.child", json.dumps(asked)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 from deepsparse import Engine
 
-from neuronal_ray.runtimes import Opening
-from neuronal_ray.runtimes.graph import PAST, PRESENT, Array, Tokens
+from neuronal_ray.benchmark.runtimes import Opening
+from neuronal_ray.benchmark.runtimes.graph import PAST, PRESENT, Array, Tokens
 
 _IR_VERSION = 8  # what its onnx and its own reader know
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from neuronal_ray.benchmark_record import check_output, machine, publish
-from neuronal_ray.benchmark_shapes import SHAPES, check_counts, kept_or_temporary
-from neuronal_ray.benchmark_timed import Setting, random_tokens, timed_search, worker_of
-from neuronal_ray.live_bytes import LiveBytes
+from neuronal_ray.benchmark.live_bytes import LiveBytes
+from neuronal_ray.benchmark.record import check_output, machine, publish
+from neuronal_ray.benchmark.shapes import SHAPES, check_counts, kept_or_temporary
+from neuronal_ray.benchmark.timed import Setting, random_tokens, timed_search, worker_of
 from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.models.synthetic import empty_llama, write_random_llama
 from neuronal_ray.workers.footprint import GIB, Footprint, Work

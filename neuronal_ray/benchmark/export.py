@@ -12,8 +12,8 @@ from statistics import median
 import numpy as np
 import torch
 
-from neuronal_ray.benchmark_record import check_output, publish
-from neuronal_ray.benchmark_shapes import kept_or_temporary
+from neuronal_ray.benchmark.record import check_output, publish
+from neuronal_ray.benchmark.shapes import kept_or_temporary
 from neuronal_ray.core.packing import pack_words, unpack_words
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.models.formats.packed import open_packed, write_packed

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from neuronal_ray.benchmark_record import machine, publish
-from neuronal_ray.benchmark_shapes import check_counts, device_of, kept_or_temporary
-from neuronal_ray.benchmark_timed import Setting, forwards_alone, random_tokens, search_phases, timed_search, worker_of
+from neuronal_ray.benchmark.live_bytes import LiveBytes
+from neuronal_ray.benchmark.record import machine, publish
+from neuronal_ray.benchmark.shapes import check_counts, device_of, kept_or_temporary
+from neuronal_ray.benchmark.timed import Setting, forwards_alone, random_tokens, search_phases, timed_search, worker_of
 from neuronal_ray.cli.config import LAMBDAS
 from neuronal_ray.cli.progress import Progress
-from neuronal_ray.live_bytes import LiveBytes
 from neuronal_ray.models.synthetic import write_random_llama
 from neuronal_ray.report.growth import Series, growth_table, write_growth_plots
 from neuronal_ray.workers.pools.protocol import InProcessPool, Pool

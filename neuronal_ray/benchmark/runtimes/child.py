@@ -1,4 +1,4 @@
-"""`python -m neuronal_ray.runtimes.child JSON`: one model in one runtime, timed at the word of another process.
+"""`python -m neuronal_ray.benchmark.runtimes.child JSON`: one model in one runtime, timed at the word of another process.
 
 Answers are lines of stdout that start with ANSWER: one when the model is loaded, one for each line of stdin, which
 asks for a round, and one with the memory at the end of stdin. Runs under Pythons that have no torch.
@@ -21,7 +21,7 @@ def main() -> None:
 
     import numpy as np
 
-    from neuronal_ray.runtimes import Opening
+    from neuronal_ray.benchmark.runtimes import Opening
 
     vocabulary = asked.pop("vocabulary")
     opening = Opening(**(asked | {"path": Path(asked["path"])}))

@@ -11,12 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neuronal_ray.runtimes import RUNTIMES, missing
+from neuronal_ray.benchmark.runtimes import RUNTIMES, missing
 
 if TYPE_CHECKING:
+    from neuronal_ray.benchmark.runtimes.measured import Pair
+    from neuronal_ray.benchmark.runtimes.pair import Place, Rounds
     from neuronal_ray.models.checkpoint import Checkpoint
-    from neuronal_ray.runtimes.measured import Pair
-    from neuronal_ray.runtimes.pair import Place, Rounds
 
 PROG = "neuronal-ray benchmark inference"
 _DESCRIPTION = """Measure a sparse model beside the dense one that it was made from, in every runtime that is installed:
@@ -63,10 +63,10 @@ def main(argv: Sequence[str]) -> None:
     if arguments.output is not None and not arguments.output.absolute().parent.is_dir():
         raise ValueError(f"--output: no directory {arguments.output.absolute().parent}")
 
+    from neuronal_ray.benchmark.runtimes.measured import REPEATABLE, header
+    from neuronal_ray.benchmark.runtimes.pair import Rounds, RuntimeFailed
     from neuronal_ray.prune.files import write_json
     from neuronal_ray.prune.pipeline import versions
-    from neuronal_ray.runtimes.measured import REPEATABLE, header
-    from neuronal_ray.runtimes.pair import Rounds, RuntimeFailed
 
     dense, sparse = _checkpoints(arguments.against, arguments.model)
     rounds = Rounds(rounds=arguments.rounds, batches=batches, prompt=arguments.prompt, tokens=arguments.tokens)
@@ -201,7 +201,7 @@ class _Places:
         self.device = "cuda" if cuda and arguments.device != "cpu" else "cpu"
 
     def measure(self, name: str) -> "Pair":
-        from neuronal_ray.runtimes.pair import measure_pair
+        from neuronal_ray.benchmark.runtimes.pair import measure_pair
 
         runtime = RUNTIMES[name]
         return measure_pair(
@@ -214,8 +214,8 @@ class _Places:
         )
 
     def _place(self, name: str, which: str, dtype: str | None) -> "Place":
-        from neuronal_ray.runtimes import Opening
-        from neuronal_ray.runtimes.pair import Place
+        from neuronal_ray.benchmark.runtimes import Opening
+        from neuronal_ray.benchmark.runtimes.pair import Place
 
         runtime, checkpoint = RUNTIMES[name], self._models[which]
         path, num_bytes = checkpoint.path, checkpoint.num_bytes

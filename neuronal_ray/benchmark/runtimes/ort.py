@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import onnxruntime
 
-from neuronal_ray.runtimes import Opening
-from neuronal_ray.runtimes.graph import PAST, Array, GraphSession
+from neuronal_ray.benchmark.runtimes import Opening
+from neuronal_ray.benchmark.runtimes.graph import PAST, Array, GraphSession
 
 
 class OnnxRuntimeSession(GraphSession):

@@ -9,18 +9,18 @@ from neuronal_ray.cli.exit_codes import exit_code
 _DEFAULT = "search"
 
 PARTS = {
-    "search": ("neuronal_ray.benchmark_search", "where the search's time goes, its floors, a literal one (default)"),
-    "kernels": ("neuronal_ray.benchmark_kernels", "cut, rank and squares beside their references and their bytes"),
-    "job": ("neuronal_ray.benchmark_job", "a whole pruning: statistics, search, three perplexities, files"),
-    "growth": ("neuronal_ray.benchmark_growth", "how time and memory grow with the model, text, candidates, workers"),
-    "memory": ("neuronal_ray.benchmark_memory", "the planner's formula for visiting blocks beside what was measured"),
-    "table": ("neuronal_ray.benchmark_table", "Markdown from files that searches and jobs wrote"),
-    "methods": ("neuronal_ray.benchmark_methods", "allocations, refinements and solvers beside the dense pass"),
-    "sweep": ("neuronal_ray.benchmark_sweep", "what a sweep saves over separate commands"),
-    "cluster": ("neuronal_ray.benchmark_cluster", "what Ray costs and replicas gain"),
-    "inference": ("neuronal_ray.benchmark_inference", "what the zeros are worth in every runtime that is installed"),
-    "export": ("neuronal_ray.benchmark_export", "packing and loading beside plain reading and writing"),
-    "scaling": ("neuronal_ray.benchmark_scaling", "what is to be expected of larger machines"),
+    "search": ("neuronal_ray.benchmark.search", "where the search's time goes, its floors, a literal one (default)"),
+    "kernels": ("neuronal_ray.benchmark.kernels", "cut, rank and squares beside their references and their bytes"),
+    "job": ("neuronal_ray.benchmark.job", "a whole pruning: statistics, search, three perplexities, files"),
+    "growth": ("neuronal_ray.benchmark.growth", "how time and memory grow with the model, text, candidates, workers"),
+    "memory": ("neuronal_ray.benchmark.memory", "the planner's formula for visiting blocks beside what was measured"),
+    "table": ("neuronal_ray.benchmark.table", "Markdown from files that searches and jobs wrote"),
+    "methods": ("neuronal_ray.benchmark.methods", "allocations, refinements and solvers beside the dense pass"),
+    "sweep": ("neuronal_ray.benchmark.sweep", "what a sweep saves over separate commands"),
+    "cluster": ("neuronal_ray.benchmark.cluster", "what Ray costs and replicas gain"),
+    "inference": ("neuronal_ray.benchmark.inference", "what the zeros are worth in every runtime that is installed"),
+    "export": ("neuronal_ray.benchmark.export", "packing and loading beside plain reading and writing"),
+    "scaling": ("neuronal_ray.benchmark.scaling", "what is to be expected of larger machines"),
 }
 """By name: a module with `main(argv)` and what it measures. Bad input is a ValueError."""
 

@@ -16,9 +16,9 @@ from tempfile import TemporaryDirectory
 import torch
 
 from neuronal_ray.algorithms.linear_pruner import Recipe
-from neuronal_ray.benchmark_device import measure_ceilings
-from neuronal_ray.benchmark_record import check_output, publish
-from neuronal_ray.benchmark_shapes import SHAPES
+from neuronal_ray.benchmark.device import measure_ceilings
+from neuronal_ray.benchmark.record import check_output, publish
+from neuronal_ray.benchmark.shapes import SHAPES
 from neuronal_ray.cli.config import LAMBDAS
 from neuronal_ray.models.synthetic import empty_llama, write_random_llama
 from neuronal_ray.workers.footprint import GIB, Devices, Footprint, Work, fit, needed_devices

@@ -40,7 +40,11 @@ class Runtime:
     dtype: str | None = None
 
 
-_TORCH, _ONNX, _OPENVINO = "neuronal_ray.models.generation", "neuronal_ray.runtimes.ort", "neuronal_ray.runtimes.ov"
+_TORCH, _ONNX, _OPENVINO = (
+    "neuronal_ray.models.generation",
+    "neuronal_ray.benchmark.runtimes.ort",
+    "neuronal_ray.benchmark.runtimes.ov",
+)
 _GRAPH = ("onnx", "onnxscript")
 
 RUNTIMES = {
@@ -65,7 +69,7 @@ RUNTIMES = {
         onnx=True,
     ),
     "deepsparse": Runtime(
-        module="neuronal_ray.runtimes.deep",
+        module="neuronal_ray.benchmark.runtimes.deep",
         what="DeepSparse 1.8, float32",
         dense="deepsparse",
         packages=_GRAPH,

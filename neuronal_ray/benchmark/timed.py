@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from neuronal_ray.benchmark_device import seconds, settle
-from neuronal_ray.benchmark_stages import CALIBRATION, CANDIDATES, OTHER, SEARCH_TEXT, stage_name
+from neuronal_ray.benchmark.device import seconds, settle
+from neuronal_ray.benchmark.stages import CALIBRATION, CANDIDATES, OTHER, SEARCH_TEXT, stage_name
 from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS, PruneConfig
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.layout import Layout

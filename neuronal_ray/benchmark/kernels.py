@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.sparse import to_sparse_semi_structured
 
-from neuronal_ray.benchmark_device import measure_ceilings, seconds
-from neuronal_ray.benchmark_record import check_output, publish
-from neuronal_ray.benchmark_shapes import device_of
+from neuronal_ray.benchmark.device import measure_ceilings, seconds
+from neuronal_ray.benchmark.record import check_output, publish
+from neuronal_ray.benchmark.shapes import device_of
 from neuronal_ray.core.kernels.cut import apply_cut, cut_reference
 from neuronal_ray.core.kernels.gate import gated, gated_reference
 from neuronal_ray.core.kernels.memory import keep_freed_memory

@@ -1,7 +1,7 @@
 """Where does the time of a search go, stage by stage, and how far is it from what the device could do?
 
 Everything in one run: the search of `paper` mode, the ceilings of the device, the candidates' sparse forwards alone
-(the floor), and a literal implementation (benchmark_literal.py).
+(the floor), and a literal implementation (benchmark/literal.py).
 """
 
 import argparse
@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 
-from neuronal_ray.benchmark_device import (
+from neuronal_ray.benchmark.device import (
     Ceilings,
     device_peak,
     forget_peak,
@@ -22,9 +22,9 @@ from neuronal_ray.benchmark_device import (
     seconds,
     settle,
 )
-from neuronal_ray.benchmark_literal import literal_candidate
-from neuronal_ray.benchmark_record import check_output, machine, publish
-from neuronal_ray.benchmark_shapes import (
+from neuronal_ray.benchmark.literal import literal_candidate
+from neuronal_ray.benchmark.record import check_output, machine, publish
+from neuronal_ray.benchmark.shapes import (
     add_model_options,
     check_counts,
     device_of,
@@ -33,8 +33,8 @@ from neuronal_ray.benchmark_shapes import (
     model_path,
     shape_names,
 )
-from neuronal_ray.benchmark_stages import FORWARDS, Need, Stage, needs
-from neuronal_ray.benchmark_timed import (
+from neuronal_ray.benchmark.stages import FORWARDS, Need, Stage, needs
+from neuronal_ray.benchmark.timed import (
     Setting,
     TimedSearch,
     Tokens,

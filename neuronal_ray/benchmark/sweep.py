@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 
 import neuronal_ray.prune.__main__
 import neuronal_ray.sweep.__main__
-from neuronal_ray.benchmark_record import check_output, publish
-from neuronal_ray.benchmark_shapes import check_counts
+from neuronal_ray.benchmark.record import check_output, publish
+from neuronal_ray.benchmark.shapes import check_counts
 from neuronal_ray.sweep.config import Cell, read_study
 
 METHODS = ("magnitude", "multiflow", "wanda", "sparsegpt")

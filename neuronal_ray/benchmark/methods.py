@@ -16,9 +16,9 @@ from torch import Tensor
 from neuronal_ray.algorithms import registry
 from neuronal_ray.algorithms.linear_pruner import Recipe
 from neuronal_ray.algorithms.methods import Quota, sparsegpt
-from neuronal_ray.benchmark_literal import literal_spectrum, literal_tail_exponent
-from neuronal_ray.benchmark_record import check_output, publish
-from neuronal_ray.benchmark_shapes import check_counts, device_of, kept_or_temporary, length_of, model_path
+from neuronal_ray.benchmark.literal import literal_spectrum, literal_tail_exponent
+from neuronal_ray.benchmark.record import check_output, publish
+from neuronal_ray.benchmark.shapes import check_counts, device_of, kept_or_temporary, length_of, model_path
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import exact_plan, uniform_rates
 from neuronal_ray.core.problem import Problem

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from neuronal_ray.benchmark_device import Ceilings, said_flops
+from neuronal_ray.benchmark.device import Ceilings, said_flops
 from neuronal_ray.core.kernels.ranking import rank_dtype
 from neuronal_ray.core.layout import Layout
 

@@ -11,8 +11,8 @@ import torch
 
 from neuronal_ray.algorithms.allocations import neuronal
 from neuronal_ray.algorithms.linear_pruner import Recipe
-from neuronal_ray.benchmark_record import check_output, publish
-from neuronal_ray.benchmark_shapes import kept_or_temporary, length_of, model_path
+from neuronal_ray.benchmark.record import check_output, publish
+from neuronal_ray.benchmark.shapes import kept_or_temporary, length_of, model_path
 from neuronal_ray.cli.config import LAMBDAS
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import uniform_rates

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import openvino
 
-from neuronal_ray.runtimes import Opening
-from neuronal_ray.runtimes.graph import PAST, Array, GraphSession
+from neuronal_ray.benchmark.runtimes import Opening
+from neuronal_ray.benchmark.runtimes.graph import PAST, Array, GraphSession
 
 _SPARSE_FROM = 0.5
 """A weight with at least this share of zeros is kept packed, where the processor has the instructions (AMX)."""
