@@ -25,7 +25,7 @@ def main() -> int:
     if name not in _COMMANDS:
         print(f"neuronal-ray: unknown command {name!r}, expected one of: {', '.join(_COMMANDS)}", file=sys.stderr)
         return 2
-    code: int = import_module(f"neuronal_ray.{name}").main(sys.argv[2:])
+    code: int = import_module(f"neuronal_ray.{name}.__main__").main(sys.argv[2:])
     return code
 
 

@@ -18,7 +18,7 @@ from neuronal_ray.sweep.config import Study, read_override, read_study
 from neuronal_ray.sweep.files import SCHEMA, Store, read_results
 from neuronal_ray.workers.pools.protocol import TaskError
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 VARIANTS: dict[str, dict[str, str]] = {
     "Uniform": {"allocation": "uniform"},

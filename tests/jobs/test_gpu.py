@@ -13,7 +13,7 @@ from neuronal_ray.benchmark import table as benchmark_table
 from neuronal_ray.benchmark.__main__ import PARTS, main
 from neuronal_ray.benchmark.timed import Setting
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 SCRIPT = TESTS.parent / "jobs" / "gpu.sh"
 STUB = """#!/usr/bin/env bash
 echo "$@" >> "$CALLS"

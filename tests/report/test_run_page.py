@@ -262,7 +262,7 @@ def test_figures_take_their_colors_from_the_page(html: str) -> None:
 def test_the_same_files_give_the_same_bytes(tmp_path: Path, html: str) -> None:
     write_example(tmp_path)
     command = [sys.executable, "-m", "neuronal_ray.report", str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1])
+    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[2])
     assert (tmp_path / "report.html").read_bytes() == html.encode()
 
 
@@ -406,4 +406,4 @@ def test_importing_is_light() -> None:
         "heavy = {'matplotlib', 'numpy', 'pyarrow', 'torch'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

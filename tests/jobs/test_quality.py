@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny import LENGTH, write_model, write_texts
 
-JOBS = Path(__file__).parents[1] / "jobs"
+JOBS = Path(__file__).parents[2] / "jobs"
 sys.path.insert(0, str(JOBS))
 
 import quality  # noqa: E402
