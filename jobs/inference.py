@@ -105,8 +105,8 @@ def _write_models(dense: Path, sparse: Path, *, blocks: int, rate: float) -> Non
     import torch
     from safetensors.torch import load_file, save_file
 
+    from neuronal_ray.cli.atomic import staged
     from neuronal_ray.models.synthetic import write_random_llama
-    from neuronal_ray.prune.files import staged
 
     if not dense.is_dir():
         write_random_llama(dense, SHAPES | {"num_hidden_layers": blocks}, dtype=torch.bfloat16)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from quality_tables import IN, OUT, Row
 
-from neuronal_ray.cli.config import PruneConfig
 from neuronal_ray.cli.options import parse_config
+from neuronal_ray.prune.config import PruneConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neuronal_ray.algorithms.linear_pruner import Recipe
+    from neuronal_ray.algorithms.linear_pruner import LinearPruner
     from neuronal_ray.core.plan import Plan
     from neuronal_ray.models.checkpoint import Checkpoint
     from neuronal_ray.workers.pools.protocol import Pool
@@ -99,17 +99,17 @@ class Dense:
 @cache
 def dense_model(model: Model, settings: Settings) -> Dense:
     """The windows of each text by domain and name, and the dense model's perplexity on each."""
-    from neuronal_ray.algorithms.linear_pruner import Recipe
+    from neuronal_ray.algorithms.linear_pruner import LinearPruner
+    from neuronal_ray.evaluate.inputs import read_windows
     from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
-    from neuronal_ray.prune.pipeline import read_windows
-    from neuronal_ray.workers.pools.protocol import InProcessPool
+    from neuronal_ray.workers.pools.in_process import InProcessPool
 
     checkpoint = open_checkpoint(resolve_model(model.path))
     windows = {}
     for domain, sources in ((IN, model.in_domain), (OUT, model.out_of_domain)):
         read = read_windows(sources, checkpoint, length=settings.sequence_length, trust_remote_code=False)
         windows[domain] = {name: text[: settings.max_windows] for name, text in read.items()}
-    pool = InProcessPool(_spec(checkpoint, Recipe(method="wanda")))
+    pool = InProcessPool(_spec(checkpoint, LinearPruner(method="wanda")))
     perplexities = _perplexities(pool, windows, None)
     if None in [value for values in perplexities.values() for value in values.values()]:
         raise ValueError(f"{model.name}: the dense model overflows")
@@ -136,10 +136,11 @@ def draw(model: Model, settings: Settings, seed: int) -> "Tensor":
 def measure(cell: Cell, settings: Settings, flags: str, *, target: float, budget: int | None) -> Row:
     """Prune with one variant and evaluate it. Raises ValueError unless it removes `budget` weights (None: any)."""
     from neuronal_ray.cli.progress import Progress
+    from neuronal_ray.cli.versions import versions
     from neuronal_ray.prune.compose import compose
-    from neuronal_ray.prune.pipeline import allocate, versions
+    from neuronal_ray.prune.pipeline import allocate
     from neuronal_ray.prune.session import Session
-    from neuronal_ray.workers.pools.protocol import InProcessPool
+    from neuronal_ray.workers.pools.in_process import InProcessPool
     from neuronal_ray.workers.spec import Walk
     from neuronal_ray.workers.worker import Worker
 
@@ -147,7 +148,7 @@ def measure(cell: Cell, settings: Settings, flags: str, *, target: float, budget
     composition = compose(config)
     dense = dense_model(cell.model, settings)
     calibration = draw(cell.model, settings, cell.seed)
-    pool = InProcessPool(_spec(dense.checkpoint, composition.recipe))
+    pool = InProcessPool(_spec(dense.checkpoint, composition.pruner))
     layout, progress, marks = pool.first(Worker.describe), Progress(), [time.perf_counter()]
     session = Session(pool)
     session.hold(composition, calibration, progress, samples=config.search_samples)
@@ -159,7 +160,7 @@ def measure(cell: Cell, settings: Settings, flags: str, *, target: float, budget
     marks.append(time.perf_counter())
     zeros = pool.first(_zeros, plan)
     if budget is not None:
-        check_budget(zeros, planned=plan.total, budget=budget, solves=composition.recipe.solves)
+        check_budget(zeros, planned=plan.total, budget=budget, solves=composition.pruner.solves)
     passes = 2 if composition.released else 1  # a candidate of the released code passes through dense weights as well
     stages = ("statistics", "search", "final")
     return {
@@ -191,11 +192,11 @@ def _zeros(worker: "Worker", plan: "Plan") -> int:
     return sum(int(worker.mask(spec.linear, plan).sum()) for spec in worker.layout)
 
 
-def _spec(checkpoint: "Checkpoint", recipe: "Recipe") -> "WorkerSpec":
+def _spec(checkpoint: "Checkpoint", pruner: "LinearPruner") -> "WorkerSpec":
     from neuronal_ray.workers.spec import WorkerSpec
 
     return WorkerSpec(
-        model_path=checkpoint.path, device="cpu", dtype="float32", recipe=recipe, threads=1, trust_remote_code=False
+        model_path=checkpoint.path, device="cpu", dtype="float32", pruner=pruner, threads=1, trust_remote_code=False
     )
 
 

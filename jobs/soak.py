@@ -46,7 +46,7 @@ _RECIPES = {
 class Round:
     """One disturbed run; `kills_s` are seconds after the start at which the fault was made."""
 
-    recipe: str
+    pruner: str
     fault: str
     kills_s: tuple[float, ...]
     seconds: float
@@ -89,7 +89,7 @@ def main() -> int:
                 said += more
             rounds.append(
                 Round(
-                    recipe=name,
+                    pruner=name,
                     fault=fault,
                     kills_s=tuple(killed),
                     seconds=time.monotonic() - begin,
@@ -111,7 +111,7 @@ def _line(rounds: list[Round]) -> str:
     kills = sum(len(one.kills_s) for one in rounds)
     return (
         f"{len(rounds)} rounds, {sum(one.equal for one in rounds)} survived, {kills} faults; "
-        f"last: {last.recipe}, {last.fault} at {', '.join(f'{s:.1f}' for s in last.kills_s) or '-'} s "
+        f"last: {last.pruner}, {last.fault} at {', '.join(f'{s:.1f}' for s in last.kills_s) or '-'} s "
         f"of {last.seconds:.1f} s"
     )
 

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -14,101 +13,18 @@ import neuronal_ray
 
 PACKAGE = Path(neuronal_ray.__file__).parent
 
-LAYERS = """
-neuronal_ray
-neuronal_ray.algorithms.registry neuronal_ray.cli.options
-neuronal_ray.cli.config
-neuronal_ray.core.kernels
-neuronal_ray.core.kernels.triton_cut neuronal_ray.core.kernels.triton_norm neuronal_ray.core.kernels.triton_rotary
-neuronal_ray.core.kernels.triton_gate
-neuronal_ray.core.kernels.build neuronal_ray.core.kernels.dispatch
-neuronal_ray.core.kernels.cut neuronal_ray.core.kernels.ranking neuronal_ray.core.kernels.squares neuronal_ray.core.kernels.memory
-neuronal_ray.core.kernels.packed neuronal_ray.core.kernels.norm neuronal_ray.core.kernels.rotary neuronal_ray.core.kernels.gate
-neuronal_ray.core
-neuronal_ray.core.masks neuronal_ray.core.stats
-neuronal_ray.core.layout neuronal_ray.core.operators neuronal_ray.core.spectrum neuronal_ray.core.spread
-neuronal_ray.core.alignment neuronal_ray.core.plan
-neuronal_ray.core.packing neuronal_ray.core.divergence neuronal_ray.core.levels
-neuronal_ray.core.pattern neuronal_ray.core.trim_rows neuronal_ray.core.directions
-neuronal_ray.benchmark.runtimes
-neuronal_ray.algorithms.methods
-neuronal_ray.algorithms.methods.*
-neuronal_ray.algorithms.refinements
-neuronal_ray.algorithms.refinements.*
-neuronal_ray.algorithms.linear_pruner
-neuronal_ray.workers.solved_levels
-neuronal_ray.models
-neuronal_ray.models.unsupported neuronal_ray.models.tensor_files
-neuronal_ray.models.experts neuronal_ray.models.fingerprints
-neuronal_ray.models.offload neuronal_ray.models.fused_gates
-neuronal_ray.models.blocks
-neuronal_ray.models.row_layouts neuronal_ray.models.routing neuronal_ray.models.fused_modules
-neuronal_ray.models.checkpoint neuronal_ray.models.wiring neuronal_ray.models.formats.packed_linear
-neuronal_ray.models.output_files neuronal_ray.models.synthetic
-neuronal_ray.models.tensor_copies neuronal_ray.models.formats.packed
-neuronal_ray.models.formats.packed_loading neuronal_ray.models.formats.masks neuronal_ray.models.formats.audit
-neuronal_ray.models.formats.semi_structured
-neuronal_ray.models.generation neuronal_ray.models.formats.onnx_graph
-neuronal_ray.benchmark.runtimes.graph neuronal_ray.benchmark.runtimes.measured neuronal_ray.benchmark.runtimes.child
-neuronal_ray.benchmark.runtimes.*
-neuronal_ray.models.train_builtin
-neuronal_ray.data
-neuronal_ray.data.text
-neuronal_ray.data.tokens
-neuronal_ray.data.calibration neuronal_ray.data.windows
-neuronal_ray.workers.stopwatch neuronal_ray.cli.progress neuronal_ray.benchmark.live_bytes neuronal_ray.workers.background
-neuronal_ray.workers.comparison neuronal_ray.workers.replica neuronal_ray.workers.distributions
-neuronal_ray.workers.search_text neuronal_ray.workers.masked_weights
-neuronal_ray.workers.thread_lanes
-neuronal_ray.workers.spec
-neuronal_ray.workers.shard
-neuronal_ray.workers.block_work
-neuronal_ray.workers.tasks.candidates
-neuronal_ray.workers.tasks.solver_candidates neuronal_ray.workers.tasks.probes
-neuronal_ray.workers.tasks.final_model
-neuronal_ray.workers.worker
-neuronal_ray.workers.footprint neuronal_ray.workers.pools.protocol
-neuronal_ray.core.problem
-neuronal_ray.core.lambda_search
-neuronal_ray.core.problem.*
-neuronal_ray.workers.pools.ray
-neuronal_ray.workers.pools.ray.tensors neuronal_ray.workers.pools.ray.devices
-neuronal_ray.workers.pools.ray.costs
-neuronal_ray.workers.pools.ray.actor
-neuronal_ray.workers.pools.ray.pool
-neuronal_ray.evaluate
-neuronal_ray.evaluate.scores neuronal_ray.evaluate.local_rows neuronal_ray.evaluate.benchmark_names
-neuronal_ray.evaluate.perplexity neuronal_ray.evaluate.benchmarks
-neuronal_ray.evaluate.measure
-neuronal_ray.prune.journal
-neuronal_ray.prune.search neuronal_ray.prune.compose
-neuronal_ray.prune.files neuronal_ray.workers.pools.launch
-neuronal_ray.prune.session
-neuronal_ray.prune.pipeline
-neuronal_ray.sweep.config neuronal_ray.prune.dry_run
-neuronal_ray.sweep.files
-neuronal_ray.sweep.pipeline
-neuronal_ray.sweep.dry_run
-neuronal_ray.report.inputs neuronal_ray.report.style neuronal_ray.report.study_tables
-neuronal_ray.report.figures
-neuronal_ray.report.study_page
-neuronal_ray.cli.exit_codes
-neuronal_ray.report neuronal_ray.report.growth
-neuronal_ray.benchmark.record neuronal_ray.benchmark.device neuronal_ray.benchmark.shapes
-neuronal_ray.benchmark.literal neuronal_ray.benchmark.stages neuronal_ray.benchmark.table
-neuronal_ray.benchmark.timed
-neuronal_ray.prune neuronal_ray.evaluate neuronal_ray.sweep neuronal_ray.export
-neuronal_ray.benchmark.search neuronal_ray.benchmark.job neuronal_ray.benchmark.growth neuronal_ray.benchmark.memory
-neuronal_ray.benchmark.methods neuronal_ray.benchmark.sweep neuronal_ray.benchmark.kernels
-neuronal_ray.benchmark.cluster neuronal_ray.benchmark.scaling
-neuronal_ray.benchmark.export
-neuronal_ray.benchmark.inference
-neuronal_ray.benchmark
-neuronal_ray.__main__
-"""
-"""One row per layer: a module imports from rows above its own only. A star stands for the plug-ins of a folder."""
-
-ROWS = [row.split() for row in LAYERS.strip().splitlines()]
+ORDER = (
+    ("cli",),
+    ("core",),
+    ("data",),
+    ("models", "algorithms"),
+    ("workers",),
+    ("evaluate", "report"),
+    ("prune",),
+    ("sweep", "export"),
+    ("benchmark",),
+)
+"""The packages: each imports from those in rows above its own, and from itself."""
 
 HOMES = {
     "ray": "neuronal_ray.workers.pools.ray",
@@ -116,7 +32,9 @@ HOMES = {
     "lm_eval": "neuronal_ray.evaluate",
     "matplotlib": "neuronal_ray.report",
 }
-"""The only part of the package, by the start of its name, that imports a library."""
+"""The only package that imports a library."""
+
+MOST_LINES = 300
 
 JUNK_DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc"}
 
@@ -130,13 +48,14 @@ MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def row_of(module: str) -> int:
-    """The row that names the module, or else the row whose star it falls under."""
-    for row in range(len(ROWS)):
-        if module in ROWS[row]:
-            return row
-    starred = [row for row in range(len(ROWS)) if any("*" in name and fnmatch(module, name) for name in ROWS[row])]
-    assert starred, f"{module} has no place in LAYERS"
-    return starred[0]
+    """The row of the module's package; of the package's own `__init__` the first, of its `__main__` the last."""
+    _, _, inner = module.partition(".")
+    if not inner:
+        return -1
+    if inner == "__main__":
+        return len(ORDER)
+    (row,) = [row for row, packages in enumerate(ORDER) if inner.split(".")[0] in packages]
+    return row
 
 
 def imports(module: str) -> Iterator[str]:
@@ -152,20 +71,40 @@ def imports(module: str) -> Iterator[str]:
                 yield full if full in MODULES else node.module
 
 
+def package_of(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_from_rows_above_its_own(module: str) -> None:
+def test_a_module_imports_from_its_package_and_from_rows_above(module: str) -> None:
     upward = [
         imported
         for imported in imports(module)
-        if imported.split(".")[0] == "neuronal_ray" and row_of(imported) >= row_of(module)
+        if imported.split(".")[0] == "neuronal_ray"
+        and package_of(imported) != package_of(module)
+        and row_of(imported) >= row_of(module)
     ]
     assert not upward, f"{module} (row {row_of(module)}) imports {upward}"
 
 
-def test_every_name_in_the_list_is_a_module() -> None:
-    named = [name for row in ROWS for name in row if "*" not in name]
-    assert len(named) == len(set(named))
-    assert set(named) <= set(MODULES), set(named) - set(MODULES)
+def test_modules_do_not_import_in_a_circle() -> None:
+    graph = {module: set(imports(module)) & MODULES.keys() - {module} for module in MODULES}
+    while leaves := [module for module in graph if not graph[module]]:
+        for module in leaves:
+            del graph[module]
+        graph = {module: imported - set(leaves) for module, imported in graph.items()}
+    assert not graph, f"in circles, or above them: {sorted(graph)}"
+
+
+def test_the_packages_are_those_of_the_order() -> None:
+    found = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert found == {package for row in ORDER for package in row}
+
+
+@pytest.mark.parametrize("path", [*MODULES.values(), *PACKAGE.rglob("*.c")], ids=lambda path: path.stem)
+def test_a_file_is_short_enough_to_be_read(path: Path) -> None:
+    lines = len(path.read_text().splitlines())
+    assert lines < MOST_LINES, f"{path.relative_to(PACKAGE)} has {lines} lines"
 
 
 @pytest.mark.parametrize(("library", "home"), HOMES.items())
@@ -215,7 +154,7 @@ def test_help_answers_without_the_heavy_libraries(arguments: tuple[str, ...]) ->
 def test_every_command_of_the_script_is_a_module_with_main(command: str) -> None:
     functions = [
         node.name
-        for node in ast.parse(MODULES[f"neuronal_ray.{command}"].read_text()).body
+        for node in ast.parse(MODULES[f"neuronal_ray.{command}.__main__"].read_text()).body
         if isinstance(node, ast.FunctionDef)
     ]
     assert "main" in functions

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.models.output_files import copy_rest, split_parts
 from neuronal_ray.workers.spec import WorkerSpec
@@ -102,13 +102,15 @@ def prune_arguments(folder: Path, output: Path | str, **changes: str | None) -> 
     return [word for pair in words for word in pair if word]
 
 
-def cpu_spec(path: Path, recipe: Recipe, *, dtype: str = "float32", threads: int | None = 1, **more: int) -> WorkerSpec:
+def cpu_spec(
+    path: Path, pruner: LinearPruner, *, dtype: str = "float32", threads: int | None = 1, **more: int
+) -> WorkerSpec:
     """Of a worker on the CPU; `more` are its shards, and whether its blocks visit."""
     return WorkerSpec(
         model_path=path,
         device="cpu",
         dtype=dtype,
-        recipe=recipe,
+        pruner=pruner,
         threads=threads,
         trust_remote_code=False,
         **more,

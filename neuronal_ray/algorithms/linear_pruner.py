@@ -21,7 +21,7 @@ Weight = Float[Tensor, "rows columns"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class LinearPruner:
     """Names and settings, as they are sent to workers; `parts` are the parts of a block that are refined."""
 
     method: str = "magnitude"

@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from neuronal_ray.cli.errors import BadInput
+
 _PACKAGE = Path(__file__).parent
 
 
@@ -18,7 +20,7 @@ def names(kind: str) -> list[str]:
 def load(kind: str, name: str) -> ModuleType:
     """The module `neuronal_ray.<kind>.<name>`."""
     if name not in names(kind):
-        raise ValueError(f"--{kind[:-1]}: unknown name {name!r}, expected one of: {', '.join(names(kind))}")
+        raise BadInput(f"--{kind[:-1]}: unknown name {name!r}, expected one of: {', '.join(names(kind))}")
     return import_module(f"neuronal_ray.algorithms.{kind}.{name}")
 
 
@@ -33,16 +35,16 @@ def settings_for(function: Callable[..., object], settings: Mapping[str, object]
 
 
 def check_settings(functions: Sequence[Callable[..., object]], settings: Mapping[str, object], *, owner: str) -> None:
-    """Raise ValueError unless every setting is a keyword-only argument of one of `functions`, of the right type."""
+    """Raise BadInput unless every setting is a keyword-only argument of one of `functions`, of the right type."""
     known = {name: parameter for function in functions for name, parameter in _declared(function).items()}
     for name, value in settings.items():
         if name not in known:
             expected = ", ".join(f"{owner}.{key}" for key in known) or f"nothing: {owner} has no settings"
-            raise ValueError(f"--set {owner}.{name}: unknown setting, expected {expected}")
+            raise BadInput(f"--set {owner}.{name}: unknown setting, expected {expected}")
         wanted = type(known[name].default)
         accepted = (int, float) if wanted is float else wanted
         if not isinstance(value, accepted) or isinstance(value, bool) is not (wanted is bool):
-            raise ValueError(f"--set {owner}.{name}: {value!r} is not of type {wanted.__name__}")
+            raise BadInput(f"--set {owner}.{name}: {value!r} is not of type {wanted.__name__}")
 
 
 def _declared(function: Callable[..., object]) -> dict[str, inspect.Parameter]:

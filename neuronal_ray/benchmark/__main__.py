@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import exit_code
 
 _DEFAULT = "search"
@@ -41,11 +42,11 @@ def _main(argv: Sequence[str]) -> None:
     named = bool(first) and not first.startswith("-")
     part = first if named else _DEFAULT
     if part not in PARTS:
-        raise ValueError(f"unknown part {part!r}, expected one of: {', '.join(PARTS)}")
+        raise BadInput(f"unknown part {part!r}, expected one of: {', '.join(PARTS)}")
     try:
         module = import_module(PARTS[part][0])
     except ModuleNotFoundError as error:
-        raise ValueError(f"{part}: {error.name} is not installed") from error
+        raise BadInput(f"{part}: {error.name} is not installed") from error
     module.main(argv[1:] if named else argv)
 
 

@@ -10,16 +10,17 @@ from pathlib import Path
 import torch
 
 from neuronal_ray.algorithms.allocations import neuronal
-from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.benchmark.record import check_output, publish
 from neuronal_ray.benchmark.shapes import kept_or_temporary, length_of, model_path
-from neuronal_ray.cli.config import LAMBDAS
 from neuronal_ray.cli.progress import Progress
+from neuronal_ray.core.lambdas import LAMBDAS
 from neuronal_ray.core.plan import uniform_rates
 from neuronal_ray.core.problem import Problem
 from neuronal_ray.core.stats import SquareSum
 from neuronal_ray.prune.search import Search
-from neuronal_ray.workers.pools.protocol import InProcessPool, Pool
+from neuronal_ray.workers.pools.in_process import InProcessPool
+from neuronal_ray.workers.pools.protocol import Pool
 from neuronal_ray.workers.pools.ray.devices import connect, disconnect
 from neuronal_ray.workers.pools.ray.pool import RayPool
 from neuronal_ray.workers.spec import WorkerSpec
@@ -83,7 +84,7 @@ def measure_cluster(model: Path, *, name: str, length: int, samples: int = 2) ->
         model_path=model,
         device="cpu",
         dtype="float32",
-        recipe=Recipe(method="wanda"),
+        pruner=LinearPruner(method="wanda"),
         threads=1,
         trust_remote_code=False,
     )

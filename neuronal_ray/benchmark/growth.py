@@ -13,11 +13,13 @@ from neuronal_ray.benchmark.live_bytes import LiveBytes
 from neuronal_ray.benchmark.record import machine, publish
 from neuronal_ray.benchmark.shapes import check_counts, device_of, kept_or_temporary
 from neuronal_ray.benchmark.timed import Setting, forwards_alone, random_tokens, search_phases, timed_search, worker_of
-from neuronal_ray.cli.config import LAMBDAS
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.progress import Progress
+from neuronal_ray.core.lambdas import LAMBDAS
 from neuronal_ray.models.synthetic import write_random_llama
 from neuronal_ray.report.growth import Series, growth_table, write_growth_plots
-from neuronal_ray.workers.pools.protocol import InProcessPool, Pool
+from neuronal_ray.workers.pools.in_process import InProcessPool
+from neuronal_ray.workers.pools.protocol import Pool
 from neuronal_ray.workers.worker import Worker
 
 _DESCRIPTION = """Time searches that differ in one number from a small one, beside their floor (the candidates' forwards
@@ -131,7 +133,7 @@ def main(argv: Sequence[str]) -> None:
     device = device_of(arguments.device)
     check_counts(arguments, rounds=1, threads=1)
     if arguments.output is not None and arguments.output.exists() and not arguments.output.is_dir():
-        raise ValueError(f"--output: {arguments.output} is not a directory")
+        raise BadInput(f"--output: {arguments.output} is not a directory")
     print(machine(), flush=True)
     with Progress().stage("searches", arguments.rounds * len(RANGES.cases)) as advance:
         measured = measure_growth(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neuronal_ray.benchmark.runtimes import RUNTIMES, missing
+from neuronal_ray.cli.errors import BadInput
 
 if TYPE_CHECKING:
     from neuronal_ray.benchmark.runtimes.measured import Pair
@@ -27,7 +28,7 @@ neuronal-ray benchmark inference --model pruned --against huggyllama/llama-7b"""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Raises ValueError for bad input."""
+    """Raises BadInput for bad input."""
     choices = "\n".join(f"  {name:<14} {runtime.what}" for name, runtime in RUNTIMES.items())
     parser = argparse.ArgumentParser(
         prog=PROG,
@@ -55,18 +56,18 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     for name in ("rounds", "prompt", "tokens", "threads"):
         if (value := getattr(arguments, name)) is not None and value < 1:
-            raise ValueError(f"--{name}: {value} is not positive")
+            raise BadInput(f"--{name}: {value} is not positive")
     if arguments.deepsparse_python is not None and not arguments.deepsparse_python.is_file():
-        raise ValueError(f"--deepsparse-python: no file {arguments.deepsparse_python}")
+        raise BadInput(f"--deepsparse-python: no file {arguments.deepsparse_python}")
     batches = _batches(arguments.batches)
     names = _names(arguments.runtimes, deepsparse=arguments.deepsparse_python is not None)
     if arguments.output is not None and not arguments.output.absolute().parent.is_dir():
-        raise ValueError(f"--output: no directory {arguments.output.absolute().parent}")
+        raise BadInput(f"--output: no directory {arguments.output.absolute().parent}")
 
     from neuronal_ray.benchmark.runtimes.measured import REPEATABLE, header
     from neuronal_ray.benchmark.runtimes.pair import Rounds, RuntimeFailed
-    from neuronal_ray.prune.files import write_json
-    from neuronal_ray.prune.pipeline import versions
+    from neuronal_ray.cli.atomic import write_json
+    from neuronal_ray.cli.versions import versions
 
     dense, sparse = _checkpoints(arguments.against, arguments.model)
     rounds = Rounds(rounds=arguments.rounds, batches=batches, prompt=arguments.prompt, tokens=arguments.tokens)
@@ -83,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
         for name in names:
             try:
                 pair = places.measure(name)
-            except (RuntimeFailed, ValueError) as error:
+            except (RuntimeFailed, BadInput) as error:
                 failed[name] = str(error)
                 print(f"{name:<14} could not be measured: {error}", flush=True)
                 continue
@@ -117,9 +118,9 @@ def _batches(text: str) -> tuple[int, ...]:
     try:
         batches = tuple(int(word) for word in text.split(","))
     except ValueError as error:
-        raise ValueError(f"--batches: {text!r} is not a comma-separated list of numbers") from error
+        raise BadInput(f"--batches: {text!r} is not a comma-separated list of numbers") from error
     if min(batches) < 1 or len(set(batches)) < len(batches):
-        raise ValueError(f"--batches: {text!r}: expected different positive numbers")
+        raise BadInput(f"--batches: {text!r}: expected different positive numbers")
     return batches
 
 
@@ -128,7 +129,7 @@ def _names(asked: str | None, *, deepsparse: bool) -> list[str]:
     names = list(RUNTIMES) if asked is None else asked.split(",")
     unknown = [name for name in names if name not in RUNTIMES]
     if unknown:
-        raise ValueError(f"--runtimes: unknown {unknown[0]!r}, expected some of: {', '.join(RUNTIMES)}")
+        raise BadInput(f"--runtimes: unknown {unknown[0]!r}, expected some of: {', '.join(RUNTIMES)}")
     usable = []
     for name in names:
         absent = missing(RUNTIMES[name])
@@ -142,7 +143,7 @@ def _names(asked: str | None, *, deepsparse: bool) -> list[str]:
             usable.append(name)
             continue
         if asked is not None:
-            raise ValueError(f"--runtimes: {name}: {reason}")
+            raise BadInput(f"--runtimes: {name}: {reason}")
         print(f"{PROG}: {name} is left out: {reason}", file=sys.stderr)
     return usable
 
@@ -154,12 +155,12 @@ def _checkpoints(against: str, model: str) -> "tuple[Checkpoint, Checkpoint]":
     for flag, name in (("--against", against), ("--model", model)):
         try:
             found.append(open_checkpoint(resolve_model(name)))
-        except ValueError as error:
-            raise ValueError(str(error).replace("--model", flag, 1)) from error
+        except BadInput as error:
+            raise BadInput(str(error).replace("--model", flag, 1)) from error
     dense, sparse = found
     shapes = [{name: stored.shape for name, stored in one.tensors.items()} for one in found]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"--against: {against} has other tensors than {model}; expected the model it was made from")
+        raise BadInput(f"--against: {against} has other tensors than {model}; expected the model it was made from")
     return dense, sparse
 
 
@@ -197,7 +198,7 @@ class _Places:
         self.threads = arguments.threads or torch.get_num_threads()
         cuda = torch.cuda.is_available()
         if arguments.device == "cuda" and not cuda:
-            raise ValueError("--device: there is no CUDA device")
+            raise BadInput("--device: there is no CUDA device")
         self.device = "cuda" if cuda and arguments.device != "cpu" else "cpu"
 
     def measure(self, name: str) -> "Pair":
@@ -245,5 +246,5 @@ class _Places:
             command = [sys.executable, "-c", code, str(self._models[which].path), str(folder)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
-                raise ValueError(f"export to ONNX failed: {done.stderr.strip().splitlines()[-1]}")
+                raise BadInput(f"export to ONNX failed: {done.stderr.strip().splitlines()[-1]}")
         return folder / "model.onnx"

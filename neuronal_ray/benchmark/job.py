@@ -25,6 +25,7 @@ from neuronal_ray.benchmark.shapes import (
     model_path,
     shape_names,
 )
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import DONE, Unfinished
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.workers.footprint import GIB
@@ -83,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     (name, *more), device = shape_names(arguments.shape), device_of(arguments.device)
     if more:
-        raise ValueError(f"--shape: {arguments.shape}, expected one name")
+        raise BadInput(f"--shape: {arguments.shape}, expected one name")
     check_counts(arguments, search_samples=1, calibration_samples=arguments.search_samples, length=2, threads=1)
     windows = tuple(_count(words) for words in arguments.windows.split(","))
     check_output(arguments.output)
@@ -107,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _count(word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
-        raise ValueError(f"--windows: {word!r}, expected numbers of sequences such as {_WINDOWS}")
+        raise BadInput(f"--windows: {word!r}, expected numbers of sequences such as {_WINDOWS}")
     return int(word)
 
 

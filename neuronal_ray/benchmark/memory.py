@@ -14,7 +14,7 @@ from neuronal_ray.benchmark.timed import Setting, random_tokens, timed_search, w
 from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.models.synthetic import empty_llama, write_random_llama
 from neuronal_ray.workers.footprint import GIB, Footprint, Work
-from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.pools.in_process import InProcessPool
 
 AIMS_GIB = {"7b": 8, "13b": 12, "70b": 40}
 """What a device should need to have for a streamed search of 8 x 2048 tokens in 16 bits."""

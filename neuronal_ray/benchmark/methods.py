@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from neuronal_ray.algorithms import registry
-from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.algorithms.methods import Quota, sparsegpt
 from neuronal_ray.benchmark.literal import literal_spectrum, literal_tail_exponent
 from neuronal_ray.benchmark.record import check_output, publish
@@ -25,7 +25,7 @@ from neuronal_ray.core.problem import Problem
 from neuronal_ray.core.spectrum import BOUNDS, eigenvalues, tail_exponent
 from neuronal_ray.core.stats import Gram, Moments, SquareSum
 from neuronal_ray.prune.search import Search
-from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.spec import Walk, WorkerSpec
 from neuronal_ray.workers.worker import Worker
 
@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
             model_path=model_path("wide", folder),
             device=device_of("auto"),
             dtype="float32",
-            recipe=Recipe(method="wanda"),
+            pruner=LinearPruner(method="wanda"),
             threads=arguments.threads,
             trust_remote_code=False,
             profile=True,
@@ -157,7 +157,7 @@ def measure_methods(
     plan = exact_plan(layout, uniform_rates(layout, lambda _: target), target=target)
     dsnot = {}
     for parts in (("attention",), ("attention", "mlp")):
-        worker.spec = replace(spec, recipe=Recipe(method="wanda", refinement="dsnot", parts=parts))
+        worker.spec = replace(spec, pruner=LinearPruner(method="wanda", refinement="dsnot", parts=parts))
         dsnot[parts], _ = _timed(partial(worker.finish, plan, text, Walk(pruned=False)))
 
     weights = [replica.weight(spec) for spec in layout.blocks[0]]

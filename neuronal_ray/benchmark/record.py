@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from neuronal_ray.cli.errors import BadInput
+
 
 class Measured(Protocol):
     """A frozen dataclass that can say itself."""
@@ -70,9 +72,9 @@ def _named(one: Measured) -> dict[str, object]:
 
 
 def check_output(path: Path | None) -> None:
-    """Raise ValueError, before anything is measured, when the file cannot be written."""
+    """Raise BadInput, before anything is measured, when the file cannot be written."""
     if path is not None and not path.absolute().parent.is_dir():
-        raise ValueError(f"--output: no directory {path.absolute().parent}")
+        raise BadInput(f"--output: no directory {path.absolute().parent}")
 
 
 def publish(measured: Sequence[Measured], output: Path | None) -> None:

@@ -15,11 +15,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.benchmark.device import measure_ceilings
 from neuronal_ray.benchmark.record import check_output, publish
 from neuronal_ray.benchmark.shapes import SHAPES
-from neuronal_ray.cli.config import LAMBDAS
+from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.core.lambdas import LAMBDAS
 from neuronal_ray.models.synthetic import empty_llama, write_random_llama
 from neuronal_ray.workers.footprint import GIB, Devices, Footprint, Work, fit, needed_devices
 from neuronal_ray.workers.pools.ray.costs import measure_ray_costs
@@ -133,7 +134,7 @@ def _layouts(footprint: Footprint, count: int) -> Sequence[int]:
     devices = Devices(kind="GPU", memory=(MEMORY_GIB * GIB,) * count)
     try:
         least = fit(footprint, devices).shards
-    except ValueError:
+    except BadInput:
         return ()
     return [least * times for times in (1, 2, 4) if least * times <= min(count, len(footprint.weights))]
 
@@ -183,7 +184,7 @@ def _over_arithmetic() -> float:
             model_path=path,
             device="cpu",
             dtype="float32",
-            recipe=Recipe(method="magnitude"),
+            pruner=LinearPruner(method="magnitude"),
             threads=1,
             trust_remote_code=False,
         )

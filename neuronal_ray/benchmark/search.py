@@ -46,7 +46,7 @@ from neuronal_ray.benchmark.timed import (
 )
 from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.workers.footprint import GIB, Footprint, Work
-from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.worker import Worker
 
 _DESCRIPTION = """Time NeuronAL's search in `paper` mode (the dense pass over the calibration text, ranking, 14 block

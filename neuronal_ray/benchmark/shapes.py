@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.models.checkpoint import resolve_model
 from neuronal_ray.models.synthetic import write_random_llama
 
@@ -83,16 +84,16 @@ def length_of(name: str) -> int:
 def model_path(name: str, folder: Path, *, blocks: int | None = None) -> Path:
     """The model's directory: made in `folder` if it is not there yet, with only the first `blocks` blocks if asked for.
 
-    Raises ValueError when the disk has not enough room, or for blocks that the model has not.
+    Raises BadInput when the disk has not enough room, or for blocks that the model has not.
     """
     if name == BUILTIN:
         if blocks is not None:
-            raise ValueError("--blocks: the built-in model is measured whole; choose another --shape")
+            raise BadInput("--blocks: the built-in model is measured whole; choose another --shape")
         return resolve_model(BUILTIN)
     shape = SHAPES[name]
     all_blocks = shape.config["num_hidden_layers"]
     if blocks is not None and not 1 <= blocks <= all_blocks:
-        raise ValueError(f"--blocks: {blocks} of a model of {all_blocks} blocks")
+        raise BadInput(f"--blocks: {blocks} of a model of {all_blocks} blocks")
     blocks = blocks or all_blocks
     path = folder / f"llama-{name}-{blocks}"
     if not path.is_dir():
@@ -130,24 +131,24 @@ def add_model_options(parser: argparse.ArgumentParser, *, shape: str) -> None:
 
 
 def shape_names(text: str) -> list[str]:
-    """One name or several with commas. Raises ValueError for one that is unknown."""
+    """One name or several with commas. Raises BadInput for one that is unknown."""
     names = text.split(",")
     for name in names:
         if name != BUILTIN and name not in SHAPES:
-            raise ValueError(f"--shape: unknown name {name!r}, expected one of: {', '.join((BUILTIN, *SHAPES))}")
+            raise BadInput(f"--shape: unknown name {name!r}, expected one of: {', '.join((BUILTIN, *SHAPES))}")
     return names
 
 
 def device_of(asked: str) -> str:
-    """The device to measure on. Raises ValueError when it is not there."""
+    """The device to measure on. Raises BadInput when it is not there."""
     if asked == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device: no CUDA device on this machine")
+        raise BadInput("--device: no CUDA device on this machine")
     return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
 
 
 def check_counts(arguments: argparse.Namespace, **least: int) -> None:
-    """Raise ValueError when an option that was given is less than `least` has for it."""
+    """Raise BadInput when an option that was given is less than `least` has for it."""
     for name, lowest in least.items():
         value = getattr(arguments, name)
         if value is not None and value < lowest:
-            raise ValueError(f"--{name.replace('_', '-')}: {value}, expected at least {lowest}")
+            raise BadInput(f"--{name.replace('_', '-')}: {value}, expected at least {lowest}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.workers.footprint import GIB
 
 _DESCRIPTION = """Print tables in Markdown from files that `benchmark search` and `benchmark job` wrote with --output;
@@ -44,7 +45,7 @@ _ENDS = (" search", ": dense", ": pruned")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the tables. Raises ValueError for a file that is none of the benchmark's."""
+    """Print the tables. Raises BadInput for a file that is none of the benchmark's."""
     parser = argparse.ArgumentParser(prog="neuronal-ray benchmark table", description=_DESCRIPTION)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     documents = {file: _read(file) for file in parser.parse_args(argv).files}
@@ -55,9 +56,9 @@ def _read(file: Path) -> Mapping[str, Any]:
     try:
         document = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: no JSON file that can be read ({type(error).__name__})") from error
+        raise BadInput(f"{file}: no JSON file that can be read ({type(error).__name__})") from error
     if not isinstance(document, dict) or not {"machine", "measured"} <= set(document):
-        raise ValueError(f"{file}: expected a file that the benchmark wrote with --output")
+        raise BadInput(f"{file}: expected a file that the benchmark wrote with --output")
     return document
 
 

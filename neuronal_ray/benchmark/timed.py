@@ -15,17 +15,20 @@ from torch import Tensor
 
 from neuronal_ray.benchmark.device import seconds, settle
 from neuronal_ray.benchmark.stages import CALIBRATION, CANDIDATES, OTHER, SEARCH_TEXT, stage_name
-from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS, PruneConfig
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.progress import Progress
+from neuronal_ray.core.lambdas import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.problem import Allocation
 from neuronal_ray.models.blocks import Recording
 from neuronal_ray.prune.compose import compose
+from neuronal_ray.prune.config import PruneConfig
 from neuronal_ray.prune.pipeline import allocate
 from neuronal_ray.prune.search import Search
 from neuronal_ray.prune.session import Session
-from neuronal_ray.workers.pools.protocol import InProcessPool, Pool
+from neuronal_ray.workers.pools.in_process import InProcessPool
+from neuronal_ray.workers.pools.protocol import Pool
 from neuronal_ray.workers.spec import WorkerSpec
 from neuronal_ray.workers.worker import Worker
 
@@ -70,7 +73,7 @@ class Setting:
             model_path=self.path,
             device=self.device,
             dtype=self.dtype,
-            recipe=compose(self.config).recipe,
+            pruner=compose(self.config).pruner,
             threads=self.threads,
             trust_remote_code=False,
             streams=self.streams,
@@ -109,7 +112,7 @@ def search_phases(
 ) -> tuple[Allocation, Search]:
     """Statistics and ranking, the search text, the candidates, as a run has them; `done` with each.
 
-    Raises ValueError when a candidate's score is not finite: such a search proves nothing.
+    Raises BadInput when a candidate's score is not finite: such a search proves nothing.
     """
     config = setting.config
     composition, session = compose(config), Session(pool)
@@ -122,7 +125,7 @@ def search_phases(
     done(CANDIDATES)
     overflowed = [candidate for candidate in search.candidates if not math.isfinite(candidate.score)]
     if overflowed:
-        raise ValueError(f"--dtype: {len(overflowed)} of {len(search.candidates)} candidates overflowed")
+        raise BadInput(f"--dtype: {len(overflowed)} of {len(search.candidates)} candidates overflowed")
     return allocation, search
 
 

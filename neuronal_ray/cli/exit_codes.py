@@ -3,25 +3,31 @@
 import logging
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from types import FrameType
+
+from neuronal_ray.cli.errors import BadInput
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 class Unfinished(RuntimeError):
-    """Some of the work is done and kept, the rest failed; said already."""
+    """A command that stopped before its end; the message says what was kept and what to do next."""
 
 
 def exit_code(prog: str, command: Callable[[], None]) -> int:
-    """Run `command`: 0 when done, 2 for bad input (ValueError, one line), 1 for a failed task."""
+    """Run `command` and return its exit code: 0 when done, 2 for bad input (one line), 1 for anything else.
+
+    Only BadInput is the user's to mend. Any other error is ours and is printed with its traceback.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"{prog}: %(message)s"))
     logging.getLogger("neuronal_ray").handlers = [handler]  # other libraries' loggers have handlers of their own
     signal.signal(signal.SIGTERM, _stop)
     try:
         command()
-    except ValueError as error:
+    except BadInput as error:
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except Unfinished as error:
@@ -30,6 +36,10 @@ def exit_code(prog: str, command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        print(f"{prog}: internal error (traceback above)", file=sys.stderr)
+        return FAILED
     return DONE
 
 

@@ -12,6 +12,8 @@ from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, get_type_hints
 
+from neuronal_ray.cli.errors import BadInput
+
 
 class Options(Protocol):
     """A dataclass of options."""
@@ -19,7 +21,7 @@ class Options(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def check(self) -> None:
-        """Raise ValueError, naming the flag, for values that can never work."""
+        """Raise BadInput, naming the flag, for values that can never work."""
         ...
 
     def warn_of_ignored(self) -> None:
@@ -95,7 +97,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_config(kind: type[AnyOptions], argv: Sequence[str], *, prog: str, description: str) -> AnyOptions:
-    """The configuration of `argv`: flags over `--config FILE` over defaults. Raises ValueError naming the flag."""
+    """The configuration of `argv`: flags over `--config FILE` over defaults. Raises BadInput naming the flag."""
     parser = _Parser(prog=prog, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with any of these options")
     options = options_of(kind)
@@ -110,7 +112,7 @@ def parse_config(kind: type[AnyOptions], argv: Sequence[str], *, prog: str, desc
     values |= given
     for entry in fields(kind):
         if _is_required(entry) and entry.name not in values:
-            raise ValueError(f"{flag_of(entry.name)}: missing (see --help)")
+            raise BadInput(f"{flag_of(entry.name)}: missing (see --help)")
     config = kind(**values)
     config.check()
     config.warn_of_ignored()
@@ -172,9 +174,9 @@ def _read_toml(path: Path, options: Mapping[str, Option]) -> dict[str, object]:
     try:
         table = tomllib.loads(path.read_text())
     except OSError as error:
-        raise ValueError(f"--config: cannot read {path}: {error.strerror}") from error
+        raise BadInput(f"--config: cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config: {path} is not TOML: {error}") from error
+        raise BadInput(f"--config: {path} is not TOML: {error}") from error
     return read_options(table, options, flag="--config", place=str(path))
 
 
@@ -196,7 +198,7 @@ def option_name(key: str, options: Mapping[str, Option], *, flag: str, place: st
         known = [flag_of(known)[2:] for known in options]
         near = difflib.get_close_matches(key, known, n=3)
         hint = f" (did you mean {', '.join(near)}?)" if near else ""
-        raise ValueError(f"{flag}: unknown key {key!r} in {place}{hint}, expected one of: {', '.join(known)}")
+        raise BadInput(f"{flag}: unknown key {key!r} in {place}{hint}, expected one of: {', '.join(known)}")
     return name
 
 
@@ -204,13 +206,13 @@ def option_value(value: object, option: Option, *, where: str) -> object:
     """A TOML value as the option has it; ValueError, starting with `where`, for one of another type."""
     kind = _KINDS[option.kind]
     if not _is_a(value, kind.accepts) or (isinstance(value, list) and not all(_is_a(x, kind.items) for x in value)):
-        raise ValueError(f"{where}: {value!r} is not {kind.expected}")
+        raise BadInput(f"{where}: {value!r} is not {kind.expected}")
     if isinstance(value, dict):
         if not all(isinstance(table, dict) for table in value.values()):
-            raise ValueError(f"{where}: expected tables, for example [set.method]")
+            raise BadInput(f"{where}: expected tables, for example [set.method]")
         return {f"{owner}.{name}": item for owner, table in value.items() for name, item in table.items()}
     if option.choices and value not in option.choices:
-        raise ValueError(f"{where}: {value!r} is not one of: {', '.join(option.choices)}")
+        raise BadInput(f"{where}: {value!r} is not one of: {', '.join(option.choices)}")
     if isinstance(value, bool):
         return value
     if isinstance(value, list) and option.kind == "names":
@@ -218,7 +220,7 @@ def option_value(value: object, option: Option, *, where: str) -> object:
     try:
         return kind.parse(",".join(map(str, value)) if isinstance(value, list) else str(value))
     except ValueError as error:
-        raise ValueError(f"{where}: {value!r} is not {kind.expected}") from error
+        raise BadInput(f"{where}: {value!r} is not {kind.expected}") from error
 
 
 def _is_a(value: object, types: tuple[type, ...]) -> bool:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import LinearSpec
 from neuronal_ray.core.plan import Plan, Rates, uniform_rates
@@ -41,15 +42,15 @@ def search_rows(
 ) -> Found:
     """The row step after `rates` and their `plan`: the rows' lambda of least misalignment (see `search_lambdas`).
 
-    `winner` is the plan's trial; absent, the plan is tried first, recorded as step "before rows". Raises ValueError
+    `winner` is the plan's trial; absent, the plan is tried first, recorded as step "before rows". Raises BadInput
     if the trial overflowed, or under a pattern, which has one count for all rows of a linear.
     """
     if problem.pattern is not None:
-        raise ValueError("--pattern: leaves no choice between the rows of a linear, expected no row step")
+        raise BadInput("--pattern: leaves no choice between the rows of a linear, expected no row step")
     if winner is None:
         (winner,) = problem.probe.tries("before rows", [0.0], [plan])
     if not all(bool(signal.isfinite().all()) for signal in winner.signals.values()):
-        raise ValueError("--model: NaN or infinite activations in the pruned model, rows cannot be compared")
+        raise BadInput("--model: NaN or infinite activations in the pruned model, rows cannot be compared")
     candidate = partial(row_rates, problem, rates, winner)
     return search_lambdas(problem, "row", lambdas, candidate, rows_adapted=True, search=search)
 
@@ -116,10 +117,10 @@ def search_lambdas(
 
     `set` tries all of `lambdas`. `continuous` looks for the least of all in [0, max(lambdas)] with no more trials than
     `lambdas` has members: some of them first, then in rounds points next to the best so far. What overflowed is
-    selected only if all did. ValueError for another `search`.
+    selected only if all did. BadInput for another `search`.
     """
     if search not in SEARCHES:
-        raise ValueError(f"--lambda-search: unknown name {search!r}, expected one of: {', '.join(SEARCHES)}")
+        raise BadInput(f"--lambda-search: unknown name {search!r}, expected one of: {', '.join(SEARCHES)}")
 
     def made(lam: float) -> tuple[Rates, Plan]:
         rates = rates_of(lam)

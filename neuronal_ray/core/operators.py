@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
+
 Elements = Float[Tensor, "rows columns"]
 Scalar = Float64[Tensor, ""]
 
@@ -189,11 +191,11 @@ class Expression:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The expression whose `str` is `text`; ValueError says what was expected."""
+        """The expression whose `str` is `text`; BadInput says what was expected."""
         pre_op, _, rest = text.partition("-")
         reduction, *transforms = rest.split("-")
         if (pre_op, reduction) not in PAIRS or len(transforms) > 2 or not set(transforms) <= set(TRANSFORMS):
-            raise ValueError(
+            raise BadInput(
                 f"{text!r} is not PRE_OP-REDUCTION with at most two -TRANSFORM, of {', '.join(PRE_OPS)}"
                 f" (NORMALIZE with L1_NORM or ENTROPY, MMS without GEOMETRIC_MEAN); {', '.join(REDUCTIONS)};"
                 f" {', '.join(TRANSFORMS)}"

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.kernels.ranking import rank_dtype
 from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.levels import whole_levels
@@ -38,7 +39,7 @@ def parse_pattern(text: str) -> Pattern | None:
         kept, group = None if found[1] == "n" else int(found[1]), int(found[2])
         if 2 <= group <= _LONGEST_GROUP and (kept is None or kept < group):
             return Pattern(kept, group)
-    raise ValueError(
+    raise BadInput(
         f"--pattern: {text!r} is not a pattern, expected unstructured, N:M (N of every M inputs stay, 1 <= N < M <= "
         f"{_LONGEST_GROUP}, for example 2:4) or n:M (N chosen for every linear, for example n:8)"
     )

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float64, Int32, Int64
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.layout import Layout, Linear
 
 Rates = Mapping[Linear, Float64[Tensor, " rows"]]
@@ -25,7 +26,7 @@ _LINEAR_DECIMALS = 4
 _ROW_DECIMALS = 6
 
 
-class PlanError(ValueError):
+class PlanError(BadInput):
     """A plan that does not fit the model it is meant for."""
 
 

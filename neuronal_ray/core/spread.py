@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
+
 SCHEDULES = ("linear", "exp", "log")
 
 
@@ -27,7 +29,7 @@ def block_schedule(kind: str, num_blocks: int, *, lam: float, mean: float) -> Fl
 
     The kinds of NeuronAL's Table 2 (section 4.3), which gives no formulas; the released code has `linear` only, which
     rises by equal steps from mean - lam to mean + lam. `log` rises as ln(1 + b), steeply at first; `exp` is its inverse
-    function and rises as B^(b / (B - 1)), steeply at last. ValueError for another kind.
+    function and rises as B^(b / (B - 1)), steeply at last. BadInput for another kind.
     """
     if kind == "linear":
         density = spread(torch.arange(num_blocks, dtype=torch.float64), lam=lam, mean=1 - mean)
@@ -36,4 +38,4 @@ def block_schedule(kind: str, num_blocks: int, *, lam: float, mean: float) -> Fl
         return spread(torch.arange(1, num_blocks + 1, dtype=torch.float64).log(), lam=lam, mean=mean)
     if kind == "exp":
         return spread(torch.logspace(0, 1, num_blocks, base=num_blocks, dtype=torch.float64), lam=lam, mean=mean)
-    raise ValueError(f"--schedule: unknown name {kind!r}, expected one of: {', '.join(SCHEDULES)}")
+    raise BadInput(f"--schedule: unknown name {kind!r}, expected one of: {', '.join(SCHEDULES)}")

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int, Int32
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.kernels.cut import apply_cut
 from neuronal_ray.core.plan import largest_remainder, water_level
 
@@ -66,11 +67,11 @@ def trim_rows(
     and floors each row; here the shift is bounded and the counts are exact at every trial.
     """
     if not all(width > 0 for width in (*widths, *reversed_widths)):
-        raise ValueError(f"trim: widths are {(*widths, *reversed_widths)}, expected numbers above 0")
+        raise BadInput(f"trim: widths are {(*widths, *reversed_widths)}, expected numbers above 0")
     if iterations < 1:
-        raise ValueError(f"trim: iterations is {iterations}, expected 1 or more")
+        raise BadInput(f"trim: iterations is {iterations}, expected 1 or more")
     if not 0 < highest <= 1:
-        raise ValueError(f"trim: highest is {highest}, expected a rate above 0 and up to 1")
+        raise BadInput(f"trim: highest is {highest}, expected a rate above 0 and up to 1")
     columns = weight.shape[1]
     removed = removed.cpu()
     most = max(math.floor(highest * columns), int(removed.max()))
@@ -85,7 +86,7 @@ def trim_rows(
 
     start = Trimmed(removed, judge(removed))
     if not math.isfinite(start.similarity.whole):
-        raise ValueError("--model: NaN or infinite activations, rows cannot be compared")
+        raise BadInput("--model: NaN or infinite activations, rows cannot be compared")
     best = _best_of(judge, start, widths, columns=columns, most=most, iterations=iterations)
     if best is start:
         opposite = [-width for width in reversed_widths]

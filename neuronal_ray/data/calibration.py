@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.data.text import Documents, calibration_documents, is_tokenized
 from neuronal_ray.data.tokens import check_vocabulary, read_token_rows
 
@@ -25,17 +26,17 @@ def calibration_tokens(
     """Draw sequences from a source as Wanda's (ICLR 2024) data loader does; the first k are a draw of k.
 
     A safetensors source is not drawn from: its first rows are used as they are, in order, whatever the seed.
-    Raises ValueError for a source that cannot be read, is too short or has ids outside [0, vocabulary).
+    Raises BadInput for a source that cannot be read, is too short or has ids outside [0, vocabulary).
     """
     assert sequence_length > 0
     if samples < 1:
-        raise ValueError(f"--calibration-samples: {samples} leaves {FLAG} empty, expected at least 1")
+        raise BadInput(f"--calibration-samples: {samples} leaves {FLAG} empty, expected at least 1")
     if is_tokenized(source):
         tokens = _first_rows(source, samples=samples, sequence_length=sequence_length)
     else:
         documents = calibration_documents(source, flag=FLAG)
         if documents.count == 0:
-            raise ValueError(f"{FLAG}: {source!r} is empty, expected at least one document")
+            raise BadInput(f"{FLAG}: {source!r} is empty, expected at least one document")
         tokens = _draw(documents, encode, source=source, samples=samples, sequence_length=sequence_length, seed=seed)
     check_vocabulary(tokens, vocabulary=vocabulary, flag=FLAG)
     return tokens
@@ -45,11 +46,11 @@ def _first_rows(source: str, *, samples: int, sequence_length: int) -> Int64[Ten
     tokens = read_token_rows(source, first=samples, flag=FLAG)
     rows, length = tokens.shape
     if length != sequence_length:
-        raise ValueError(
+        raise BadInput(
             f"{FLAG}: the rows of {source!r} have {length} tokens, expected --sequence-length {sequence_length}"
         )
     if rows < samples:
-        raise ValueError(f"{FLAG}: {source!r} has {rows} rows, expected at least --calibration-samples {samples}")
+        raise BadInput(f"{FLAG}: {source!r} has {rows} rows, expected at least --calibration-samples {samples}")
     return tokens
 
 
@@ -81,7 +82,7 @@ def _draw(
                 rejected.add(index)
                 longest = max(longest, len(document))
                 if len(rejected) == documents.count:
-                    raise ValueError(
+                    raise BadInput(
                         f"{FLAG}: {source!r} is too short, its longest document has {longest} tokens,"
                         f" expected more than --sequence-length {sequence_length}"
                     )

@@ -14,6 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from neuronal_ray.cli.errors import BadInput
+
 TOKEN_EXTENSION = ".safetensors"
 EXTENSIONS = (".txt", ".jsonl", ".parquet", TOKEN_EXTENSION)
 BUILTIN = "builtin"
@@ -109,12 +111,12 @@ def is_tokenized(source: str) -> bool:
 
 
 def check_source(source: str, *, flag: str) -> None:
-    """Raise ValueError for a name or extension that is not known and for a file that is not there."""
+    """Raise BadInput for a name or extension that is not known and for a file that is not there."""
     if source in NAMES:
         return
     if not is_file_name(source):
         expected = f"one of {', '.join(NAMES)}, or a file ending in {', '.join(EXTENSIONS)}"
-        raise ValueError(f"{flag}: {source!r} is not known, expected {expected}")
+        raise BadInput(f"{flag}: {source!r} is not known, expected {expected}")
     _check_file(Path(source), flag=flag)
 
 
@@ -141,7 +143,7 @@ def calibration_documents(source: str, *, flag: str) -> Documents:
 def evaluation_text(source: str, *, flag: str) -> EvaluationText:
     """The text of a source by the papers' protocol, a file's rows joined by two newlines.
 
-    Raises ValueError if it cannot be read.
+    Raises BadInput if it cannot be read.
     """
     assert not is_tokenized(source)
     check_source(source, flag=flag)
@@ -176,9 +178,9 @@ def _builtin_path(name: str) -> Path:
 
 def _check_file(path: Path, *, flag: str) -> None:
     if path.is_dir():
-        raise ValueError(f"{flag}: {str(path)!r} is a directory, expected a file")
+        raise BadInput(f"{flag}: {str(path)!r} is a directory, expected a file")
     if not path.is_file():
-        raise ValueError(f"{flag}: {str(path)!r} does not exist, expected a file")
+        raise BadInput(f"{flag}: {str(path)!r} does not exist, expected a file")
 
 
 def _hub_rows(source: str, split: HubSplit, *, flag: str) -> Sequence[str]:
@@ -198,7 +200,7 @@ def _hub_rows(source: str, split: HubSplit, *, flag: str) -> Sequence[str]:
     # OSError covers connections, HTTP statuses and files that are gone; HTTPError a download that breaks off;
     # ValueError is what datasets raises offline when its cache has another part of the data set.
     except (OSError, HTTPError, datasets.exceptions.DatasetsError, ValueError) as error:
-        raise ValueError(
+        raise BadInput(
             f"{flag}: {source!r} could not be reached on the Hugging Face hub as {hub_text.repository}"
             f" ({one_line(error)}); a local file ending in {', '.join(EXTENSIONS)} can be given instead"
         ) from error
@@ -212,7 +214,7 @@ def _read_text(path: Path, *, flag: str) -> str:
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{flag}: {str(path)!r} is not UTF-8 text ({error})") from error
+        raise BadInput(f"{flag}: {str(path)!r} is not UTF-8 text ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -236,15 +238,15 @@ def _json_text(line: bytes, path: Path, number: int, *, flag: str) -> str:
     try:
         row = json.loads(line.decode("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{flag}: {str(path)!r} line {number} is not JSON ({error}), {expected}") from error
+        raise BadInput(f"{flag}: {str(path)!r} line {number} is not JSON ({error}), {expected}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{flag}: {str(path)!r} line {number} is a JSON {type(row).__name__}, {expected}")
+        raise BadInput(f"{flag}: {str(path)!r} line {number} is a JSON {type(row).__name__}, {expected}")
     if COLUMN not in row:
-        raise ValueError(f"{flag}: {str(path)!r} line {number} has the fields {list(row)}, {expected}")
+        raise BadInput(f"{flag}: {str(path)!r} line {number} has the fields {list(row)}, {expected}")
     text = row[COLUMN]
     if not isinstance(text, str):
         kind = type(text).__name__
-        raise ValueError(f"{flag}: {str(path)!r} line {number} has a {COLUMN!r} of type {kind}, {expected}")
+        raise BadInput(f"{flag}: {str(path)!r} line {number} has a {COLUMN!r} of type {kind}, {expected}")
     return text
 
 
@@ -266,13 +268,13 @@ def _parquet_column(path: Path, *, flag: str) -> Any:
             names = file.schema_arrow.names
             table = file.read(columns=[COLUMN])
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{flag}: {str(path)!r} is not a Parquet file ({one_line(error)})") from error
+        raise BadInput(f"{flag}: {str(path)!r} is not a Parquet file ({one_line(error)})") from error
     if COLUMN not in names:
-        raise ValueError(f"{flag}: {str(path)!r} has the columns {names}, expected a column {COLUMN!r}")
+        raise BadInput(f"{flag}: {str(path)!r} has the columns {names}, expected a column {COLUMN!r}")
     column = table[COLUMN]
     if column.type not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
-        raise ValueError(f"{flag}: column {COLUMN!r} of {str(path)!r} is {column.type}, expected string")
+        raise BadInput(f"{flag}: column {COLUMN!r} of {str(path)!r} is {column.type}, expected string")
     if column.null_count > 0:
         row = column.is_null().index(True).as_py() + 1
-        raise ValueError(f"{flag}: row {row} of {str(path)!r} has no {COLUMN!r}, expected a string in each row")
+        raise BadInput(f"{flag}: row {row} of {str(path)!r} has no {COLUMN!r}, expected a string in each row")
     return column

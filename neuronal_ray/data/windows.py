@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.data.text import evaluation_text, is_file_name, is_tokenized
 from neuronal_ray.data.tokens import check_vocabulary, read_token_rows
 
@@ -22,7 +23,7 @@ def evaluation_windows(
     """A source tokenized once and cut into consecutive windows, the remainder dropped (GPTQ, ICLR 2023).
 
     The rows of a safetensors source are the windows, and their own length wins over `sequence_length`.
-    Raises ValueError for a source that cannot be read, is too short or has ids outside [0, vocabulary).
+    Raises BadInput for a source that cannot be read, is too short or has ids outside [0, vocabulary).
     """
     assert sequence_length > 0
     if is_tokenized(source):
@@ -42,7 +43,7 @@ def _window_rows(source: str, *, sequence_length: int) -> Int64[Tensor, "windows
     windows = read_token_rows(source, first=None, flag=FLAG)
     rows, length = windows.shape
     if rows == 0 or length < 2:
-        raise ValueError(f"{FLAG}: {source!r} has {rows} rows of {length} tokens, expected at least 1 row of 2 tokens")
+        raise BadInput(f"{FLAG}: {source!r} has {rows} rows of {length} tokens, expected at least 1 row of 2 tokens")
     if length != sequence_length:
         logger.warning(
             "%s: the rows of %r have %d tokens, which are used as they are, not --sequence-length %d",
@@ -61,7 +62,7 @@ def _cut(
     tokens = encode(evaluation.text)
     available = len(tokens) // sequence_length
     if available == 0:
-        raise ValueError(
+        raise BadInput(
             f"{FLAG}: {source!r} has {len(tokens)} tokens, expected at least one window of"
             f" --sequence-length {sequence_length}"
         )

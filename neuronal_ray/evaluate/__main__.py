@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Sequence
 
-from neuronal_ray.cli.config import EvaluateConfig
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import exit_code
 from neuronal_ray.cli.options import parse_config
+from neuronal_ray.evaluate.config import EvaluateConfig
 
 _DESCRIPTION = """Measure the perplexity of a model by the protocol of the pruning papers (consecutive windows, losses
 in float32), and its accuracy on benchmarks, by lm-eval. Example:
@@ -20,16 +21,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> None:
     config = parse_config(EvaluateConfig, argv, prog="neuronal-ray evaluate", description=_DESCRIPTION)
     # What follows imports torch and transformers: after the options are known to be good.
+    from neuronal_ray.cli.atomic import write_json
     from neuronal_ray.cli.progress import Progress
+    from neuronal_ray.cli.versions import versions
     from neuronal_ray.evaluate.benchmark_names import MEAN, ZERO_SHOT
+    from neuronal_ray.evaluate.inputs import read_evaluations, sequence_length
     from neuronal_ray.evaluate.measure import measure
     from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
-    from neuronal_ray.prune.files import write_json
-    from neuronal_ray.prune.pipeline import read_evaluations, sequence_length, versions
     from neuronal_ray.workers.pools.launch import check_device, open_pool
 
     if config.output is not None and not config.output.absolute().parent.is_dir():
-        raise ValueError(f"--output: no directory {config.output.absolute().parent}")
+        raise BadInput(f"--output: no directory {config.output.absolute().parent}")
     check_device(config)
     checkpoint = open_checkpoint(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
     length = sequence_length(config, checkpoint)

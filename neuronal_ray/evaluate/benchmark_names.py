@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Sequence
 from functools import cache
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.data.text import EXTENSIONS, NAMES, is_file_name
 
 ZERO_SHOT = ("rte", "winogrande", "boolq", "hellaswag", "arc_easy", "arc_challenge", "openbookqa")
@@ -17,7 +18,7 @@ SETS = {"zero-shot": ZERO_SHOT}
 
 
 def split_names(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Texts and benchmarks among `names`, each in order; ValueError that suggests names for one that is neither."""
+    """Texts and benchmarks among `names`, each in order; BadInput that suggests names for one that is neither."""
     expanded = [member for name in names for member in SETS.get(name, (name,))]
     texts = tuple(name for name in expanded if name in NAMES or is_file_name(name))
     benchmarks = tuple(dict.fromkeys(name for name in expanded if name not in texts))
@@ -25,7 +26,7 @@ def split_names(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]
         if name not in ZERO_SHOT and name not in _lm_eval_tasks():
             known = [*NAMES, *SETS, *ZERO_SHOT, *_lm_eval_tasks()]
             near = difflib.get_close_matches(name, known, n=4) or [*NAMES, *SETS, *ZERO_SHOT]
-            raise ValueError(
+            raise BadInput(
                 f"--evaluate: {name!r} is no text and no task of lm-eval, did you mean {', '.join(dict.fromkeys(near))}"
                 f"? Files end in {', '.join(EXTENSIONS)}"
             )

@@ -16,6 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.data.text import one_line
 from neuronal_ray.evaluate.local_rows import find_files, read_rows
@@ -47,7 +48,7 @@ def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: Benchm
     """lm-eval's task (or group) `name` on the model under `plan`, as `Worker.finish` left it; None is the dense model.
 
     The sparse weights stand in for the dense ones while it lasts: one more copy of the pruned linears in memory.
-    Raises ValueError when the task's rows cannot be had.
+    Raises BadInput when the task's rows cannot be had.
     """
     if not worker.is_last:
         return cast(Score, None)  # the last shard asks for what it needs
@@ -87,7 +88,7 @@ class _Relayed(HFLM):  # type: ignore[misc]
         return self._worker.answered(inps, self._plan)
 
     def _model_generate(self, *_: object, **__: object) -> torch.Tensor:
-        raise ValueError("--evaluate: a task that generates text needs the whole model in the memory of one device")
+        raise BadInput("--evaluate: a task that generates text needs the whole model in the memory of one device")
 
 
 def _score(found: Mapping[str, Any], name: str) -> Score:
@@ -132,7 +133,7 @@ def _said_of(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, HTTPError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
+        raise BadInput(
             f"--evaluate: the rows of {name} could not be had from the Hugging Face hub ({one_line(error)}); "
             "--task-data DIR takes local ones"
         ) from error
@@ -143,19 +144,19 @@ def _local_task(name: str, settings: BenchmarkSettings) -> dict[str, Any]:
     assert settings.data is not None
     manager = _manager()
     if not settings.data.is_dir():
-        raise ValueError(f"--task-data: no directory {settings.data}")
+        raise BadInput(f"--task-data: no directory {settings.data}")
     if name in (*manager.all_groups, *manager.all_tags):
-        raise ValueError(f"--task-data: {name} is a group of tasks; name its members")
+        raise BadInput(f"--task-data: {name} is a group of tasks; name its members")
     config = load_yaml(manager.task_index[name].yaml_path, resolve_func=False)
     wanted = config.get("test_split") or config.get("validation_split") or config["training_split"]
     splits = {split: read_rows(path, name) for split, path in find_files(settings.data, name, default=wanted).items()}
     if wanted not in splits:
-        raise ValueError(
+        raise BadInput(
             f"--task-data: {name} is evaluated on its {wanted} rows, {settings.data} has {', '.join(splits)}"
         )
     if settings.few_shot and (config.get("training_split") or wanted) not in splits:
         missing = config["training_split"]
-        raise ValueError(
+        raise BadInput(
             f"--few-shot: needs the {missing} rows of {name} in {settings.data}, for example {name}_{missing}.jsonl"
         )
     absent = [key for key in ("training_split", "validation_split", "test_split") if config.get(key) not in splits]

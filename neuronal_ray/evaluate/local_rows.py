@@ -11,6 +11,8 @@ from typing import Any
 
 import datasets
 
+from neuronal_ray.cli.errors import BadInput
+
 Row = Mapping[str, Any]
 
 _SUFFIXES = (".jsonl", ".parquet")
@@ -94,25 +96,25 @@ def find_files(directory: Path, task: str, *, default: str) -> dict[str, Path]:
             continue  # another task, whose name begins alike
         split = _SPLITS.get(word, default)
         if split in found:
-            raise ValueError(f"{_FLAG}: {found[split].name} and {path.name} are both the {split} rows of {task}")
+            raise BadInput(f"{_FLAG}: {found[split].name} and {path.name} are both the {split} rows of {task}")
         found[split] = path
     if not found:
         expected = f"for example {task}_{default}.jsonl or {task}/{default}.parquet"
-        raise ValueError(f"{_FLAG}: no rows of {task} in {directory}, expected {expected}")
+        raise BadInput(f"{_FLAG}: no rows of {task} in {directory}, expected {expected}")
     return found
 
 
 def read_rows(path: Path, task: str) -> datasets.Dataset:
-    """The rows of a file in the shape that the task's configuration reads; ValueError that names the row."""
+    """The rows of a file in the shape that the task's configuration reads; BadInput that names the row."""
     if path.suffix == ".parquet":
         try:
             rows = datasets.Dataset.from_parquet(str(path), keep_in_memory=True).to_list()
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise ValueError(f"{_FLAG}: {path} is not a Parquet file ({' '.join(str(error).split())})") from error
+            raise BadInput(f"{_FLAG}: {path} is not a Parquet file ({' '.join(str(error).split())})") from error
     else:
         rows = [_json_row(line, path, number) for number, line in enumerate(_lines(path), start=1) if line.strip()]
     if not rows:
-        raise ValueError(f"{_FLAG}: {path} is empty, expected one row per line")
+        raise BadInput(f"{_FLAG}: {path} is empty, expected one row per line")
     shape = _SHAPES.get(task)
     if shape is None:
         return datasets.Dataset.from_list(rows)
@@ -121,7 +123,7 @@ def read_rows(path: Path, task: str) -> datasets.Dataset:
         try:
             shaped.append(dict(shape(row)))
         except (KeyError, TypeError, IndexError) as error:
-            raise ValueError(
+            raise BadInput(
                 f"{_FLAG}: row {number} of {path} is no row of {task} (field {error}); it has {', '.join(row)}"
             ) from error
     return datasets.Dataset.from_list(shaped)
@@ -131,14 +133,14 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{_FLAG}: {path} is not UTF-8 text ({error})") from error
+        raise BadInput(f"{_FLAG}: {path} is not UTF-8 text ({error})") from error
 
 
 def _json_row(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{_FLAG}: line {number} of {path} is not JSON ({error})") from error
+        raise BadInput(f"{_FLAG}: line {number} of {path} is not JSON ({error})") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{_FLAG}: line {number} of {path} is a JSON {type(row).__name__}, expected an object")
+        raise BadInput(f"{_FLAG}: line {number} of {path} is a JSON {type(row).__name__}, expected an object")
     return row

@@ -11,11 +11,9 @@ from torch import Tensor
 
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import Plan
+from neuronal_ray.workers.footprint import CHUNKS_PER_TASK
 from neuronal_ray.workers.pools.protocol import Pool, map_side_by_side
 from neuronal_ray.workers.worker import Worker
-
-CHUNKS_PER_TASK = 4
-"""At most."""
 
 
 def window_losses(

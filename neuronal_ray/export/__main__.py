@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import Unfinished, exit_code
 from neuronal_ray.cli.options import Option, parse_config
 
@@ -29,12 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> None:
     config = parse_config(ExportConfig, argv, prog="neuronal-ray export", description=_DESCRIPTION)
     # What follows imports torch and transformers: after the options are known to be good.
+    from neuronal_ray.cli.atomic import check_output
     from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
-    from neuronal_ray.prune.files import check_output
 
     if config.output is not None:
         if config.output.exists():
-            raise ValueError(f"--output: {config.output} exists already; name another")
+            raise BadInput(f"--output: {config.output} exists already; name another")
         check_output(config.output, overwrite=False)
     checkpoint = open_checkpoint(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
     try:
@@ -49,12 +50,12 @@ def _main(argv: Sequence[str]) -> None:
 
 def _dense(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     """A Hugging Face directory with zeros in it, as `prune` writes it: checked, and copied if there is an output."""
+    from neuronal_ray.cli.atomic import staged
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.models.formats.audit import audit
     from neuronal_ray.models.formats.masks import apply_masks, check_masks, open_masks
     from neuronal_ray.models.output_files import copy_whole
     from neuronal_ray.models.tensor_files import check_room
-    from neuronal_ray.prune.files import staged
 
     if config.output is not None:
         check_room(config.output, checkpoint.num_bytes, flag="--output")
@@ -81,10 +82,10 @@ def _dense(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
 
 def _packed(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     """Bits and values in place of sparse tensors, to be loaded with `neuronal_ray.load_packed`."""
+    from neuronal_ray.cli.atomic import staged
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.models.formats.packed import open_packed, write_packed
     from neuronal_ray.models.output_files import copy_descriptions
-    from neuronal_ray.prune.files import staged
 
     assert config.output is not None
     with staged(config.output) as staging:
@@ -98,10 +99,10 @@ def _packed(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
 
 def _masks(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     """One file with a bit per weight of the linears, to be applied with --masks."""
+    from neuronal_ray.cli.atomic import staged_file
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.models.formats.masks import write_masks
     from neuronal_ray.models.output_files import stored_linears
-    from neuronal_ray.prune.files import staged_file
 
     assert config.output is not None
     names = stored_linears(checkpoint, trust_remote_code=config.trust_remote_code)
@@ -112,9 +113,9 @@ def _masks(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
 
 def _onnx(config: "ExportConfig", checkpoint: "Checkpoint") -> list[str]:
     """A graph that generates, with a key/value cache, for ONNX Runtime and others."""
+    from neuronal_ray.cli.atomic import staged
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.models.formats.onnx_graph import FILE, check_needs, export_onnx
-    from neuronal_ray.prune.files import staged
 
     assert config.output is not None
     check_needs()
@@ -168,13 +169,13 @@ class ExportConfig:
     ] = False
 
     def check(self) -> None:
-        """Raise ValueError, naming the flag, for values that can never work."""
+        """Raise BadInput, naming the flag, for values that can never work."""
         if self.output is None and (self.format != "dense" or self.masks is not None):
-            raise ValueError("--output: missing, expected what to write")
+            raise BadInput("--output: missing, expected what to write")
         if self.masks is not None and self.format != "dense":
-            raise ValueError(f"--masks: applied to a dense copy only, --format {self.format} does not go with it")
+            raise BadInput(f"--masks: applied to a dense copy only, --format {self.format} does not go with it")
         if self.format == "masks" and self.output is not None and self.output.suffix != ".safetensors":
-            raise ValueError(f"--output: {self.output} is not a .safetensors file, which masks are written to")
+            raise BadInput(f"--output: {self.output} is not a .safetensors file, which masks are written to")
 
     def warn_of_ignored(self) -> None:
         """Say which options have no effect beside the others: none here."""

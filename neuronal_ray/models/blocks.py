@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_flatten
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from neuronal_ray.cli.errors import UnsupportedModel
 from neuronal_ray.models.experts import Expert, experts_of, split_experts
 from neuronal_ray.models.offload import Residence
-from neuronal_ray.models.unsupported import UnsupportedModel
 
 Model = PreTrainedModel
 Call = tuple[tuple[object, ...], dict[str, object]]

@@ -22,11 +22,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from neuronal_ray.cli.errors import BadInput, UnsupportedModel
 from neuronal_ray.core.layout import Linear
 from neuronal_ray.models.blocks import find_blocks, find_linears, weight_of
 from neuronal_ray.models.experts import split_experts
 from neuronal_ray.models.tensor_files import Stored, read_header
-from neuronal_ray.models.unsupported import UnsupportedModel
 
 _BUILTIN = Path(__file__).parents[1] / "data" / "builtin" / "model"
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
@@ -80,25 +80,25 @@ class Checkpoint:
 def resolve_model(model: str) -> Path:
     """The local directory of `model`: "builtin", a directory, or an id to fetch from the hub.
 
-    Raises ValueError when there is no such directory and the hub does not give one.
+    Raises BadInput when there is no such directory and the hub does not give one.
     """
     if model == "builtin":
         return _BUILTIN
     if Path(model).is_dir():
         return Path(model).resolve()
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise ValueError(f"--model: no directory {model}")
+        raise BadInput(f"--model: no directory {model}")
     try:
         return Path(snapshot_download(model, allow_patterns=WANTED, ignore_patterns=_UNWANTED))
     except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"--model: {model!r} is neither a directory nor on the hub ({reason})") from error
+        raise BadInput(f"--model: {model!r} is neither a directory nor on the hub ({reason})") from error
 
 
 def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoint:
     """Check what can be checked without reading weights.
 
-    Raises ValueError for a missing or truncated file, UnsupportedModel for a kind that cannot be pruned.
+    Raises BadInput for a missing or truncated file, UnsupportedModel for a kind that cannot be pruned.
     """
     config = read_config(path, trust_remote_code=trust_remote_code)
     if config.is_encoder_decoder:
@@ -112,17 +112,17 @@ def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoin
 
 
 def read_config(path: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of the model in the directory `path`. Raises ValueError when it is missing or unreadable."""
+    """The configuration of the model in the directory `path`. Raises BadInput when it is missing or unreadable."""
     if not (path / "config.json").is_file():
-        raise ValueError(f"--model: no config.json in {path}, expected a Hugging Face model directory")
+        raise BadInput(f"--model: no config.json in {path}, expected a Hugging Face model directory")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, KeyError) as error:
-        raise ValueError(f"--model: config.json in {path}: {str(error).strip().splitlines()[0]}") from error
+        raise BadInput(f"--model: config.json in {path}: {str(error).strip().splitlines()[0]}") from error
     except StrictDataclassError as error:
-        raise ValueError(f"--model: config.json in {path}: {' '.join(str(error).split())}") from error
+        raise BadInput(f"--model: config.json in {path}: {' '.join(str(error).split())}") from error
     except TypeError as error:  # transformers 5.10 and 5.17, for what is JSON but no object
-        raise ValueError(f"--model: config.json in {path} is no object with a model_type") from error
+        raise BadInput(f"--model: config.json in {path} is no object with a model_type") from error
     return config
 
 
@@ -132,14 +132,14 @@ def _safetensors_files(path: Path) -> list[Path]:
         try:
             files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"--model: {index} is not the index of a sharded checkpoint") from error
+            raise BadInput(f"--model: {index} is not the index of a sharded checkpoint") from error
     else:
         files = [path / "model.safetensors"]
     for file in files:
         if not file.is_file():
             if any(path.glob("packed*.safetensors")):
-                raise ValueError(f"--model: {path} is a packed model; neuronal_ray.load_packed reads it")
-            raise ValueError(f"--model: {file} is missing; only safetensors checkpoints are read")
+                raise BadInput(f"--model: {path} is a packed model; neuronal_ray.load_packed reads it")
+            raise BadInput(f"--model: {file} is missing; only safetensors checkpoints are read")
     return files
 
 
@@ -154,7 +154,7 @@ def load_model(
     """The model in `dtype` on `device`, ready for inference.
 
     With `blocks` the others are there without parameters: nothing of theirs is read, they cannot run.
-    Raises ValueError when weights are missing or have another shape than the configuration says.
+    Raises BadInput when weights are missing or have another shape than the configuration says.
     """
     kind, trust = AutoModelForCausalLM, {"trust_remote_code": trust_remote_code}
     if blocks is not None and len(blocks) < checkpoint.config.get_text_config().num_hidden_layers:
@@ -175,12 +175,12 @@ def load_model(
 
 
 def refuse_absent(info: Mapping[str, Iterable[Any]], path: Path, *, flag: str = "--model") -> None:
-    """Raise ValueError when transformers' `info` of a loading names weights that `path` lacks."""
+    """Raise BadInput when transformers' `info` of a loading names weights that `path` lacks."""
     absent = sorted(info["missing_keys"]) + sorted(
         f"{name} (has {list(stored)}, expected {list(expected)})" for name, stored, expected in info["mismatched_keys"]
     )
     if absent:
-        raise ValueError(f"{flag}: {path} lacks weights of the model: {', '.join(absent[:3])}")
+        raise BadInput(f"{flag}: {path} lacks weights of the model: {', '.join(absent[:3])}")
 
 
 def _partial_class(checkpoint: Checkpoint, blocks: range, *, trust_remote_code: bool) -> type[PreTrainedModel]:
@@ -249,7 +249,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrained
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"--model: no tokenizer in {path}: {str(error).strip().splitlines()[0]}") from error
+        raise BadInput(f"--model: no tokenizer in {path}: {str(error).strip().splitlines()[0]}") from error
 
 
 def load_encoder(path: Path, *, trust_remote_code: bool = False) -> Callable[[str], list[int]]:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from neuronal_ray.models.unsupported import UnsupportedModel
+from neuronal_ray.cli.errors import UnsupportedModel
 
 _PRODUCTS = (torch.matmul, Tensor.matmul)
 _METADATA = (Tensor.size, *(vars(torch._C.TensorBase)[name].__get__ for name in ("shape", "dtype", "device")))

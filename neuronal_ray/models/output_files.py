@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from neuronal_ray.cli.errors import UnsupportedModel
 from neuronal_ray.core.layout import Layout, LinearSpec
 from neuronal_ray.models.blocks import find_blocks, find_linears, is_transposed, weight_of
 from neuronal_ray.models.checkpoint import INDEX, WANTED, Checkpoint, empty_model
 from neuronal_ray.models.experts import Expert, stack_name
 from neuronal_ray.models.tensor_files import file_name
-from neuronal_ray.models.unsupported import UnsupportedModel
 
 _PART_BYTES = 4 * 2**30
 

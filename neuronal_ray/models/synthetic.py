@@ -36,7 +36,7 @@ def write_random_llama(
     """A LLaMA with random weights as transformers initializes it: normal with `initializer_range`, norms of one.
 
     A tensor's content depends on its name, shape and dtype alone. At most one tensor is in memory. Appears at `path`
-    when it is complete. Raises ValueError when the disk has not enough room.
+    when it is complete. Raises BadInput when the disk has not enough room.
     """
     llama = LlamaConfig(**config, dtype=dtype)
     shapes = {name: tuple(tensor.shape) for name, tensor in empty_llama(**config).state_dict().items()}

@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput, UnsupportedModel
 from neuronal_ray.models.checkpoint import DTYPES, Checkpoint
 from neuronal_ray.models.output_files import Part
 from neuronal_ray.models.tensor_files import WORD_BYTES, Kind, Stored, begin_file, fill, read_header
-from neuronal_ray.models.unsupported import UnsupportedModel
 
 _PIECE_BYTES = 2**19
 _MOST_THREADS = 8
@@ -69,7 +69,7 @@ def write_weights(
     """Write other weights in the place of the source's tensors, rounded to the stored dtype, one at a time.
 
     `weights` are by stored name and in the stored shape. Returns the number of zeros of each tensor as saved.
-    Raises ValueError when a finite weight is too large for the stored dtype.
+    Raises BadInput when a finite weight is too large for the stored dtype.
     """
     zeros = {}
     with _Pieces(source, written) as pieces:
@@ -79,7 +79,7 @@ def write_weights(
                 raise UnsupportedModel(f"--model: {name} is stored as {dtype}, expected one of {', '.join(WORD_BYTES)}")
             rounded = weight.cpu().to(DTYPES[dtype]) + 0.0  # makes positive zeros of negative ones
             if not bool(torch.isfinite(rounded).all()):
-                raise ValueError(f"--model: new weights of {name} are not finite in the stored dtype {dtype}")
+                raise BadInput(f"--model: new weights of {name} are not finite in the stored dtype {dtype}")
             words = rounded.contiguous().view(torch.uint8).numpy().reshape(-1).view(_ITEM[WORD_BYTES[dtype]])
             zeros[name] = pieces.change(name, tuple(weight.shape), partial(_put, words), reads=False)
     return zeros

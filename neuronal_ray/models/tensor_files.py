@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from neuronal_ray.cli.errors import BadInput
+
 CHECKSUMS = "crc32"
 """The key of a file's metadata under which its tensors' checksums lie, as JSON."""
 
@@ -63,21 +65,21 @@ class Written:
 
 
 def read_header(path: Path, *, flag: str = "--model") -> Header:
-    """What one safetensors file says of itself. Raises ValueError when it is not as long as its header says."""
+    """What one safetensors file says of itself. Raises BadInput when it is not as long as its header says."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= size - 8:
-            raise ValueError(f"{flag}: {path} is truncated or not a safetensors file")
+            raise BadInput(f"{flag}: {path} is truncated or not a safetensors file")
         try:
             header = json.loads(file.read(length))
             metadata = {str(key): str(value) for key, value in (header.pop("__metadata__", None) or {}).items()}
             tensors = {name: _stored(path, 8 + length, entry) for name, entry in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{flag}: {path} is not a safetensors file (unreadable header)") from error
+            raise BadInput(f"{flag}: {path} is not a safetensors file (unreadable header)") from error
     listed = max((stored.stop for stored in tensors.values()), default=8 + length)
     if listed != size:
-        raise ValueError(f"{flag}: {path} is truncated or damaged: {size:,} bytes, its header lists {listed:,}")
+        raise BadInput(f"{flag}: {path} is truncated or damaged: {size:,} bytes, its header lists {listed:,}")
     return Header(tensors=tensors, metadata=metadata)
 
 
@@ -99,7 +101,7 @@ def read_bytes(stored: Stored, *, ahead: int = 0) -> np.ndarray:
         if ahead and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), stored.start, stored.num_bytes + ahead, os.POSIX_FADV_WILLNEED)
         if not fill(file.fileno(), found, stored.start):
-            raise ValueError(f"{stored.path} became shorter while it was read")
+            raise BadInput(f"{stored.path} became shorter while it was read")
     return found
 
 
@@ -125,11 +127,11 @@ def file_name(stem: str, number: int, count: int) -> str:
 
 
 def check_room(target: Path, num_bytes: int, *, flag: str) -> None:
-    """Raise ValueError when the disk on which `target` is to appear has less room than that."""
+    """Raise BadInput when the disk on which `target` is to appear has less room than that."""
     parent = next(folder for folder in target.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if free < num_bytes:
-        raise ValueError(
+        raise BadInput(
             f"{flag}: the model's files take {num_bytes / 2**30:.1f} GiB, {parent} has {free / 2**30:.1f} GiB free; "
             "name a directory on a larger disk"
         )

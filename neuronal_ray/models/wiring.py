@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
+from neuronal_ray.cli.errors import UnsupportedModel
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.models.blocks import Recording, Stream, find_linears, weight_of
 from neuronal_ray.models.routing import Routing, find_places
 from neuronal_ray.models.row_layouts import RowLayout, row_layouts
-from neuronal_ray.models.unsupported import UnsupportedModel
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from neuronal_ray.cli.config import PruneConfig
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import Unfinished, exit_code
 from neuronal_ray.cli.options import parse_config
+from neuronal_ray.prune.config import PruneConfig
 
 _DESCRIPTION = """Prune the linear weights of a language model to an unstructured sparsity, without re-training.
 By default: Wanda's scores, spread over blocks, parts and rows by output divergence (--mode best). Example:
@@ -23,13 +24,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> None:
     config = parse_config(PruneConfig, argv, prog="neuronal-ray prune", description=_DESCRIPTION)
     if config.output is None and not config.dry_run:
-        raise ValueError("--output: missing, expected the directory to write")
+        raise BadInput("--output: missing, expected the directory to write")
     # What follows imports torch and transformers: after the options are known to be good.
+    from neuronal_ray.cli.atomic import check_output, staged
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.models.tensor_files import check_room
     from neuronal_ray.prune.dry_run import describe_run
-    from neuronal_ray.prune.files import check_output, journaled, staged
-    from neuronal_ray.prune.pipeline import Reader, held_tokens, run
+    from neuronal_ray.prune.inputs import Reader, held_tokens
+    from neuronal_ray.prune.journal import journaled
+    from neuronal_ray.prune.pipeline import run
     from neuronal_ray.report.__main__ import write_report
     from neuronal_ray.workers.pools.launch import check_device, open_pool
     from neuronal_ray.workers.pools.protocol import TaskError
@@ -55,7 +58,7 @@ def _main(argv: Sequence[str]) -> None:
                     open_pool(
                         config,
                         inputs.checkpoint,
-                        recipe=inputs.composition.recipe,
+                        pruner=inputs.composition.pruner,
                         held=held_tokens(config, inputs),
                     )
                 )

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from neuronal_ray.algorithms import registry
-from neuronal_ray.algorithms.linear_pruner import Recipe
-from neuronal_ray.cli.config import PruneConfig
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
 from neuronal_ray.core.pattern import Pattern, parse_pattern, pattern_target
 from neuronal_ray.core.plan import Counts, Plan, exact_plan, uniform_rates
 from neuronal_ray.core.problem import BlockTask, Problem
 from neuronal_ray.core.stats import Moments, SquareSum, Statistic
+from neuronal_ray.prune.config import PruneConfig
 
 Result = TypeVar("Result")
 
@@ -37,7 +38,7 @@ class Composition:
     """A run with every choice made. `row_step` is None where the allocation's own rates are final."""
 
     target: float
-    recipe: Recipe
+    pruner: LinearPruner
     allocation: str
     settings: dict[str, object]
     row_step: str | None
@@ -49,22 +50,22 @@ class Composition:
     @property
     def dense_statistic(self) -> type[Statistic] | None:
         """What the dense pass over the calibration text gathers, to be kept for the whole model; None for no pass."""
-        own = self.recipe.statistic is SquareSum and not self.released
-        late = self.recipe.refinement is not None and not self.pruned_stream and not self.recipe.walks
+        own = self.pruner.statistic is SquareSum and not self.released
+        late = self.pruner.refinement is not None and not self.pruned_stream and not self.pruner.walks
         if late:
             return Moments
         return SquareSum if own or registry.load("allocations", self.allocation).STATISTIC is not None else None
 
 
 def compose(config: PruneConfig) -> Composition:
-    """Make every choice, check every setting. Raises ValueError in one line for what does not go together."""
+    """Make every choice, check every setting. Raises BadInput in one line for what does not go together."""
     pattern = parse_pattern(config.pattern)
     fixed = pattern is not None and pattern.kept is not None
     searched = "adaptive" if config.mode == "best" else "neuronal"
     allocation = config.allocation or ("uniform" if fixed else searched)
     criterion = config.criterion or ("kl" if config.mode == "best" or allocation == "adaptive" else "alignment")
     _check_settings(config, allocation)
-    recipe = Recipe(
+    pruner = LinearPruner(
         method=config.method,
         method_settings=config.settings_of("method"),
         refinement=None if config.refinement == "none" else config.refinement,
@@ -75,20 +76,20 @@ def compose(config: PruneConfig) -> Composition:
     if config.mode == "authors":
         _check_released(config, allocation, pattern)
     if fixed and allocation != "uniform":
-        raise ValueError(
+        raise BadInput(
             f"--allocation: {allocation} has nothing to spread under --pattern {config.pattern}, which fixes the "
             f"sparsity of every row; use --pattern n:{pattern.group if pattern else 8}, or --allocation uniform"
         )
-    if config.method == "alps" and recipe.refinement is not None:
-        raise ValueError(
+    if config.method == "alps" and pruner.refinement is not None:
+        raise BadInput(
             f"--refinement: {config.refinement} moves a mask, alps solves for mask and weights at once; use --method "
             "wanda, whose mask alps starts from"
         )
-    if recipe.refinement is not None and registry.load("methods", config.method).SOLVES:
+    if pruner.refinement is not None and registry.load("methods", config.method).SOLVES:
         logger.info("--method %s: its scores are used, its weight update is not: a refinement follows", config.method)
-    barrier = _barrier_between_rows(config, recipe)
+    barrier = _barrier_between_rows(config, pruner)
     row_step, steps = _rows(config, allocation, barrier)
-    default = "pruned" if recipe.solves else "dense"  # a solver makes up for what its predecessors lost
+    default = "pruned" if pruner.solves else "dense"  # a solver makes up for what its predecessors lost
     allocate = registry.load("allocations", allocation).allocate
     settings = registry.settings_for(allocate, config.settings_of("allocation"))
     if allocation == "besa" and barrier:
@@ -108,12 +109,12 @@ def compose(config: PruneConfig) -> Composition:
             "row_lambdas": config.row_lambdas,
             "rows": row_step is None and not barrier and settings.get("rows", True),
         }
-    levels = recipe.levels if allocation == "adaptive" and recipe.solves else 0
+    levels = pruner.levels if allocation == "adaptive" and pruner.solves else 0
     target = _target(config, pattern)
-    _rehearse(recipe, allocation, settings, mode=config.mode, target=target, criterion=criterion)
+    _rehearse(pruner, allocation, settings, mode=config.mode, target=target, criterion=criterion)
     return Composition(
         target=target,
-        recipe=recipe,
+        pruner=pruner,
         allocation=allocation,
         settings=settings,
         row_step=row_step,
@@ -154,10 +155,10 @@ class _Unasked:
 
 
 def _rehearse(
-    recipe: Recipe, allocation: str, settings: dict[str, object], *, mode: str, target: float, criterion: str
+    pruner: LinearPruner, allocation: str, settings: dict[str, object], *, mode: str, target: float, criterion: str
 ) -> None:
     """Run the plug-ins on one tiny linear: they check the ranges of their settings before they do anything."""
-    size = 2 * recipe.group or 4
+    size = 2 * pruner.group or 4
     weight = torch.eye(size) + torch.arange(float(size))
     inputs = torch.eye(size)[None] + 1  # [sequences, tokens, columns]
     specs = tuple(
@@ -171,21 +172,21 @@ def _rehearse(
         target=target,
         mode=mode,
         probe=_Unasked(),
-        pattern=recipe.pattern,
+        pattern=pruner.pattern,
         criterion=criterion,
     )
     with suppress(_Asked):
         registry.load("allocations", allocation).allocate(problem, **settings)
     plan = exact_plan(Layout(specs), uniform_rates(Layout(specs), lambda _: 0.5), target=0.5)
-    statistic = None if recipe.statistic is None else recipe.statistic.of(inputs)
-    ranks = recipe.ranked(weight, statistic, lower_ties_first=True)
-    if recipe.solves:
+    statistic = None if pruner.statistic is None else pruner.statistic.of(inputs)
+    ranks = pruner.ranked(weight, statistic, lower_ties_first=True)
+    if pruner.solves:
         assert statistic is not None
-        recipe.solved(specs[0], weight, recipe.factorized(statistic), plan)
-    if recipe.refinement is not None:
+        pruner.solved(specs[0], weight, pruner.factorized(statistic), plan)
+    if pruner.refinement is not None:
         removed = plan.removed[specs[0].linear]
-        moments = recipe.final_statistics[-1].of(inputs)
-        recipe.refined(replace(specs[0], part=recipe.parts[0]), weight, ranks, removed, statistic, moments)
+        moments = pruner.final_statistics[-1].of(inputs)
+        pruner.refined(replace(specs[0], part=pruner.parts[0]), weight, ranks, removed, statistic, moments)
 
 
 def _target(config: PruneConfig, pattern: Pattern | None) -> float:
@@ -193,15 +194,15 @@ def _target(config: PruneConfig, pattern: Pattern | None) -> float:
         return _DEFAULT_TARGET if config.sparsity is None else config.sparsity
     target = pattern_target(pattern)
     if config.sparsity is not None and config.sparsity != target:
-        raise ValueError(f"--sparsity: {config.sparsity} is not what --pattern {config.pattern} gives; leave it out")
+        raise BadInput(f"--sparsity: {config.sparsity} is not what --pattern {config.pattern} gives; leave it out")
     return target
 
 
-def _barrier_between_rows(config: PruneConfig, recipe: Recipe) -> str:
+def _barrier_between_rows(config: PruneConfig, pruner: LinearPruner) -> str:
     """Why the rows of a linear cannot differ; empty if they can."""
-    if recipe.solves:
+    if pruner.solves:
         return f"--method {config.method} shares a linear's budget among its rows itself"
-    if recipe.pattern is not None:
+    if pruner.pattern is not None:
         return f"--pattern {config.pattern} gives every row of a linear the same number of weights"
     return ""
 
@@ -211,9 +212,9 @@ def _rows(config: PruneConfig, allocation: str, barrier: str) -> tuple[str | Non
     asked = config.row_step is not None or (allocation == "neuronal" and config.neuronal_steps == "row")
     if barrier and asked:
         flag = "--row-step" if config.row_step is not None else "--neuronal-steps row"
-        raise ValueError(f"{flag}: {barrier}; leave rows alone (NeuronAL: --neuronal-steps block)")
+        raise BadInput(f"{flag}: {barrier}; leave rows alone (NeuronAL: --neuronal-steps block)")
     if barrier and allocation == "besa" and config.settings.get("allocation.per") == "row":
-        raise ValueError(f"--set allocation.per: {barrier}; use allocation.per=linear")
+        raise BadInput(f"--set allocation.per: {barrier}; use allocation.per=linear")
     if barrier:
         if allocation == "neuronal" and config.neuronal_steps == "both":
             logger.info("NeuronAL's block step only: %s", barrier)
@@ -221,9 +222,9 @@ def _rows(config: PruneConfig, allocation: str, barrier: str) -> tuple[str | Non
     if allocation != "neuronal":
         return config.row_step, "block"
     if config.neuronal_steps == "block" and config.row_step is not None:
-        raise ValueError("--row-step: there is no row step with --neuronal-steps block; use both")
+        raise BadInput("--row-step: there is no row step with --neuronal-steps block; use both")
     if config.row_step == "trim" and config.neuronal_steps == "row":
-        raise ValueError("--neuronal-steps: row asks for NeuronAL's own; use --allocation uniform --row-step trim")
+        raise BadInput("--neuronal-steps: row asks for NeuronAL's own; use --allocation uniform --row-step trim")
     if config.row_step == "trim":
         return "trim", "block"
     return None, config.neuronal_steps
@@ -232,24 +233,24 @@ def _rows(config: PruneConfig, allocation: str, barrier: str) -> tuple[str | Non
 def _check_released(config: PruneConfig, allocation: str, pattern: Pattern | None) -> None:
     """Refuse what the released code does not have."""
     if config.method not in _RELEASED_METHODS:
-        raise ValueError(f"--method: {config.method} {_USE_PAPER}")
+        raise BadInput(f"--method: {config.method} {_USE_PAPER}")
     if allocation not in _RELEASED_ALLOCATIONS:
-        raise ValueError(f"--allocation: {allocation} {_USE_PAPER}")
+        raise BadInput(f"--allocation: {allocation} {_USE_PAPER}")
     if pattern is not None:
-        raise ValueError(f"--pattern: {config.pattern} {_USE_PAPER}")
+        raise BadInput(f"--pattern: {config.pattern} {_USE_PAPER}")
     if config.row_step == "trim" or (config.row_step is not None and allocation != "neuronal"):
-        raise ValueError(f"--row-step: {config.row_step} with --allocation {allocation} {_USE_PAPER}")
+        raise BadInput(f"--row-step: {config.row_step} with --allocation {allocation} {_USE_PAPER}")
     if config.refinement != "none" and allocation != "uniform":
-        raise ValueError(f"--refinement: {config.refinement} with --allocation {allocation} {_USE_PAPER}")
+        raise BadInput(f"--refinement: {config.refinement} with --allocation {allocation} {_USE_PAPER}")
     if config.score_stream == "dense":
-        raise ValueError("--score-stream: dense is not what the released code does; use --mode paper")
+        raise BadInput("--score-stream: dense is not what the released code does; use --mode paper")
     for flag, value, only in (
         ("criterion", config.criterion or "alignment", "alignment"),
         ("schedule", config.schedule, "linear"),
         ("lambda-search", config.lambda_search, "set"),
     ):
         if value != only:
-            raise ValueError(f"--{flag}: {value} {_USE_PAPER}")
+            raise BadInput(f"--{flag}: {value} {_USE_PAPER}")
 
 
 def _check_settings(config: PruneConfig, allocation: str) -> None:
@@ -261,11 +262,11 @@ def _check_settings(config: PruneConfig, allocation: str) -> None:
     with_flags = {"adaptive": ("budget", "block_lambdas", "row_lambdas")}.get(allocation, ())
     for name in config.settings_of("allocation"):
         if allocation == "neuronal" or name in with_flags:
-            raise ValueError(f"--set allocation.{name}: has a flag of its own (see --help)")
+            raise BadInput(f"--set allocation.{name}: has a flag of its own (see --help)")
     if config.refinement != "none":
         _checked("refinement", [registry.load("refinements", config.refinement).refine], config)
     elif config.settings_of("refinement"):
-        raise ValueError("--set refinement: there is no refinement to set; add --refinement")
+        raise BadInput("--set refinement: there is no refinement to set; add --refinement")
 
 
 def _checked(owner: str, functions: Sequence[Callable[..., object]], config: PruneConfig) -> None:

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import torch
 
-from neuronal_ray.cli.config import PruneConfig
 from neuronal_ray.models.blocks import find_blocks, find_linears, weight_of
 from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.prune.compose import Composition
-from neuronal_ray.prune.pipeline import Inputs, held_tokens
+from neuronal_ray.prune.config import PruneConfig
+from neuronal_ray.prune.inputs import Inputs, held_tokens
 from neuronal_ray.workers.footprint import GIB, Devices, Footprint, fit
 from neuronal_ray.workers.pools.launch import local_devices, resolve_address, work_of
 
@@ -26,8 +26,8 @@ def describe_run(config: PruneConfig, inputs: Inputs) -> str:
     devices = local_devices(config.device) if address in ("none", "local") else _cluster_devices(config)
     if address == "none":  # this process is one replica
         devices = replace(devices, memory=devices.memory[: config.shards or 1])
-    recipe = inputs.composition.recipe
-    work = work_of(config, inputs.checkpoint, recipe, held=held_tokens(config, inputs), on_gpu=devices.kind == "GPU")
+    pruner = inputs.composition.pruner
+    work = work_of(config, inputs.checkpoint, pruner, held=held_tokens(config, inputs), on_gpu=devices.kind == "GPU")
     footprint = Footprint.of(model, work)
     shards = 1 if address == "none" and config.shards is None else config.shards
     chosen = fit(footprint, devices, shards=shards, replicas=config.replicas)
@@ -62,27 +62,27 @@ def _cluster_devices(config: PruneConfig) -> Devices:
 def _budget(composition: Composition) -> str:
     if composition.released:
         return "up to the released code's floors"
-    return "exact" if composition.recipe.pattern is None else "as near as the pattern allows"
+    return "exact" if composition.pruner.pattern is None else "as near as the pattern allows"
 
 
 def tokens_by_stage(config: PruneConfig, inputs: Inputs) -> dict[str, int]:
     """Tokens that pass through all blocks, by stage."""
     composition, calibration = inputs.composition, inputs.calibration.numel()
-    recipe = composition.recipe
+    pruner = composition.pruner
     searched = config.search_samples * inputs.sequence_length
     tokens = {}
-    if composition.dense_statistic is not None or (recipe.walks and not recipe.solves):
+    if composition.dense_statistic is not None or (pruner.walks and not pruner.solves):
         tokens["dense pass over the calibration text"] = calibration
     passes = 2 if composition.released else 1  # the released code: the dense weights of each block as well
     for name, count in _candidates(config, composition).items():
         tokens[f"{name} step, {count} candidates"] = passes * count * searched
-        if recipe.solves and not composition.released:
+        if pruner.solves and not composition.released:
             tokens[f"{name} step, statistics for the solver"] = calibration
     if composition.row_step == "trim":
         tokens["rows by TRIM"] = calibration
     if composition.pruned_stream:
         tokens["final pass on the pruned stream"] = 2 * calibration
-    elif recipe.solves:
+    elif pruner.solves:
         tokens["final pass on the dense stream"] = calibration
     for name, windows in inputs.evaluations.windows.items():
         tokens[f"perplexity on {name}, dense and pruned"] = 2 * windows.numel()

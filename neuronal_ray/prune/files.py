@@ -1,11 +1,7 @@
 """The files beside the weights: pruning.json, allocation.parquet, search.parquet, all in one staged directory."""
 
-import json
 import logging
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -38,90 +34,6 @@ _SEARCH = pa.schema(
         ("seconds", pa.float64()),
     ]
 )
-
-
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Raise ValueError when `path` cannot become the output directory."""
-    if path.exists() and not overwrite:
-        raise ValueError(f"--output: {path} exists already; name another directory or add --overwrite")
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"--output: {path} is not a directory")
-    if path.exists() and any(path.iterdir()) and not (path / "pruning.json").is_file():
-        raise ValueError(f"--overwrite: {path} holds no pruning.json, so no earlier run wrote it; remove it yourself")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ValueError(f"--output: cannot write to {parent}")
-
-
-def _staging(path: Path) -> Path:
-    """Where this process puts what becomes `path`."""
-    return path.with_name(f".{path.name}.partial-{os.getpid()}")
-
-
-@contextmanager
-def staged(path: Path) -> Iterator[Path]:
-    """A directory beside `path` that takes its place when the body succeeds and vanishes when it does not."""
-    path = path.absolute()
-    staging = _staging(path)
-    missing = [folder for folder in path.parents if not folder.exists()]  # the innermost first
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir()
-    except OSError as error:
-        raise ValueError(f"--output: cannot write to {path.parent}: {error.strerror}") from error
-    try:
-        yield staging
-        if path.exists():
-            replaced = path.with_name(f".{path.name}.replaced-{os.getpid()}")
-            path.rename(replaced)
-            staging.rename(path)
-            shutil.rmtree(replaced)
-        else:
-            staging.rename(path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if not path.exists():
-            for folder in missing:
-                with suppress(OSError):  # somebody else's files
-                    folder.rmdir()
-
-
-@contextmanager
-def staged_file(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when the body succeeds and vanishes when it does not."""
-    path = path.absolute()
-    staging = _staging(path)
-    if not path.parent.is_dir():
-        raise ValueError(f"--output: no directory {path.parent}")
-    try:
-        yield staging
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
-
-
-@contextmanager
-def journaled(path: Path, *, resume: bool) -> Iterator[Path]:
-    """The folder of finished candidates beside the output directory `path`; it goes when the body succeeds.
-
-    Without `resume` it starts empty, with it also what a killed run had staged goes. Bad input leaves nothing.
-    """
-    path = path.absolute()
-    folder = path.with_name(f".{path.name}.journal")
-    if resume:
-        for left in path.parent.glob(f".{path.name}.partial-*"):
-            if left.name != _staging(path).name:
-                shutil.rmtree(left, ignore_errors=True)
-    elif folder.exists():
-        logger.warning("an earlier run of %s was not finished; --resume would go on where it was", path)
-        shutil.rmtree(folder)
-    try:
-        yield folder
-    except BaseException as error:
-        if isinstance(error, ValueError) or not any(file.is_file() for file in folder.rglob("*")):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_allocation(path: Path, layout: Layout, plan: Plan) -> None:
@@ -165,10 +77,3 @@ def write_search(path: Path, candidates: Sequence[Candidate], selected: Mapping[
         for candidate in candidates
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=_SEARCH), path)
-
-
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write atomically."""
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)

@@ -1,13 +1,16 @@
 """Finished candidates on disk: what a run that was stopped need not ask again.
 
-One folder per question that answers depend on (model, text, recipe, device, ..): `numbers.jsonl`, a line per answer,
+One folder per question that answers depend on (model, text, pruner, device, ..): `numbers.jsonl`, a line per answer,
 and one safetensors file per trial, for its signals. A line or file that was cut short is as if it were not there.
 """
 
 import hashlib
 import json
+import logging
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +18,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from neuronal_ray.cli.atomic import staging_of
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group
+
+logger = logging.getLogger(__name__)
 
 _SIGNAL = "{}.{}"
 
@@ -89,3 +95,28 @@ class Journal:
         }
         save_file(tensors, temporary, metadata={"trial": json.dumps(known)})
         temporary.replace(path)
+
+
+@contextmanager
+def journaled(path: Path, *, resume: bool) -> Iterator[Path]:
+    """The folder of finished candidates beside the output directory `path`; it goes when the body succeeds.
+
+    Without `resume` it starts empty; with it, what a killed run had staged is removed. After an error it stays, unless
+    it is empty.
+    """
+    path = path.absolute()
+    folder = path.with_name(f".{path.name}.journal")
+    if resume:
+        for left in path.parent.glob(f".{path.name}.partial-*"):
+            if left.name != staging_of(path).name:
+                shutil.rmtree(left, ignore_errors=True)
+    elif folder.exists():
+        logger.warning("an earlier run of %s was not finished; --resume would go on where it was", path)
+        shutil.rmtree(folder)
+    try:
+        yield folder
+    except BaseException:
+        if not any(file.is_file() for file in folder.rglob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)

@@ -2,166 +2,37 @@
 
 import hashlib
 import math
-import platform
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from jaxtyping import Int64
 from torch import Tensor
 
-from neuronal_ray import __version__
 from neuronal_ray.algorithms import registry
-from neuronal_ray.cli.config import BenchmarkConfig, PruneConfig, RunConfig
+from neuronal_ray.cli.atomic import write_json
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.progress import Progress
+from neuronal_ray.cli.versions import versions
 from neuronal_ray.core.lambda_search import search_rows
 from neuronal_ray.core.layout import Layout
-from neuronal_ray.core.pattern import check_pattern
 from neuronal_ray.core.plan import Plan, Rates, uniform_rates
 from neuronal_ray.core.problem import Allocation, Problem, Step
-from neuronal_ray.data.calibration import calibration_tokens
-from neuronal_ray.data.windows import evaluation_name, evaluation_windows
-from neuronal_ray.evaluate.benchmark_names import split_names
-from neuronal_ray.evaluate.measure import Evaluations, measure
-from neuronal_ray.evaluate.scores import BenchmarkSettings, Score
-from neuronal_ray.models.checkpoint import Checkpoint, linear_columns, load_encoder, open_checkpoint, resolve_model
+from neuronal_ray.evaluate.measure import measure
+from neuronal_ray.evaluate.scores import Score
+from neuronal_ray.models.checkpoint import Checkpoint
 from neuronal_ray.models.output_files import Part, copy_rest, split_parts
-from neuronal_ray.prune.compose import Composition, compose
-from neuronal_ray.prune.files import write_allocation, write_json, write_search
+from neuronal_ray.prune.compose import Composition
+from neuronal_ray.prune.config import PruneConfig
+from neuronal_ray.prune.files import write_allocation, write_search
+from neuronal_ray.prune.inputs import Inputs
 from neuronal_ray.prune.search import Search
 from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.protocol import Pool
 from neuronal_ray.workers.replica import shard_blocks
 from neuronal_ray.workers.worker import Worker
 
-_DEFAULT_LENGTH = 2048
 _PATIENCE_S = 5.0
-_PACKAGES = ("torch", "transformers", "datasets", "ray")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Everything that can be read and checked before any weight is loaded."""
-
-    composition: Composition
-    checkpoint: Checkpoint
-    sequence_length: int
-    calibration: Int64[Tensor, "samples length"]
-    evaluations: Evaluations
-
-
-def held_tokens(config: PruneConfig, inputs: Inputs) -> int:
-    """The tokens that pass through the workers as a whole: the search text, or all where blocks follow one another."""
-    composition = inputs.composition
-    walks = composition.pruned_stream or composition.recipe.walks or composition.row_step == "trim"
-    return inputs.calibration.numel() if walks else config.search_samples * inputs.sequence_length
-
-
-class Reader:
-    """Reads and checks what runs need before any weight is loaded; what several runs share is read once."""
-
-    def __init__(self) -> None:
-        self._checkpoints: dict[tuple[str, bool], Checkpoint] = {}
-        self._calibrations: dict[tuple[object, ...], Int64[Tensor, "samples length"]] = {}
-        self._evaluations: dict[tuple[object, ...], Evaluations] = {}
-
-    def prepare(self, config: PruneConfig) -> Inputs:
-        """Read and check the checkpoint's headers, the calibration text and the evaluation text."""
-        composition = compose(config)
-        checkpoint = self._checkpoint(config)
-        if composition.recipe.pattern is not None:
-            check_pattern(
-                linear_columns(checkpoint, trust_remote_code=config.trust_remote_code), composition.recipe.pattern
-            )
-        length = sequence_length(config, checkpoint)
-        return Inputs(
-            composition=composition,
-            checkpoint=checkpoint,
-            sequence_length=length,
-            calibration=self._calibration(config, checkpoint, length),
-            evaluations=self._evaluated(config, checkpoint, length),
-        )
-
-    def _checkpoint(self, config: PruneConfig) -> Checkpoint:
-        key = config.model, config.trust_remote_code
-        if key not in self._checkpoints:
-            self._checkpoints[key] = open_checkpoint(
-                resolve_model(config.model), trust_remote_code=config.trust_remote_code
-            )
-        return self._checkpoints[key]
-
-    def _calibration(self, config: PruneConfig, checkpoint: Checkpoint, length: int) -> Int64[Tensor, "samples length"]:
-        key = (checkpoint.path, config.calibration, config.calibration_samples, length, config.seed)
-        if key not in self._calibrations:
-            self._calibrations[key] = calibration_tokens(
-                config.calibration,
-                load_encoder(checkpoint.path, trust_remote_code=config.trust_remote_code),
-                samples=config.calibration_samples,
-                sequence_length=length,
-                seed=config.seed,
-                vocabulary=checkpoint.config.get_text_config().vocab_size,
-            )
-        return self._calibrations[key]
-
-    def _evaluated(self, config: PruneConfig, checkpoint: Checkpoint, length: int) -> Evaluations:
-        key = (checkpoint.path, config.evaluate, length, config.few_shot, config.task_limit, config.task_data)
-        if key not in self._evaluations:
-            self._evaluations[key] = read_evaluations(config, config.evaluate, checkpoint, length=length)
-        return self._evaluations[key]
-
-
-def sequence_length(config: RunConfig, checkpoint: Checkpoint) -> int:
-    """The tokens per sequence asked for, or 2048 or the model's context where that is shorter."""
-    context = context_length(checkpoint)
-    if config.sequence_length is None:
-        return min(_DEFAULT_LENGTH, context)
-    if config.sequence_length > context:
-        raise ValueError(f"--sequence-length: {config.sequence_length} is beyond the model's context of {context}")
-    return config.sequence_length
-
-
-def context_length(checkpoint: Checkpoint) -> int:
-    """The longest text that the model was made for; models without positions have no limit."""
-    try:
-        return int(checkpoint.config.get_text_config().max_position_embeddings)
-    except AttributeError:
-        return 2**31
-
-
-def read_evaluations(
-    config: BenchmarkConfig, names: Sequence[str], checkpoint: Checkpoint, *, length: int
-) -> Evaluations:
-    """The texts among `names` cut into windows, and the benchmarks, whose local rows are read once to check them."""
-    texts, benchmarks = split_names(names)
-    settings = BenchmarkSettings(few_shot=config.few_shot, limit=config.task_limit, data=config.task_data)
-    windows = read_windows(texts, checkpoint, length=length, trust_remote_code=config.trust_remote_code)
-    if benchmarks:
-        from neuronal_ray.evaluate.benchmarks import check_benchmarks  # lm-eval takes seconds to import
-
-        check_benchmarks(benchmarks, settings)
-    return Evaluations(windows=windows, benchmarks=benchmarks, settings=settings)
-
-
-def read_windows(
-    sources: Sequence[str], checkpoint: Checkpoint, *, length: int, trust_remote_code: bool
-) -> dict[str, Int64[Tensor, "windows length"]]:
-    """The evaluation windows of every source by its name."""
-    windows = {}
-    for source in sources:
-        name = evaluation_name(source)
-        if name in windows:
-            raise ValueError(f"--evaluate: two texts are called {name!r}; rename one file")
-        windows[name] = evaluation_windows(
-            source,
-            load_encoder(checkpoint.path, trust_remote_code=trust_remote_code),
-            sequence_length=length,
-            vocabulary=checkpoint.config.get_text_config().vocab_size,
-        )
-        if windows[name].shape[1] > context_length(checkpoint):
-            raise ValueError(f"--evaluate: rows of {source} are longer than the model's {context_length(checkpoint)}")
-    return windows
 
 
 def run(
@@ -251,7 +122,7 @@ def plan_run(
     """Statistics, ranking and search: everything up to the plan."""
     layout = session.layout()
     if composition.released and layout.routed:
-        raise ValueError("--mode: authors has no mixtures of experts; use --mode paper")
+        raise BadInput("--mode: authors has no mixtures of experts; use --mode paper")
     session.hold(composition, calibration, progress, samples=config.search_samples)
     search = session.search(composition, calibration, progress, samples=config.search_samples, mode=config.mode)
     return Found(allocation=allocate(config, composition, layout, search), search=search)
@@ -264,7 +135,7 @@ def allocate(config: PruneConfig, composition: Composition, layout: Layout, sear
         target=composition.target,
         mode=config.mode,
         probe=search,
-        pattern=composition.recipe.pattern,
+        pattern=composition.pruner.pattern,
         criterion=composition.criterion,
         samples=config.search_samples,
         levels=composition.levels,
@@ -343,15 +214,6 @@ def write_model(
             advance(part.file)
         copy_rest(checkpoint, parts, staging)
     return sum(zeros.values())
-
-
-def versions() -> dict[str, str]:
-    """What the numbers depend on, as far as it is installed: a run in one process needs no ray."""
-    found = {"neuronal_ray": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def _plain(value: object) -> object:

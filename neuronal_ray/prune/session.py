@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from neuronal_ray import __version__
-from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.layout import Group, Layout
 from neuronal_ray.core.plan import Plan
@@ -50,7 +50,7 @@ class _Seen:
 class _Ranked:
     """What the rankings on the workers come from."""
 
-    recipe: Recipe
+    pruner: LinearPruner
     seen: _Seen | None
     text: str
 
@@ -93,24 +93,24 @@ class Session:
 
         A search on the first `samples` sequences will follow.
         """
-        kind, recipe, text = composition.dense_statistic, composition.recipe, digest_of(calibration)
+        kind, pruner, text = composition.dense_statistic, composition.pruner, digest_of(calibration)
         seen = None
         if kind is not None:
             seen = _Seen(text, RunningNorm if composition.released else kind, composition.released)
             if seen not in self._statistics:
                 self._gather(seen, calibration, progress, samples=samples)
-        ranked = _Ranked(recipe, seen, text)
+        ranked = _Ranked(pruner, seen, text)
         if self._ranked == ranked:
             return
         self.pool.begin()
-        self.pool.each(Worker.use, recipe)
+        self.pool.each(Worker.use, pruner)
         if seen is not None:
             self.pool.each(Worker.keep_statistics, self._statistics[seen])
         self._ranked, self._asked, self._finished = ranked, None, False
-        if composition.released or recipe.solves:
+        if composition.released or pruner.solves:
             return
         with progress.stage("ranking", 1) as advance:
-            if recipe.walks:
+            if pruner.walks:
                 self.pool.each(Worker.rank_on_walk, calibration)
             else:
                 self.pool.each(Worker.rank)
@@ -138,7 +138,7 @@ class Session:
             samples=samples,
             mode=mode,
             criterion=composition.criterion,
-            solves=composition.recipe.solves,
+            solves=composition.pruner.solves,
             progress=progress,
             levels=composition.levels,
             target=composition.target,
@@ -158,14 +158,14 @@ class Session:
 
     def settle(self, composition: Composition, plan: Plan, calibration: Tokens, progress: Progress) -> None:
         """Bring the workers to the final masks, or weights, under `plan`: cuts of the one ranking need no work."""
-        recipe = composition.recipe
+        pruner = composition.pruner
         walk = Walk(pruned=composition.pruned_stream, released=composition.released)
-        if not walk.pruned and not recipe.walks and recipe.refinement is None:
+        if not walk.pruned and not pruner.walks and pruner.refinement is None:
             if self._finished:
                 self.pool.each(Worker.unfinish)
                 self._finished = False
             return
-        stage = "pruned stream" if walk.pruned else "final pass" if recipe.walks else "refinement"
+        stage = "pruned stream" if walk.pruned else "final pass" if pruner.walks else "refinement"
         with progress.stage(stage, 1) as advance:
             self.pool.each(Worker.finish, plan, calibration, walk)
             advance("")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from neuronal_ray.cli.atomic import write_text
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import exit_code
 from neuronal_ray.report.figures import Canvas, block_figure, row_figure, search_figure
 from neuronal_ray.report.inputs import Benchmark, Run, Score, SearchStep, read_run
@@ -28,20 +29,11 @@ _BASELINES = {
 def write_report(directory: Path) -> Path:
     """Write report.html into `directory`, whole or not at all.
 
-    Raises ValueError, which says what is missing or malformed.
+    Raises BadInput, which says what is missing or malformed.
     """
     path = directory / "report.html"
-    _write_whole(path, _page(read_run(directory)))
+    write_text(path, _page(read_run(directory)))
     return path
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _page(run: Run) -> str:
@@ -278,23 +270,23 @@ def _main(argv: Sequence[str]) -> None:
         print(output)
         return
     if len(runs) > 1 or arguments.output is not None:
-        raise ValueError(f"RUNS: {runs[0]} has no sweep.json; several directories, and --output, are for sweeps")
+        raise BadInput(f"RUNS: {runs[0]} has no sweep.json; several directories, and --output, are for sweeps")
     try:
         path = write_report(runs[0])
-    except ValueError as error:
-        raise ValueError(f"RUNS: {runs[0]}: {error}") from error
+    except BadInput as error:
+        raise BadInput(f"RUNS: {runs[0]}: {error}") from error
     print(path)
 
 
 def _write_study(runs: Sequence[Path], output: Path) -> None:
     if output.suffix not in (".html", ".md"):
-        raise ValueError(f"--output: {output} ends in neither .html nor .md")
+        raise BadInput(f"--output: {output} ends in neither .html nor .md")
     if not output.absolute().parent.is_dir():
-        raise ValueError(f"--output: no directory {output.absolute().parent}")
+        raise BadInput(f"--output: no directory {output.absolute().parent}")
     from neuronal_ray.report.study_page import read_studies, study_markdown, study_page  # imports torch
 
     study = read_studies(runs)
-    _write_whole(output, study_page(study) if output.suffix == ".html" else study_markdown(study))
+    write_text(output, study_page(study) if output.suffix == ".html" else study_markdown(study))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from neuronal_ray.cli.errors import BadInput
+
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow
@@ -109,16 +111,16 @@ class Run:
 
 
 def read_run(directory: Path) -> Run:
-    """Read a run's files; ValueError says which is missing or malformed, and how."""
+    """Read a run's files; BadInput says which is missing or malformed, and how."""
     missing = [name for name in FILES if not (directory / name).is_file()]
     if missing:
-        raise ValueError(f"no {' and no '.join(missing)} there, expected a directory that neuronal_ray.prune wrote")
+        raise BadInput(f"no {' and no '.join(missing)} there, expected a directory that neuronal_ray.prune wrote")
     try:
         document = json.loads((directory / "pruning.json").read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"pruning.json is not JSON: {error}") from error
+        raise BadInput(f"pruning.json is not JSON: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ValueError(f'pruning.json is of another format, expected an object with "format": {FORMAT}')
+        raise BadInput(f'pruning.json is of another format, expected an object with "format": {FORMAT}')
     sparsity = _get(document, "sparsity", dict)
     search = _get(document, "search", dict)
     evaluation = _get(document, "evaluation", dict)
@@ -161,7 +163,7 @@ def _get(node: Mapping[str, Any], key: str, kind: type[T]) -> T:
     value = node.get(key)
     given: object = float(value) if kind is float and type(value) is int else value  # JSON has one kind of number
     if not isinstance(given, kind) or isinstance(given, bool):
-        raise ValueError(f"pruning.json: {key!r} is {value!r:.60}, expected {kind.__name__}")
+        raise BadInput(f"pruning.json: {key!r} is {value!r:.60}, expected {kind.__name__}")
     return given
 
 
@@ -171,7 +173,7 @@ def _step(name: str, node: Mapping[str, Any], candidates: Sequence[Candidate]) -
     lam = _get(node, "selected", float)
     if {candidate.lam for candidate in selected} != {lam}:
         given = ", ".join(f"{candidate.lam:g}" for candidate in selected) or "none"
-        raise ValueError(f"search.parquet selects {given} in the {name} step, expected {lam:g} as in pruning.json")
+        raise BadInput(f"search.parquet selects {given} in the {name} step, expected {lam:g} as in pruning.json")
     return SearchStep(name=name, selected=selected[0], candidates=mine, seconds=_get(node, "seconds", float))
 
 
@@ -189,7 +191,7 @@ def _benchmark(name: str, node: Mapping[str, Any]) -> Benchmark:
 def _score(name: str, node: Mapping[str, Any]) -> Score:
     plans = {plan: _perplexity(_get(node, plan, dict)) for plan, value in node.items() if isinstance(value, dict)}
     if "dense" not in plans:
-        raise ValueError(f"pruning.json: 'evaluation' of {name!r} has no 'dense', expected its perplexity")
+        raise BadInput(f"pruning.json: 'evaluation' of {name!r} has no 'dense', expected its perplexity")
     return Score(
         name=name,
         dense=plans.pop("dense"),
@@ -205,7 +207,7 @@ def _perplexity(node: Mapping[str, Any]) -> float:
         return math.inf  # JSON has no number for it
     value = _get(node, "perplexity", float)
     if value <= 0:
-        raise ValueError(f"pruning.json: 'perplexity' is {value:g}, expected more than 0")
+        raise BadInput(f"pruning.json: 'perplexity' is {value:g}, expected more than 0")
     return value
 
 
@@ -218,24 +220,24 @@ def _candidates(path: Path) -> tuple[Candidate, ...]:
 
 
 def read_linears(path: Path) -> tuple[LinearSparsity, ...]:
-    """The linears of an allocation.parquet, or of a plan of a sweep; ValueError for a file that is none."""
+    """The linears of an allocation.parquet, or of a plan of a sweep; BadInput for a file that is none."""
     import pyarrow as pa
 
     columns = [("block", pa.int32()), ("path", pa.string()), ("rows", pa.int32()), ("columns", pa.int32())]
     schema = pa.schema([*columns, ("pruned", pa.int64()), ("row_pruned", pa.list_(pa.int32()))])
     table = _table(path, schema)
     if table.num_rows == 0:
-        raise ValueError(f"{path.name} has no rows, expected one per linear")
+        raise BadInput(f"{path.name} has no rows, expected one per linear")
     linears = []
     for head, row in zip(table.drop_columns(["row_pruned"]).to_pylist(), table.column("row_pruned"), strict=True):
         num_rows = head.pop("rows")
         row_pruned = row.values.to_numpy(zero_copy_only=False)  # int32 [out]
         if head["columns"] < 1 or row_pruned.min(initial=0) < 0 or row_pruned.max(initial=0) > head["columns"]:
-            raise ValueError(f"{path.name}: block {head['block']} {head['path']} lost more weights than a row has")
+            raise BadInput(f"{path.name}: block {head['block']} {head['path']} lost more weights than a row has")
         if not 0 < len(row_pruned) == num_rows or row_pruned.sum() != head["pruned"]:
             given = f"{len(row_pruned)} rows that lost {row_pruned.sum():.0f}"
             expected = f"{num_rows} rows that lost {head['pruned']}"
-            raise ValueError(f"{path.name}: block {head['block']} {head['path']} has {given}, expected {expected}")
+            raise BadInput(f"{path.name}: block {head['block']} {head['path']} has {given}, expected {expected}")
         linears.append(LinearSparsity(row_pruned=row_pruned, **head))
     return tuple(linears)
 
@@ -249,11 +251,11 @@ def _table(path: Path, schema: pyarrow.Schema) -> pyarrow.Table:
         table = pyarrow.parquet.read_table(path)
         missing = [name for name in schema.names if name not in table.column_names]
         if missing:
-            raise ValueError(f"{path.name} lacks the column {', '.join(missing)}, expected {', '.join(schema.names)}")
+            raise BadInput(f"{path.name} lacks the column {', '.join(missing)}, expected {', '.join(schema.names)}")
         table = table.select(schema.names).cast(schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"{path.name} cannot be read, expected {', '.join(schema.names)}: {error}") from error
+        raise BadInput(f"{path.name} cannot be read, expected {', '.join(schema.names)}: {error}") from error
     nulls = [name for name in schema.names if table.column(name).null_count]
     if nulls:
-        raise ValueError(f"{path.name} has nulls in {', '.join(nulls)}, expected none")
+        raise BadInput(f"{path.name} has nulls in {', '.join(nulls)}, expected none")
     return table

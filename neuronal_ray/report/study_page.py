@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.report.figures import Canvas, block_figure, curve_figure, row_figure, runtime_figure
 from neuronal_ray.report.inputs import read_linears
 from neuronal_ray.report.study_tables import (
@@ -56,7 +57,7 @@ class Study:
 
 
 def read_studies(paths: Sequence[Path]) -> Study:
-    """Read sweeps' directories. Raises ValueError that names what is missing or cannot be read."""
+    """Read sweeps' directories. Raises BadInput that names what is missing or cannot be read."""
     rows = read_results(paths)
     places: dict[str, int] = {}
     titles: list[str] = []
@@ -68,7 +69,7 @@ def read_studies(paths: Sequence[Path]) -> Study:
             places |= {cell: len(places) + number for number, cell in enumerate(index["cells"])}
             numbers += [int(word.split()[1]) for word in index["reproduces"] if word.startswith("table ")]
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"RUNS: {path / 'sweep.json'} cannot be read ({error})") from error
+            raise BadInput(f"RUNS: {path / 'sweep.json'} cannot be read ({error})") from error
     rows.sort(key=lambda row: places.get(row.cell, -1))  # the file's order; dense rows first
     distinct = {(row.cell, row.evaluation): row for row in rows}
     return Study(

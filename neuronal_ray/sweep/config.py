@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from neuronal_ray.cli.config import PruneConfig
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.options import option_name, option_value, options_of, read_options
+from neuronal_ray.prune.config import PruneConfig
 
 _KEYS = ("title", "about", "reproduces", "output", "options", "grid", "variant", "skip")
 _NOT_IN_CELLS = ("output", "overwrite", "dry_run", "baselines")
@@ -64,7 +65,7 @@ class Study:
 
 
 def read_study(path: Path, overrides: Mapping[str, object], *, output: Path | None) -> Study:
-    """The sweep of a TOML file. Raises ValueError in one line for what cannot work.
+    """The sweep of a TOML file. Raises BadInput in one line for what cannot work.
 
     `overrides` by option name take the place of the file's own: one value for all cells, or a list of values as a row
     of the grid (for options that are lists themselves: a list of lists).
@@ -72,21 +73,21 @@ def read_study(path: Path, overrides: Mapping[str, object], *, output: Path | No
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"FILE: cannot read {path}: {error.strerror}") from error
+        raise BadInput(f"FILE: cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"FILE: {path} is not TOML: {error}") from error
+        raise BadInput(f"FILE: {path} is not TOML: {error}") from error
     for key in table:
         if key not in _KEYS:
             near = difflib.get_close_matches(key, _KEYS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"expected some of: {', '.join(_KEYS)}"
             inside = " (options go into [options])" if key.replace("-", "_") in options_of(PruneConfig) else ""
-            raise ValueError(f"FILE: {path}: unknown key {key!r}, {hint}{inside}")
+            raise BadInput(f"FILE: {path}: unknown key {key!r}, {hint}{inside}")
     folder = output or (Path(table["output"]) if isinstance(table.get("output"), str) else None)
     if folder is None:
-        raise ValueError(f'FILE: {path} names no output directory; add output = "runs/..", or use --output')
+        raise BadInput(f'FILE: {path} names no output directory; add output = "runs/..", or use --output')
     cells = tuple(_cells(table, overrides, where=str(path)))
     if not cells:
-        raise ValueError(f"FILE: {path}: the grid is empty, expected at least one combination that is not skipped")
+        raise BadInput(f"FILE: {path}: the grid is empty, expected at least one combination that is not skipped")
     _check_distinct(cells, where=str(path))
     reproduces = table.get("reproduces", [])
     return Study(title=str(table.get("title", path.stem)), reproduces=tuple(reproduces), output=folder, cells=cells)
@@ -115,13 +116,13 @@ def _cells(table: Mapping[str, Any], overrides: Mapping[str, object], *, where: 
 
 def _cell(name: str, values: dict[str, Any], *, where: str) -> Cell:
     if "model" not in values:
-        raise ValueError(f"FILE: {where}: no model, expected one in [options] or a list in [grid]")
+        raise BadInput(f"FILE: {where}: no model, expected one in [options] or a list in [grid]")
     config = PruneConfig(**values)
     cell = Cell(variant=name, config=config)
     try:
         config.check()
-    except ValueError as error:
-        raise ValueError(f"FILE: {where}: cell {cell}: {error}") from error
+    except BadInput as error:
+        raise BadInput(f"FILE: {where}: cell {cell}: {error}") from error
     return cell
 
 
@@ -132,7 +133,7 @@ def _axes(table: Mapping[str, Any], overrides: Mapping[str, object], *, where: s
     for key, values in _table(table.get("grid", {}), "grid", where).items():
         name = option_name(key, options, flag="FILE", place=f"[grid] of {where}")
         if not isinstance(values, list) or not values:
-            raise ValueError(f"FILE: {where}: [grid] {key} is {values!r}, expected a list of at least one value")
+            raise BadInput(f"FILE: {where}: [grid] {key} is {values!r}, expected a list of at least one value")
         axes[name] = [option_value(value, options[name], where=f"FILE: {key} in [grid] of {where}") for value in values]
         if name in overrides:
             axes[name] = [overrides[name]]
@@ -148,7 +149,7 @@ def _variants(table: Mapping[str, Any], *, where: str) -> dict[str, dict[str, ob
         entry = dict(_table(given, "variant", where))
         name = entry.pop("name", None)
         if not isinstance(name, str) or name in variants:
-            raise ValueError(f"FILE: {where}: [[variant]] has the name {name!r}, expected a name of its own")
+            raise BadInput(f"FILE: {where}: [[variant]] has the name {name!r}, expected a name of its own")
         variants[name] = read_options(entry, _options(), flag="FILE", place=f"variant {name} of {where}")
     return variants or {_DEFAULT_VARIANT: {}}
 
@@ -170,14 +171,14 @@ def _values(table: Mapping[str, Any], key: str, *, where: str) -> dict[str, Any]
 
 def _table(value: object, key: str, where: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"FILE: {where}: {key} is {value!r}, expected a table")
+        raise BadInput(f"FILE: {where}: {key} is {value!r}, expected a table")
     return value
 
 
 def _list(table: Mapping[str, Any], key: str, where: str) -> Sequence[Any]:
     value = table.get(key, [])
     if not isinstance(value, list):
-        raise ValueError(f"FILE: {where}: {key} is {value!r}, expected tables written [[{key}]]")
+        raise BadInput(f"FILE: {where}: {key} is {value!r}, expected tables written [[{key}]]")
     return value
 
 
@@ -185,7 +186,7 @@ def _check_distinct(cells: Sequence[Cell], *, where: str) -> None:
     seen: dict[str, Cell] = {}
     for cell in cells:
         if cell.id in seen:
-            raise ValueError(f"FILE: {where}: the cell {cell} comes twice; does the grid repeat a value?")
+            raise BadInput(f"FILE: {where}: the cell {cell} comes twice; does the grid repeat a value?")
         seen[cell.id] = cell
 
 
@@ -193,7 +194,7 @@ def read_override(text: str) -> tuple[str, object]:
     """The option name and value of `--option KEY=VALUE`; the value in TOML's notation, or a bare string."""
     key, equals, word = text.partition("=")
     if not equals:
-        raise ValueError(f'--option: {text!r} is not KEY=VALUE, for example sparsity=0.7 or model=["a", "b"]')
+        raise BadInput(f'--option: {text!r} is not KEY=VALUE, for example sparsity=0.7 or model=["a", "b"]')
     options = _options()
     name = option_name(key, options, flag="--option", place=text)
     try:

@@ -15,9 +15,11 @@ from typing import Any, get_args, get_type_hints
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from neuronal_ray.cli.atomic import write_json
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.plan import Plan
-from neuronal_ray.prune.files import read_allocation, write_allocation, write_json
+from neuronal_ray.prune.files import read_allocation, write_allocation
 from neuronal_ray.sweep.config import Study
 
 FORMAT = 1
@@ -168,7 +170,7 @@ class Store:
             try:
                 self._take(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"--resume: line {number} of {self._journal} cannot be read ({error})") from error
+                raise BadInput(f"--resume: line {number} of {self._journal} cannot be read ({error})") from error
         if cut:
             with self._journal.open("r+b") as file:
                 file.truncate(len(whole) + 1 if whole else 0)
@@ -184,7 +186,7 @@ class Store:
 def open_store(study: Study, *, resume: bool) -> Store:
     """The directory of a sweep, made or taken up again.
 
-    Raises ValueError when it holds another sweep, or this one without --resume. A sweep that has grown since (more
+    Raises BadInput when it holds another sweep, or this one without --resume. A sweep that has grown since (more
     cells) may be resumed.
     """
     path, ids = study.output, {cell.id for cell in study.cells}
@@ -193,23 +195,19 @@ def open_store(study: Study, *, resume: bool) -> Store:
         try:
             earlier = set(json.loads(index.read_text(encoding="utf-8"))["cells"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"--output: {index} cannot be read ({error}); name another directory") from error
+            raise BadInput(f"--output: {index} cannot be read ({error}); name another directory") from error
         if not resume:
-            raise ValueError(
-                f"--output: {path} holds results already; add --resume to go on, or name another directory"
-            )
+            raise BadInput(f"--output: {path} holds results already; add --resume to go on, or name another directory")
         if not earlier <= ids:
             lost = len(earlier - ids)
-            raise ValueError(
-                f"--output: {path} holds another sweep, with {lost} cells that this one lacks; name another"
-            )
+            raise BadInput(f"--output: {path} holds another sweep, with {lost} cells that this one lacks; name another")
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"--output: {path} is no directory of a sweep; name another")
+        raise BadInput(f"--output: {path} is no directory of a sweep; name another")
     try:
         for folder in (path, path / "results", path / "plans"):
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--output: cannot write to {path}: {error.strerror}") from error
+        raise BadInput(f"--output: cannot write to {path}: {error.strerror}") from error
     cells = {cell.id: {"variant": cell.variant, "options": cell.options()} for cell in study.cells}
     write_json(index, {"format": FORMAT, "title": study.title, "reproduces": list(study.reproduces), "cells": cells})
     store = Store(path)
@@ -220,22 +218,22 @@ def open_store(study: Study, *, resume: bool) -> Store:
 
 
 def read_results(paths: Iterable[Path]) -> list[Row]:
-    """The rows of sweeps' directories. Raises ValueError that names a file which cannot be read."""
+    """The rows of sweeps' directories. Raises BadInput that names a file which cannot be read."""
     rows = []
     for path in paths:
         files = sorted((path / "results").glob("*.parquet"))
         if not files:
-            raise ValueError(f"RUNS: {path} has no results/*.parquet; is it the --output of neuronal-ray sweep?")
+            raise BadInput(f"RUNS: {path} has no results/*.parquet; is it the --output of neuronal-ray sweep?")
         for file in files:
             try:
                 table = pq.read_table(file)
             except (pa.ArrowInvalid, OSError) as error:
                 reason = " ".join(str(error).split())
-                raise ValueError(
+                raise BadInput(
                     f"RUNS: {file} cannot be read ({reason}); `neuronal-ray sweep FILE --resume` writes it again from "
                     "its journal"
                 ) from error
             if table.schema.names != SCHEMA.names:
-                raise ValueError(f"RUNS: {file} has other columns than this version writes; run the sweep again")
+                raise BadInput(f"RUNS: {file} has other columns than this version writes; run the sweep again")
             rows += [Row(**row) for row in table.to_pylist()]
     return rows

@@ -13,13 +13,16 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from time import perf_counter
 
-from neuronal_ray.cli.config import PruneConfig
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.progress import Progress
+from neuronal_ray.cli.versions import versions
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.evaluate.benchmark_names import MEAN, ZERO_SHOT
 from neuronal_ray.evaluate.measure import Evaluations, measured
 from neuronal_ray.evaluate.scores import PERPLEXITY, Score, mean_score
-from neuronal_ray.prune.pipeline import Inputs, Reader, held_tokens, plan_run, versions
+from neuronal_ray.prune.config import PruneConfig
+from neuronal_ray.prune.inputs import Inputs, Reader, held_tokens
+from neuronal_ray.prune.pipeline import plan_run
 from neuronal_ray.prune.session import Session, digest_of
 from neuronal_ray.sweep.config import Cell, Study
 from neuronal_ray.sweep.files import DENSE, Planned, Row, Store
@@ -60,7 +63,7 @@ class Ready:
             *map(str, self.place),
             digest_of(self.inputs.calibration),
             str(composition.released),
-            repr(composition.recipe),
+            repr(composition.pruner),
             "" if kind is None else kind.__name__,
             composition.criterion,
             str(config.search_samples),
@@ -78,15 +81,15 @@ class Outcome:
 
 
 def prepare_study(study: Study) -> list[Ready]:
-    """Check every cell and read every text, each once. Raises ValueError that names the cell."""
+    """Check every cell and read every text, each once. Raises BadInput that names the cell."""
     reader = Reader()
     ready = []
     for cell in study.cells:
         try:
             check_device(cell.config)
             ready.append(Ready(cell=cell, inputs=reader.prepare(cell.config)))
-        except ValueError as error:
-            raise ValueError(f"cell {cell}: {error}") from error
+        except BadInput as error:
+            raise BadInput(f"cell {cell}: {error}") from error
     return sorted(ready, key=lambda one: one.order)
 
 
@@ -102,7 +105,7 @@ def run_study(cells: Sequence[Ready], store: Store, progress: Progress) -> Outco
                 with open_pool(
                     widest.cell.config,
                     widest.inputs.checkpoint,
-                    recipe=widest.inputs.composition.recipe,
+                    pruner=widest.inputs.composition.pruner,
                     held=held_tokens(widest.cell.config, widest.inputs),
                 ) as pool:
                     failed |= _Group(pool, members, store).run(advance)

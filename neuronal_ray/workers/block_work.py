@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from neuronal_ray.algorithms.linear_pruner import Ranks
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.layout import Group, Linear, LinearSpec
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import Statistic
@@ -31,7 +32,7 @@ class BlockWork(Shard):
 
     def __init__(self, spec: WorkerSpec) -> None:
         super().__init__(spec)
-        self.recipe = spec.recipe
+        self.pruner = spec.pruner
         self._host = torch.device("cpu") if spec.streams else self.device  # where rankings are kept
         self._statistics: Statistics | None = None
         self._ranks: dict[Linear, Ranks] = {}
@@ -138,7 +139,7 @@ class BlockWork(Shard):
         with self.stopwatch.measure("ranking"):
             for spec in self.layout.blocks[index]:
                 with self._naming(spec.linear):
-                    ranks[spec.linear] = self.recipe.ranked(
+                    ranks[spec.linear] = self.pruner.ranked(
                         self.replica.weight(spec), self._inputs(spec, statistics), lower_ties_first=lower_ties_first
                     )
         return ranks
@@ -148,8 +149,8 @@ class BlockWork(Shard):
         """A method's ValueError with the method and the linear in front."""
         try:
             yield
-        except ValueError as error:
-            raise ValueError(f"--method {self.recipe.method}: {linear}: {error}") from error
+        except BadInput as error:
+            raise BadInput(f"--method {self.pruner.method}: {linear}: {error}") from error
 
     def _pruned_block(
         self, index: int, plan: Plan, observed: Sequence[Statistics]
@@ -157,11 +158,11 @@ class BlockWork(Shard):
         """The weights of block `index` under `plan`, judged by what was just observed (method, refinement), and the
         rankings that they are cuts of; none where they were solved for.
         """
-        if self.recipe.solves:
+        if self.pruner.solves:
             return self._solve(index, self._factorized(index, observed[0]), plan), {}
         statistics = observed[0] if observed else None
         ranks = self._rank_block(index, statistics, lower_ties_first=plan.lower_ties_first)
-        if self.recipe.refinement is not None:
+        if self.pruner.refinement is not None:
             ranks = self._refined(index, plan, ranks, statistics, observed[-1])
         return self._cut(index, plan, ranks), ranks
 
@@ -179,7 +180,7 @@ class BlockWork(Shard):
             for spec in self.layout.blocks[index]:
                 seen = self._inputs(spec, moments)
                 assert seen is not None
-                found[spec.linear] = self.recipe.refined(
+                found[spec.linear] = self.pruner.refined(
                     spec,
                     self.replica.weight(spec),
                     ranks[spec.linear],
@@ -197,13 +198,13 @@ class BlockWork(Shard):
                 inputs = self._inputs(first, grams)
                 assert inputs is not None
                 with self._naming(first.linear):
-                    factors[group] = self.recipe.factorized(inputs)
+                    factors[group] = self.pruner.factorized(inputs)
         return factors
 
     def _solve(self, index: int, factors: Mapping[Group, object], plan: Plan) -> Weights:
         with self.stopwatch.measure("solving"):
             return {
-                spec.linear: self.recipe.solved(spec, self.replica.weight(spec), factors[spec.reads], plan)
+                spec.linear: self.pruner.solved(spec, self.replica.weight(spec), factors[spec.reads], plan)
                 for spec in self.layout.blocks[index]
             }
 
@@ -221,10 +222,10 @@ class BlockWork(Shard):
 
 
 def check_finite(statistics: Mapping[Group, Statistic]) -> None:
-    """Raise ValueError naming the first block whose activations are not finite; the device is waited for once."""
+    """Raise BadInput naming the first block whose activations are not finite; the device is waited for once."""
     finite = [torch.isfinite(statistic.norm).all() for statistic in statistics.values()]
     if not finite:
         return
     for group, found in zip(statistics, torch.stack(finite).tolist(), strict=True):
         if not found:
-            raise ValueError(f"--model: NaN or infinite activations in block {group.block} of the dense model")
+            raise BadInput(f"--model: NaN or infinite activations in block {group.block} of the dense model")

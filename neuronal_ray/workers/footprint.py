@@ -3,12 +3,16 @@
 import math
 from dataclasses import dataclass
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.kernels.ranking import SLICES, rank_dtype
 from neuronal_ray.models.blocks import Model, find_blocks, find_linears, weight_of
 from neuronal_ray.workers.replica import CHUNK_TOKENS, shard_blocks
 from neuronal_ray.workers.thread_lanes import most_lanes
 
 GIB = 2**30
+
+CHUNKS_PER_TASK = 4
+"""The most chunks of an evaluation text that one task passes through the blocks."""
 
 _USABLE = 0.92  # of a device's memory: the rest is the driver's context and what allocation wastes
 _SCORED = 16  # bytes per weight of the linear that is being ranked: float32 score and its factors, ranks and a copy
@@ -129,12 +133,12 @@ def fit(footprint: Footprint, devices: Devices, *, shards: int | None = None, re
 
     Replicas come first: candidates over replicas need no traffic. The smallest device sets the measure; more workers
     than devices share them. A model that all GPUs together cannot hold is one replica over all of them whose blocks
-    stay on the host and visit. Raises ValueError when even a few blocks do not fit.
+    stay on the host and visit. Raises BadInput when even a few blocks do not fit.
     """
     count, usable = len(devices.memory), int(_USABLE * min(devices.memory))
     num_blocks = len(footprint.weights)
     if shards is not None and shards > num_blocks:
-        raise ValueError(f"--shards: {shards} shards of a model of {num_blocks} blocks; a shard has at least one")
+        raise BadInput(f"--shards: {shards} shards of a model of {num_blocks} blocks; a shard has at least one")
     for number in range(1, num_blocks + 1) if shards is None else (shards,):
         chains = replicas or max(1, count // number)
         sharing = math.ceil(chains * number / count)
@@ -150,7 +154,7 @@ def fit(footprint: Footprint, devices: Devices, *, shards: int | None = None, re
         device_bytes = usable // sharing
         return Fit(shards=parts, replicas=replicas or 1, worker_bytes=needed, device_bytes=device_bytes, streams=True)
     needed = footprint.worker(parts)
-    raise ValueError(
+    raise BadInput(
         f"--shards: in {parts} shard{'s' * (parts > 1)} a worker needs {needed / GIB:.1f} GiB, there are {devices} "
         f"({usable / GIB:.1f} GiB of one can be used); add devices, or give fewer --replicas or more --shards"
     )

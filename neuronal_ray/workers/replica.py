@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.kernels.memory import keep_freed_memory
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.stats import Statistic
@@ -290,4 +291,4 @@ class Replica:
         for block, linears in self.linears.items():
             for path, module in linears.items():
                 if not bool(torch.isfinite(weight_of(module)).all()):
-                    raise ValueError(f"--model: NaN or infinite weights in {Linear(block, path)}")
+                    raise BadInput(f"--model: NaN or infinite weights in {Linear(block, path)}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.core.layout import Linear, LinearSpec
 from neuronal_ray.core.levels import level_of
 from neuronal_ray.core.packing import Packed, pack
@@ -65,12 +65,12 @@ class LevelStore:
 
 
 def solve_at_levels(
-    spec: LinearSpec, weight: Tensor, factor: object, recipe: Recipe, wanted: Iterable[int]
+    spec: LinearSpec, weight: Tensor, factor: object, pruner: LinearPruner, wanted: Iterable[int]
 ) -> dict[int, Packed]:
     """One linear solved at each of the levels `wanted`, packed."""
 
     def solution(level: int) -> Packed:
-        solved = recipe.solved_at(weight, factor, removed=level * spec.size // recipe.levels)
+        solved = pruner.solved_at(weight, factor, removed=level * spec.size // pruner.levels)
         return pack(solved + 0.0)  # a negative zero would be kept as a value
 
     return {level: solution(level) for level in wanted}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.core.stats import Gram, RunningGram, RunningNorm, SquareSum, Statistic
 
 _RELEASED: dict[type[Statistic], type[Statistic]] = {SquareSum: RunningNorm, Gram: RunningGram}
@@ -18,7 +18,7 @@ class WorkerSpec:
     model_path: Path
     device: str
     dtype: str
-    recipe: Recipe
+    pruner: LinearPruner
     threads: int | None
     trust_remote_code: bool
     profile: bool = False

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.core.layout import Group
 from neuronal_ray.core.stats import SquareSum, Statistic
 from neuronal_ray.workers.replica import Statistics, chunk_sequences
@@ -47,7 +47,7 @@ class Worker(ResultTasks):
 
         A solver wants all threads for its large products.
         """
-        if self.device.type != "cpu" or self.spec.streams or self.spec.shards > 1 or self.recipe.solves:
+        if self.device.type != "cpu" or self.spec.streams or self.spec.shards > 1 or self.pruner.solves:
             return 1
         return lane_count(torch.get_num_threads(), self._largest_block)
 
@@ -70,9 +70,9 @@ class Worker(ResultTasks):
         one._sharing = lane.beside
         return one
 
-    def use(self, recipe: Recipe) -> None:
-        """Choose weights by `recipe` from now on; rankings and what was made of them are dropped."""
-        self.recipe, self._ranks, self._visiting, self._levels = recipe, {}, None, None
+    def use(self, pruner: LinearPruner) -> None:
+        """Choose weights by `pruner` from now on; rankings and what was made of them are dropped."""
+        self.pruner, self._ranks, self._visiting, self._levels = pruner, {}, None, None
         self.unfinish()
 
     def peak_memory(self) -> int:
@@ -135,8 +135,8 @@ class Worker(ResultTasks):
 
     def rank_on_walk(self, tokens: Int64[Tensor, "sequences length"]) -> None:
         """`rank` for statistics that are held for one block at a time."""
-        assert self.recipe.statistic is not None
+        assert self.pruner.statistic is not None
         (recordings,), _ = self._take([self.replica.start(tokens)[1]], None)
-        for index, recordings, (observed,) in self._dense_walk(recordings, (self.recipe.statistic,)):  # noqa: B007, B020
+        for index, recordings, (observed,) in self._dense_walk(recordings, (self.pruner.statistic,)):  # noqa: B007, B020
             self._ranks |= self._kept(self._rank_block(index, observed))
         return self._give([recordings], None, lambda: None)

@@ -14,7 +14,7 @@ from neuronal_ray.benchmark.shapes import SHAPES, Shape, model_path
 from neuronal_ray.benchmark.stages import FORWARDS, MASKS, RANKING, Stage, needs
 from neuronal_ray.benchmark.timed import Setting, forwards_alone, random_tokens, timed_search, worker_of
 from neuronal_ray.models.blocks import weight_of
-from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.pools.in_process import InProcessPool
 
 pytestmark = pytest.mark.usefixtures("one_thread", "tiny")
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from neuronal_ray.algorithms import registry
-from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS, EvaluateConfig, PruneConfig
 from neuronal_ray.cli.options import parse_config
+from neuronal_ray.core.lambdas import LAMBDAS, ROW_LAMBDAS
+from neuronal_ray.evaluate.config import EvaluateConfig
+from neuronal_ray.prune.config import PruneConfig
 
 NEEDED = ["--model", "m", "--output", "out"]
 

@@ -169,8 +169,8 @@ def test_the_commands_in_jobs_are_ones_that_the_program_takes(path: str) -> None
     command, words = re.findall(r"python -m neuronal_ray\.(\w+)((?:\s+[^\s#]+)+?)(?=\s*\n\s*\w+:|\s*$)", text)[0]
     arguments = words.replace("/opt/neuronal_ray", str(REPOSITORY)).replace('"', "").split()
     if command == "prune":
-        from neuronal_ray.cli.config import PruneConfig
         from neuronal_ray.cli.options import parse_config
+        from neuronal_ray.prune.config import PruneConfig
 
         assert parse_config(PruneConfig, arguments, prog="test", description="").resume
     else:

@@ -17,8 +17,8 @@ import torch
 
 from neuronal_ray.algorithms import registry
 from neuronal_ray.algorithms.allocations import neuronal
-from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.alignment import Trial
+from neuronal_ray.core.lambdas import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
 from neuronal_ray.core.masks import rank_rows
 from neuronal_ray.core.pattern import Pattern

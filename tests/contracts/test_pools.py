@@ -21,7 +21,7 @@ from tiny import LENGTH, VOCABULARY, cpu_spec
 from tiny import write_model as write_tiny
 
 from neuronal_ray.algorithms.allocations import neuronal
-from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import Plan, uniform_rates
 from neuronal_ray.core.problem import Problem
@@ -31,7 +31,8 @@ from neuronal_ray.prune.compose import Composition
 from neuronal_ray.prune.pipeline import begin_model, write_model
 from neuronal_ray.prune.search import Search
 from neuronal_ray.prune.session import Session
-from neuronal_ray.workers.pools.protocol import InProcessPool, Pool, TaskError
+from neuronal_ray.workers.pools.in_process import InProcessPool
+from neuronal_ray.workers.pools.protocol import Pool, TaskError
 from neuronal_ray.workers.pools.ray.pool import RayPool
 from neuronal_ray.workers.spec import WorkerSpec
 from neuronal_ray.workers.worker import Worker
@@ -114,7 +115,7 @@ def die(worker: Worker, item: int) -> int:
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> WorkerSpec:
-    return cpu_spec(write_tiny(tmp_path_factory.mktemp("pools") / "model"), Recipe(method="wanda"), dtype="auto")
+    return cpu_spec(write_tiny(tmp_path_factory.mktemp("pools") / "model"), LinearPruner(method="wanda"), dtype="auto")
 
 
 @pytest.fixture(scope="module")
@@ -328,7 +329,7 @@ def search_on(pool: Pool, model: Path, folder: Path) -> Outcome:
     layout = pool.first(Worker.describe)
     composition = Composition(
         target=0.6,
-        recipe=Recipe(method="wanda"),
+        pruner=LinearPruner(method="wanda"),
         allocation="neuronal",
         settings={},
         row_step=None,

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.lambda_search import Found, row_rates, search_lambdas, search_rows
+from neuronal_ray.core.lambdas import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.pattern import Pattern
 from neuronal_ray.core.plan import Plan, Rates, exact_plan, uniform_rates

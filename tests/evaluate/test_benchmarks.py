@@ -18,7 +18,7 @@ from conftest import FAMILIES, MOE_FAMILIES, VOCABULARY
 
 import neuronal_ray.evaluate.__main__
 import neuronal_ray.prune.__main__
-from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.plan import exact_plan, uniform_rates
@@ -27,7 +27,7 @@ from neuronal_ray.evaluate.benchmarks import run_benchmark
 from neuronal_ray.evaluate.local_rows import find_files, read_rows
 from neuronal_ray.evaluate.measure import Evaluations, measure
 from neuronal_ray.evaluate.scores import BenchmarkSettings, Score, mean_score
-from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.worker import Worker
 
 ROWS = 12
@@ -109,7 +109,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def worker_of(path: Path) -> Worker:
-    spec = tiny.cpu_spec(path, Recipe(method="magnitude"))
+    spec = tiny.cpu_spec(path, LinearPruner(method="magnitude"))
     return Worker(spec)
 
 

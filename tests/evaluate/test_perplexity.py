@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import cpu_spec
 
-from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.evaluate.perplexity import perplexity, split_windows, window_losses
-from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.replica import chunk_sequences
 from neuronal_ray.workers.worker import Worker
 
@@ -37,7 +37,7 @@ def test_the_value_does_not_depend_on_the_tasks(checkpoint_dir: Callable[[str], 
     windows = torch.randint(
         3, 64, (chunk_sequences(length) * 9 + 5, length), generator=torch.Generator().manual_seed(0)
     )
-    spec = cpu_spec(checkpoint_dir("llama"), Recipe())
+    spec = cpu_spec(checkpoint_dir("llama"), LinearPruner())
     pool = InProcessPool(spec)
     found = perplexity(pool, windows, None)
     losses = window_losses(Worker(spec), windows, None)

@@ -16,15 +16,15 @@ import torch
 from safetensors.torch import load_file
 from tiny import cpu_spec
 
-from neuronal_ray.cli.config import PruneConfig
 from neuronal_ray.cli.options import parse_config
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.evaluate.perplexity import perplexity
 from neuronal_ray.prune.compose import compose
+from neuronal_ray.prune.config import PruneConfig
 from neuronal_ray.prune.pipeline import allocate
 from neuronal_ray.prune.search import Search
 from neuronal_ray.prune.session import Session
-from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.spec import Walk
 from neuronal_ray.workers.worker import Worker
 
@@ -76,7 +76,7 @@ def test_authors_mode_reproduces_the_released_code(model: str, method: str, top_
         description="",
     )
     composition = compose(config)
-    spec = cpu_spec(SHARED / "assets" / "models" / model, composition.recipe)
+    spec = cpu_spec(SHARED / "assets" / "models" / model, composition.pruner)
     pool = InProcessPool(spec)
     calibration = tokens(model, "calibration")
     layout = pool.first(Worker.describe)
@@ -88,7 +88,7 @@ def test_authors_mode_reproduces_the_released_code(model: str, method: str, top_
         calibration=calibration,
         samples=SEARCH_SAMPLES,
         mode="authors",
-        solves=composition.recipe.solves,
+        solves=composition.pruner.solves,
         progress=Progress(),
     )
     allocation = allocate(config, composition, layout, search)

@@ -22,7 +22,7 @@ from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.models.output_files import split_parts
 from neuronal_ray.models.synthetic import write_random_llama
 from neuronal_ray.workers.footprint import Footprint, Work
-from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.worker import Worker
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -10,11 +10,11 @@ from tiny import cpu_spec
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from neuronal_ray.algorithms.allocations import neuronal, uniform
-from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.problem import Problem, Step
 from neuronal_ray.prune.search import Search
-from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.spec import Walk
 
 BLOCK_LAMBDAS, ROW_LAMBDAS = (0.02, 0.1, 0.25), (0.0, 0.05, 0.25)
@@ -56,7 +56,7 @@ def calibration() -> torch.Tensor:
 
 def fast(saved: Path, *, mode: str, method: str, steps: str | None, stream: str, target: float) -> OracleResult:
     """What the package finds for the same question, in the oracle's terms; no steps: uniform."""
-    spec = cpu_spec(saved, Recipe(method=method))
+    spec = cpu_spec(saved, LinearPruner(method=method))
     pool = InProcessPool(spec)
     worker = pool.first(lambda worker: worker)
     text, progress = calibration(), Progress()

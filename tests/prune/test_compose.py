@@ -4,11 +4,11 @@ import logging
 
 import pytest
 
-from neuronal_ray.cli.config import PruneConfig
 from neuronal_ray.cli.options import parse_config
 from neuronal_ray.core.pattern import Pattern
 from neuronal_ray.core.stats import Moments, SquareSum
 from neuronal_ray.prune.compose import Composition, compose
+from neuronal_ray.prune.config import PruneConfig
 
 
 def composed(*argv: str) -> Composition:
@@ -73,7 +73,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(arguments: str, messag
 def test_the_defaults_of_best_mode_are_wanda_and_adaptive_by_kl_at_70_percent() -> None:
     config = parse_config(PruneConfig, ["--model", "m", "--output", "out"], prog="p", description="")
     found = compose(config)
-    assert (found.recipe.method, found.allocation, found.criterion, found.target) == ("wanda", "adaptive", "kl", 0.7)
+    assert (found.pruner.method, found.allocation, found.criterion, found.target) == ("wanda", "adaptive", "kl", 0.7)
     assert (found.settings["budget"], found.settings["rows"], found.levels) == (140, True, 0)
     assert not found.pruned_stream
 
@@ -108,7 +108,7 @@ def test_the_criterion_is_the_mode_s_unless_asked() -> None:
 
 def test_the_defaults_of_paper_mode_are_wanda_and_neuronal_at_70_percent() -> None:
     found = composed()
-    assert (found.recipe.method, found.allocation, found.target, found.row_step) == ("wanda", "neuronal", 0.7, None)
+    assert (found.pruner.method, found.allocation, found.target, found.row_step) == ("wanda", "neuronal", 0.7, None)
     assert found.settings["steps"] == "both"
     assert not found.pruned_stream
     assert not found.released
@@ -116,7 +116,7 @@ def test_the_defaults_of_paper_mode_are_wanda_and_neuronal_at_70_percent() -> No
 
 def test_a_fixed_pattern_says_the_sparsity_and_needs_no_allocation() -> None:
     found = composed("--pattern", "2:8")
-    assert (found.target, found.allocation, found.recipe.pattern) == (0.75, "uniform", Pattern(2, 8))
+    assert (found.target, found.allocation, found.pruner.pattern) == (0.75, "uniform", Pattern(2, 8))
     assert composed("--pattern", "2:4", "--sparsity", "0.5").target == 0.5
 
 
@@ -136,9 +136,9 @@ def test_a_solver_sees_what_its_predecessors_left() -> None:
 
 
 def test_a_refinement_takes_the_place_of_the_solver() -> None:
-    assert composed("--method", "sparsegpt").recipe.solves
+    assert composed("--method", "sparsegpt").pruner.solves
     found = composed("--method", "sparsegpt", "--refinement", "dsnot")
-    assert not found.recipe.solves
+    assert not found.pruner.solves
     assert found.settings["steps"] == "both", "masks of a ranking: rows can be adapted"
 
 
@@ -173,4 +173,4 @@ def test_the_dense_pass_gathers_no_more_than_is_read() -> None:
     ("argument", "parts"), [("attention", ("attention",)), ("mlp", ("mlp",)), ("all", ("attention", "mlp"))]
 )
 def test_parts_to_refine_are_chosen_by_a_flag(argument: str, parts: tuple[str, ...]) -> None:
-    assert composed("--refinement", "dsnot", "--refined-parts", argument).recipe.parts == parts
+    assert composed("--refinement", "dsnot", "--refined-parts", argument).pruner.parts == parts

@@ -8,14 +8,14 @@ import torch
 from tiny import cpu_spec
 
 from neuronal_ray.algorithms import registry
-from neuronal_ray.cli.config import PruneConfig
 from neuronal_ray.cli.options import parse_config
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.prune.compose import compose
+from neuronal_ray.prune.config import PruneConfig
 from neuronal_ray.prune.pipeline import allocate
 from neuronal_ray.prune.session import Session
-from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.spec import Walk
 from neuronal_ray.workers.worker import Worker
 
@@ -83,7 +83,7 @@ class Pruned:
             argv += ["--set", "method.iterations=6"]
         config = parse_config(PruneConfig, argv, prog="test", description="")
         self.composition = compose(config)
-        spec = cpu_spec(path, self.composition.recipe, threads=None)
+        spec = cpu_spec(path, self.composition.pruner, threads=None)
         pool = InProcessPool(spec)
         self.worker: Worker = pool.first(lambda worker: worker)
         text = torch.randint(3, 64, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
@@ -115,12 +115,12 @@ def test_a_combination_removes_what_was_asked(
     layout, composition = pruned.worker.layout, pruned.composition
     assert pruned.logits.isfinite().all()
     wanted = {str(spec.linear): int(pruned.plan.removed[spec.linear].sum()) for spec in layout}
-    if composition.recipe.solves and family == "opt":
+    if composition.pruner.solves and family == "opt":
         # Its ReLU leaves inputs dead on so short a text, and a solver zeroes all weights of a dead input.
         assert all(found >= wanted[linear] for linear, found in pruned.removed().items())
     else:
         assert pruned.removed() == wanted
-    pattern = composition.recipe.pattern
+    pattern = composition.pruner.pattern
     if pattern is None:
         assert sum(wanted.values()) == round(composition.target * layout.prunable)
         return
@@ -138,6 +138,6 @@ def test_a_combination_removes_what_was_asked(
 def test_the_released_code_s_choices_run(family: str, arguments: str, checkpoint_dir: Callable[[str], Path]) -> None:
     pruned = Pruned(checkpoint_dir(family), arguments)
     assert pruned.logits.isfinite().all()
-    if not pruned.composition.recipe.solves:  # the released solver counts by slabs
+    if not pruned.composition.pruner.solves:  # the released solver counts by slabs
         assert sum(pruned.removed().values()) == pruned.plan.total
     assert sum(pruned.removed().values()) / pruned.worker.layout.prunable == pytest.approx(0.7, abs=0.04)

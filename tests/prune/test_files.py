@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neuronal_ray.cli.atomic import staged
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.plan import Plan, PlanError, exact_plan
-from neuronal_ray.prune.files import read_allocation, staged, write_allocation
+from neuronal_ray.prune.files import read_allocation, write_allocation
 
 SIZES = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 40)), min_size=1, max_size=5)
 

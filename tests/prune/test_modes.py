@@ -11,9 +11,9 @@ import torch
 from tiny import cpu_spec
 
 from neuronal_ray.algorithms.allocations import neuronal
-from neuronal_ray.algorithms.linear_pruner import Recipe
-from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.core.alignment import Trial
+from neuronal_ray.core.lambdas import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.plan import Plan, uniform_rates
 from neuronal_ray.core.problem import Allocation, Problem
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def build(path: Path, *, mode: str) -> Worker:
     """A worker with the search text in place, ranked if the mode ranks before the search."""
-    worker = Worker(cpu_spec(path, Recipe(method="wanda")))
+    worker = Worker(cpu_spec(path, LinearPruner(method="wanda")))
     text = torch.randint(3, 64, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(3))
     if mode == "paper":
         worker.keep_statistics(worker.observe(text))

@@ -7,13 +7,13 @@ import pytest
 import torch
 from tiny import cpu_spec
 
-from neuronal_ray.cli.config import PruneConfig
 from neuronal_ray.cli.options import parse_config
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.prune.compose import compose
+from neuronal_ray.prune.config import PruneConfig
 from neuronal_ray.prune.pipeline import allocate
 from neuronal_ray.prune.session import Session
-from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,7 +63,7 @@ def test_plans_do_not_depend_on_the_number_of_workers(arguments: str, checkpoint
         description="",
     )
     composition = compose(config)
-    spec = cpu_spec(checkpoint_dir("llama"), composition.recipe, threads=None)
+    spec = cpu_spec(checkpoint_dir("llama"), composition.pruner, threads=None)
     text = torch.randint(3, 64, (6, 16), generator=torch.Generator().manual_seed(0))
     digests, tasks = [], []
     for replicas in (1, 2, 3):

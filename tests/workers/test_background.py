@@ -9,13 +9,13 @@ import torch
 from tiny import cpu_spec
 
 import neuronal_ray.workers.tasks.final_model
-from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.models.output_files import Part, split_parts
 from neuronal_ray.prune.pipeline import begin_model
 from neuronal_ray.workers.background import Background
-from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.spec import Walk
 from neuronal_ray.workers.worker import Worker
 
@@ -99,7 +99,7 @@ def test_files_begun_ahead_have_what_was_final_then(
     checkpoint_dir: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = checkpoint_dir("llama")
-    worker = Worker(cpu_spec(path, Recipe(method="wanda")))
+    worker = Worker(cpu_spec(path, LinearPruner(method="wanda")))
     plan = plan_of(worker, 0.6)
     (part,) = split_parts(open_checkpoint(path), worker.layout, [worker.blocks])
     worker.finish(plan, TEXT, Walk(pruned=True))
@@ -121,7 +121,7 @@ def test_a_pool_that_is_closed_writes_no_further(
     checkpoint_dir: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = checkpoint_dir("llama")
-    pool = InProcessPool(cpu_spec(path, Recipe(method="wanda")))
+    pool = InProcessPool(cpu_spec(path, LinearPruner(method="wanda")))
     pool.each(Worker.keep_statistics, pool.first(Worker.observe, TEXT))
     pool.each(Worker.rank)
     gate = Gate(monkeypatch)

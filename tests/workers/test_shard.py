@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import cpu_spec
 
-from neuronal_ray.algorithms.linear_pruner import Recipe
-from neuronal_ray.cli.config import PruneConfig
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.cli.options import parse_config
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.layout import Layout
@@ -19,9 +18,10 @@ from neuronal_ray.core.plan import exact_plan, uniform_rates
 from neuronal_ray.evaluate.perplexity import perplexity
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.prune.compose import compose
+from neuronal_ray.prune.config import PruneConfig
 from neuronal_ray.prune.pipeline import begin_model, plan_run, write_model
 from neuronal_ray.prune.session import Session
-from neuronal_ray.workers.pools.protocol import InProcessPool
+from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.replica import shard_blocks
 from neuronal_ray.workers.spec import WorkerSpec
 from neuronal_ray.workers.worker import Worker
@@ -32,7 +32,7 @@ CheckpointDir = Callable[[str], Path]
 
 
 def spec_of(path: Path, *, shards: int, streams: bool = False) -> WorkerSpec:
-    return cpu_spec(path, compose(config_of("")).recipe, threads=None, shards=shards, streams=streams)
+    return cpu_spec(path, compose(config_of("")).pruner, threads=None, shards=shards, streams=streams)
 
 
 def config_of(arguments: str) -> PruneConfig:
@@ -187,13 +187,13 @@ def test_a_visiting_block_is_ranked_once_for_all_candidates_and_nothing_is_kept(
     checkpoint_dir: CheckpointDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranked: list[str] = []
-    own = Recipe.ranked
+    own = LinearPruner.ranked
 
-    def counted(self: Recipe, *args: Any, **kwargs: Any) -> Any:
+    def counted(self: LinearPruner, *args: Any, **kwargs: Any) -> Any:
         ranked.append("one")
         return own(self, *args, **kwargs)
 
-    monkeypatch.setattr(Recipe, "ranked", counted)
+    monkeypatch.setattr(LinearPruner, "ranked", counted)
     path, text = checkpoint_dir("llama"), torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(1))
     workers = [Worker(spec_of(path, shards=1, streams=streams)) for streams in (False, True)]
     layout = workers[0].layout

@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.levels import level_plan
 from neuronal_ray.core.pattern import Pattern, pattern_plan
@@ -21,7 +21,7 @@ def spec_of(block: int) -> LinearSpec:
 
 SPECS = [spec_of(block) for block in range(2)]
 LAYOUT = Layout(tuple(SPECS))
-RECIPE = Recipe(method="sparsegpt")
+RECIPE = LinearPruner(method="sparsegpt")
 
 
 def weight_of(spec: LinearSpec) -> torch.Tensor:
@@ -29,9 +29,9 @@ def weight_of(spec: LinearSpec) -> torch.Tensor:
     return torch.randn(spec.rows, spec.columns, generator=generator)
 
 
-def factor_of(spec: LinearSpec, recipe: Recipe = RECIPE) -> object:
+def factor_of(spec: LinearSpec, pruner: LinearPruner = RECIPE) -> object:
     generator = torch.Generator().manual_seed(10 + spec.linear.block)
-    return recipe.factorized(Gram.of(torch.randn(2, 30, spec.columns, generator=generator)))
+    return pruner.factorized(Gram.of(torch.randn(2, 30, spec.columns, generator=generator)))
 
 
 @pytest.fixture(scope="module")
@@ -80,19 +80,19 @@ def test_its_size_is_that_of_its_parts(store: LevelStore) -> None:
 
 @pytest.mark.parametrize("method", ["sparsegpt", "alps"])
 def test_under_a_mixed_pattern_a_level_is_a_number_of_each_group(method: str) -> None:
-    recipe = Recipe(method=method, pattern=Pattern(None, 8))
-    assert recipe.levels == 8
+    pruner = LinearPruner(method=method, pattern=Pattern(None, 8))
+    assert pruner.levels == 8
     solved = {
-        spec.linear: solve_at_levels(spec, weight_of(spec), factor_of(spec, recipe), recipe, range(1, 8))
+        spec.linear: solve_at_levels(spec, weight_of(spec), factor_of(spec, pruner), pruner, range(1, 8))
         for spec in SPECS
     }
     store = pickle.loads(pickle.dumps(LevelStore(8, solved)))  # as it comes from a worker
     for level in range(1, 8):
         plan = pattern_plan(
-            LAYOUT, uniform_rates(LAYOUT, lambda _, level=level: level / 8), target=level / 8, pattern=recipe.pattern
+            LAYOUT, uniform_rates(LAYOUT, lambda _, level=level: level / 8), target=level / 8, pattern=pruner.pattern
         )
         found = store.weights(SPECS, plan, weight_of)
         for spec in SPECS:
-            expected = recipe.solved(spec, weight_of(spec), factor_of(spec, recipe), plan)
+            expected = pruner.solved(spec, weight_of(spec), factor_of(spec, pruner), plan)
             assert torch.equal(found[spec.linear], expected), (level, spec.linear)
             assert ((expected.view(spec.rows, -1, 8) == 0).sum(dim=2) == level).all()

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import cpu_spec
 
-from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.core.stats import SquareSum
-from neuronal_ray.workers.pools.protocol import InProcessPool, map_side_by_side
+from neuronal_ray.workers.pools.in_process import InProcessPool
+from neuronal_ray.workers.pools.protocol import map_side_by_side
 from neuronal_ray.workers.replica import Replica
 from neuronal_ray.workers.thread_lanes import lane_count
 from neuronal_ray.workers.worker import Worker
@@ -28,7 +29,7 @@ TEXT = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(2))
 
 
 def worker_of(path: Path, *, threads: int = 3, chunk: int = 2) -> Worker:
-    spec = cpu_spec(path, Recipe(method="wanda"), threads=threads)
+    spec = cpu_spec(path, LinearPruner(method="wanda"), threads=threads)
     worker = Worker(spec)
     worker.keep_statistics(worker.observe(TEXT))
     worker.rank()
@@ -200,7 +201,7 @@ def test_others_stop_soon_after_an_error_or_an_interrupt(checkpoint_dir: Callabl
 def test_who_has_lanes(
     method: str, changes: dict[str, object], lanes: int, checkpoint_dir: Callable[[str], Path]
 ) -> None:
-    spec = cpu_spec(checkpoint_dir("llama"), Recipe(method=method), threads=4)
+    spec = cpu_spec(checkpoint_dir("llama"), LinearPruner(method=method), threads=4)
     pool = InProcessPool(replace(spec, **changes))
     assert pool.first(Worker.at_once) == lanes
 

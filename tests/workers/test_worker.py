@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import neuronal_ray.workers.replica
-from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.algorithms.methods import sparsegpt
 from neuronal_ray.core.layout import Group, Linear, LinearSpec
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
@@ -41,7 +41,7 @@ def text(sequences: int = SEQUENCES, *, seed: int = 0) -> torch.Tensor:
 
 
 def spec_of(path: Path, *, dtype: str = "float32", method: str = "wanda") -> WorkerSpec:
-    return cpu_spec(path, Recipe(method=method), dtype=dtype, threads=None)
+    return cpu_spec(path, LinearPruner(method=method), dtype=dtype, threads=None)
 
 
 def ready(path: Path, *, dtype: str = "float32", method: str = "wanda") -> Worker:
@@ -401,8 +401,8 @@ def test_a_hessian_that_cannot_be_factorized_is_named(
     refinement: str | None, checkpoint_dir: CheckpointDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sparsegpt, "_inverse_factor", lambda *_: None)
-    recipe = Recipe(method="sparsegpt", refinement=refinement)
-    worker = Worker(dataclasses.replace(spec_of(checkpoint_dir("llama")), recipe=recipe))
+    pruner = LinearPruner(method="sparsegpt", refinement=refinement)
+    worker = Worker(dataclasses.replace(spec_of(checkpoint_dir("llama")), pruner=pruner))
     with (
         unchanged(worker),
         pytest.raises(ValueError, match=r"^--method sparsegpt: block 0 \S+: the Hessian .* no Cholesky"),
@@ -510,7 +510,7 @@ def test_the_base_models_checkpoint_is_written_under_its_own_names(
 
 
 def test_changes_are_those_of_the_changed_plan_on_those_sequences(checkpoint_dir: Callable[[str], Path]) -> None:
-    spec = cpu_spec(checkpoint_dir("llama"), Recipe(method="magnitude"), threads=None)
+    spec = cpu_spec(checkpoint_dir("llama"), LinearPruner(method="magnitude"), threads=None)
     text = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(5))
     worker, excerpt = Worker(spec), Worker(spec)
     for each, tokens in ((worker, text), (excerpt, text[1:3])):
@@ -532,7 +532,7 @@ def test_changes_are_those_of_the_changed_plan_on_those_sequences(checkpoint_dir
 
 
 def test_differences_are_those_of_two_models_side_by_side(checkpoint_dir: Callable[[str], Path]) -> None:
-    spec = cpu_spec(checkpoint_dir("opt"), Recipe(method="magnitude"), threads=None)
+    spec = cpu_spec(checkpoint_dir("opt"), LinearPruner(method="magnitude"), threads=None)
     text = torch.randint(3, 64, (3, 12), generator=torch.Generator().manual_seed(6))
     worker = Worker(spec)
     worker.rank()

@@ -15,10 +15,11 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from neuronal_ray.algorithms import registry
-from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.directions import Cells, coarse_direction, fine_direction
 from neuronal_ray.core.lambda_search import block_rates, row_rates
+from neuronal_ray.core.lambdas import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.layout import Linear, Weighed
 from neuronal_ray.core.levels import level_counts
 from neuronal_ray.core.masks import smallest
@@ -162,13 +163,13 @@ def allocate(
     that rule. An evaluation is one pass of the whole search text; a probe counts by its tokens and blocks.
     """
     if problem.mode == "authors":
-        raise ValueError("--allocation adaptive: not in the released code; use --mode paper")
+        raise BadInput("--allocation adaptive: not in the released code; use --mode paper")
     if problem.criterion != "kl":
-        raise ValueError("--allocation adaptive: compares by --criterion kl only; for alignment use neuronal")
+        raise BadInput("--allocation adaptive: compares by --criterion kl only; for alignment use neuronal")
     if budget < 1:
-        raise ValueError(f"--search-budget: {budget} is not positive")
+        raise BadInput(f"--search-budget: {budget} is not positive")
     if iterations < 0:
-        raise ValueError(f"--set allocation.iterations: {iterations}, expected 0 or more")
+        raise BadInput(f"--set allocation.iterations: {iterations}, expected 0 or more")
     names = _names(starts)
     rows = rows and problem.pattern is None and not problem.levels
     hunt = _Hunt(problem, budget, halves=halves)
@@ -188,7 +189,7 @@ def _names(starts: str) -> list[str]:
     names = [name.strip() for name in starts.split(",") if name.strip()]
     for name in names:
         if name not in _STARTS:
-            raise ValueError(f"--set allocation.starts: {name!r}, expected some of: {', '.join(_STARTS)}")
+            raise BadInput(f"--set allocation.starts: {name!r}, expected some of: {', '.join(_STARTS)}")
     return names
 
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.layout import Weighed
 from neuronal_ray.core.plan import uniform_rates
 from neuronal_ray.core.problem import Allocation, Problem
@@ -22,21 +23,21 @@ def allocate(problem: Problem, *, epsilon: float = 0.3, bound: str = "strict") -
 
     Lu et al., AlphaPruning, NeurIPS 2024: a block's metric is the mean exponent of its linears; the higher,
     the sparser. A block without an exponent (see tail_exponent) counts as the mean of the others. `bound` is "strict"
-    or "compat", the lower bound of the authors' code. ValueError in `authors` mode: NeuronAL's released code cannot run
+    or "compat", the lower bound of the authors' code. BadInput in `authors` mode: NeuronAL's released code cannot run
     it.
     Differs: rates above 1 are left to the exact budget, which bounds them; equal metrics give the target everywhere
     instead of 0 / 0.
     """
     if problem.mode == "authors":
-        raise ValueError("--allocation alphapruning: not in the released code; use --mode paper")
+        raise BadInput("--allocation alphapruning: not in the released code; use --mode paper")
     if not 0 <= epsilon <= 1:
-        raise ValueError(f"--set allocation.epsilon: {epsilon}, expected a number from 0 to 1")
+        raise BadInput(f"--set allocation.epsilon: {epsilon}, expected a number from 0 to 1")
     if bound not in BOUNDS:
-        raise ValueError(f"--set allocation.bound: {bound!r}, expected one of: {', '.join(BOUNDS)}")
+        raise BadInput(f"--set allocation.bound: {bound!r}, expected one of: {', '.join(BOUNDS)}")
     exponents = problem.probe.measure(partial(block_exponents, bound=bound))
     for block, found in enumerate(exponents):
         if not all(math.isfinite(exponent) for exponent in found):
-            raise ValueError(f"--model: NaN or infinite weights in block {block}")
+            raise BadInput(f"--model: NaN or infinite weights in block {block}")
     sizes = torch.tensor(
         [sum(spec.size for spec in specs) for specs in problem.layout.blocks], dtype=torch.float64
     )  # [blocks]

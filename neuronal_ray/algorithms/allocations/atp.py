@@ -6,6 +6,7 @@ Huang et al., Determining Layer-wise Sparsity for Large Language Models Through 
 import logging
 import math
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.plan import Rates, uniform_rates
 from neuronal_ray.core.problem import Allocation, Problem, Step
 from neuronal_ray.core.spread import block_schedule
@@ -25,11 +26,11 @@ def allocate(problem: Problem, *, step: float = 0.002, max_candidates: int = 32)
     set. At most `max_candidates` slopes are tried (see `slopes`).
     """
     if problem.mode == "authors":
-        raise ValueError("--allocation atp: not in the released code; use --mode paper")
+        raise BadInput("--allocation atp: not in the released code; use --mode paper")
     if not 0 < step <= 1:
-        raise ValueError(f"--set allocation.step: {step} is not in (0, 1]")
+        raise BadInput(f"--set allocation.step: {step} is not in (0, 1]")
     if max_candidates < 1:
-        raise ValueError(f"--set allocation.max_candidates: {max_candidates} is not at least 1")
+        raise BadInput(f"--set allocation.max_candidates: {max_candidates} is not at least 1")
     uniform = uniform_rates(problem.layout, lambda _: problem.target)
     baselines = {"uniform": problem.plan(uniform, rows_adapted=False)}
     num_blocks = problem.layout.num_blocks

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int, Int32
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.kernels.cut import apply_cut
 from neuronal_ray.core.layout import Linear
 from neuronal_ray.core.plan import Rates, uniform_rates
@@ -42,17 +43,17 @@ def allocate(
     one another. What the penalty leaves of the budget is shared out by Problem.plan.
     """
     if problem.mode == "authors":
-        raise ValueError("--allocation besa: not in the released code; use --mode paper")
+        raise BadInput("--allocation besa: not in the released code; use --mode paper")
     if per not in ("linear", "row"):
-        raise ValueError(f"--set allocation.per: expected linear or row, got {per}")
+        raise BadInput(f"--set allocation.per: expected linear or row, got {per}")
     if candidates < 1:
-        raise ValueError(f"--set allocation.candidates: expected 1 or more, got {candidates}")
+        raise BadInput(f"--set allocation.candidates: expected 1 or more, got {candidates}")
     if steps < 1:
-        raise ValueError(f"--set allocation.steps: expected 1 or more, got {steps}")
+        raise BadInput(f"--set allocation.steps: expected 1 or more, got {steps}")
     if not (learning_rate > 0 and math.isfinite(learning_rate)):
-        raise ValueError(f"--set allocation.learning_rate: expected a number above 0, got {learning_rate}")
+        raise BadInput(f"--set allocation.learning_rate: expected a number above 0, got {learning_rate}")
     if not (penalty >= 0 and math.isfinite(penalty)):
-        raise ValueError(f"--set allocation.penalty: expected a number from 0 on, got {penalty}")
+        raise BadInput(f"--set allocation.penalty: expected a number from 0 on, got {penalty}")
     rates = uniform_rates(problem.layout, lambda _: problem.target)
     uniform = problem.plan(rates, rows_adapted=False)
     if not 0 < problem.target < 1:  # nothing to share out, and the penalty divides by the target
@@ -179,7 +180,7 @@ def _surrogate(
         }
     error = output_error(task.dense_output(text), task.output(text, {k: v.requires_grad_() for k, v in cuts.items()}))
     if not bool(error.isfinite()):
-        raise ValueError(
+        raise BadInput(
             f"--allocation besa: the output error of block {task.specs[0].linear.block} is {float(error.detach())}, "
             "expected a finite number"
         )

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int32, Int64
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.layout import Weighed
 from neuronal_ray.core.plan import uniform_rates
 from neuronal_ray.core.problem import Allocation, Problem
@@ -25,17 +26,17 @@ def allocate(problem: Problem, *, alpha: float = 0.15) -> Allocation:
     """Block densities of width 2 * alpha, falling with the block's median score m_b: density ~ 1 - m_b / sum m.
 
     Chen et al., DLP: Dynamic Layerwise Pruning in Large Language Models, ICML 2025: the median of a block's scores is
-    its unimportance. ValueError in `authors` mode: NeuronAL's released code has no DLP.
+    its unimportance. BadInput in `authors` mode: NeuronAL's released code has no DLP.
     Differs: equal medians give the target everywhere instead of 0 / 0.
     """
     if problem.mode == "authors":
-        raise ValueError("--allocation dlp: not in the released code; use --mode paper")
+        raise BadInput("--allocation dlp: not in the released code; use --mode paper")
     if not 0 <= alpha <= 1:
-        raise ValueError(f"--set allocation.alpha: {alpha}, expected a number from 0 to 1")
+        raise BadInput(f"--set allocation.alpha: {alpha}, expected a number from 0 to 1")
     medians = problem.probe.measure(median_score)
     for block, median in enumerate(medians):
         if not math.isfinite(median):
-            raise ValueError(f"--model: NaN or infinite weights or activations in block {block}")
+            raise BadInput(f"--model: NaN or infinite weights or activations in block {block}")
     # Min-max scaling forgets the sum of the medians, a positive factor, and the 1 that they are taken from.
     density = spread(-torch.tensor(medians, dtype=torch.float64), lam=alpha, mean=1 - problem.target)
     by_block = (1 - density).tolist()

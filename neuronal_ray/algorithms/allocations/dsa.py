@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.layout import Weighed
 from neuronal_ray.core.operators import (
     NEEDS_EXTENT,
@@ -64,16 +65,16 @@ def allocate(
     The Step names candidates by Expression.number, uniform by 0; `baselines` has the plan without the search as "dsa".
     """
     if problem.mode == "authors":
-        raise ValueError("--allocation dsa: not in the released code; use --mode paper")
+        raise BadInput("--allocation dsa: not in the released code; use --mode paper")
     for name, value, least in (("search", search, 0), ("population", population, _FEWEST), ("seed", seed, 0)):
         if value < least:
-            raise ValueError(f"--set allocation.{name}: {value} is not at least {least}")
+            raise BadInput(f"--set allocation.{name}: {value} is not at least {least}")
     if not 0 <= lam <= 1:
-        raise ValueError(f"--set allocation.lam: {lam} is not in [0, 1]")
+        raise BadInput(f"--set allocation.lam: {lam} is not in [0, 1]")
     try:
         given = Expression.parse(expression)
-    except ValueError as error:
-        raise ValueError(f"--set allocation.expression: {error}") from error
+    except BadInput as error:
+        raise BadInput(f"--set allocation.expression: {error}") from error
     pairs = PAIRS if search else ((given.pre_op, given.reduction),)
     by_block = problem.probe.measure(partial(reductions, pairs=pairs))
     levels = {pair: torch.tensor([block[pair] for block in by_block], dtype=torch.float64) for pair in pairs}
@@ -144,7 +145,7 @@ def importance(expression: Expression, levels: Levels) -> Float64[Tensor, " bloc
     """The value of `expression` for each block; 0 where a transform has none, as in the released code.
 
     asin(atan(v)) has none where v > tan(1) = 1.56: with the published function the blocks of most varied scores are the
-    densest, while below that a block is the sparser the more its scores vary. Raises ValueError where the reduction is
+    densest, while below that a block is the sparser the more its scores vary. Raises BadInput where the reduction is
     not finite or a transform is infinite.
     Differs: the released code takes an infinity for -1 and goes on.
     """
@@ -152,9 +153,7 @@ def importance(expression: Expression, levels: Levels) -> Float64[Tensor, " bloc
     values = expression.transformed(reduced)
     broken = ~reduced.isfinite() | values.isinf()
     if bool(broken.any()):
-        raise ValueError(
-            f"--set allocation.expression: {expression} is not finite in block {int(broken.int().argmax())}"
-        )
+        raise BadInput(f"--set allocation.expression: {expression} is not finite in block {int(broken.int().argmax())}")
     outside = values.isnan()
     if bool(outside.any()):
         logger.warning("%s has no value in blocks %s: counted as 0", expression, outside.nonzero().flatten().tolist())

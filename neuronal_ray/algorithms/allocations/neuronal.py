@@ -6,9 +6,10 @@ Cunegatti et al., Zeroth-Order Adaptive Neuron Alignment Based Pruning without R
 from collections.abc import Sequence
 from functools import partial
 
-from neuronal_ray.cli.config import LAMBDAS, ROW_LAMBDAS
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.lambda_search import block_rates, search_lambdas, search_rows
+from neuronal_ray.core.lambdas import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.plan import uniform_rates
 from neuronal_ray.core.problem import Allocation, Problem, Step
 from neuronal_ray.core.stats import Statistic
@@ -34,7 +35,7 @@ def allocate(
     """
     for flag, value, only in (("schedule", schedule, "linear"), ("lambda-search", lambda_search, "set")):
         if problem.mode == "authors" and value != only:
-            raise ValueError(f"--{flag}: {value} is not in the released code; use --mode paper")
+            raise BadInput(f"--{flag}: {value} is not in the released code; use --mode paper")
     if steps == "both" and problem.pattern is not None:
         steps = "block"
     rates = uniform_rates(problem.layout, lambda _: problem.target)
@@ -46,7 +47,7 @@ def allocate(
         if problem.mode == "authors" and problem.target >= _NARROWED_FROM:
             block_lambdas = [lam for lam in block_lambdas if lam != _WIDEST]
             if not block_lambdas:
-                raise ValueError(f"--block-lambdas: the released code leaves {_WIDEST} out from {_NARROWED_FROM} on")
+                raise BadInput(f"--block-lambdas: the released code leaves {_WIDEST} out from {_NARROWED_FROM} on")
         candidate = partial(block_rates, problem, schedule=schedule)
         blocks = search_lambdas(problem, "block", block_lambdas, candidate, rows_adapted=False, search=lambda_search)
         found.append(blocks.step)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.layout import Weighed
 from neuronal_ray.core.plan import uniform_rates
 from neuronal_ray.core.problem import Allocation, Problem
@@ -28,13 +29,13 @@ def allocate(problem: Problem, *, threshold: float = 5.0, lam: float = 0.08) -> 
     Differs: equal shares give the target everywhere; the released code divides 0 by 0.
     """
     if not 0 < threshold < math.inf:
-        raise ValueError(f"--set allocation.threshold: {threshold}, expected a positive number")
+        raise BadInput(f"--set allocation.threshold: {threshold}, expected a positive number")
     if not 0 <= lam <= 1:
-        raise ValueError(f"--set allocation.lam: {lam}, expected a number from 0 to 1")
+        raise BadInput(f"--set allocation.lam: {lam}, expected a number from 0 to 1")
     shares = problem.probe.measure(partial(outlier_share, threshold=threshold))
     for block, share in enumerate(shares):
         if not math.isfinite(share):
-            raise ValueError(f"--model: NaN or infinite weights or activations in block {block}")
+            raise BadInput(f"--model: NaN or infinite weights or activations in block {block}")
     density = spread(torch.tensor(shares, dtype=torch.float64), lam=lam, mean=1 - problem.target)
     sparsity = 1 - density  # [blocks]
     if problem.mode == "authors":

@@ -5,7 +5,7 @@ statistic of the linear's calibration inputs, result float32 [rows, columns], la
 `STATISTIC` is the kind of statistic that the score reads; None says that it needs no calibration text.
 
 A module whose `SOLVES` is True changes the weights that stay, too. It also defines `factorize(inputs) -> factor`, the
-work that all linears with one input and all candidates share (ValueError when it cannot be done), and
+work that all linears with one input and all candidates share (BadInput when it cannot be done), and
 `solve(weight, factor, quota) -> weight`, float32 [rows, columns] with at least `quota.removed` zeros.
 
 Keyword-only arguments are settings (`--set method.NAME=VALUE`); one named by several functions goes to all of them.

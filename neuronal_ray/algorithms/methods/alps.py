@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from neuronal_ray.algorithms.methods import Quota
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.stats import Gram, Statistic
 
 STATISTIC: type[Statistic] | None = Gram
@@ -48,10 +49,10 @@ def score(weight: Float[Tensor, "rows columns"], inputs: Statistic) -> Float32[T
 def factorize(inputs: Statistic, *, damping: float = 0.01) -> Factor:
     """The Gram matrix H plus `damping` times its mean diagonal, scaled and decomposed (section 3.2).
 
-    Raise ValueError when H cannot be decomposed in float32 nor in float64.
+    Raise BadInput when H cannot be decomposed in float32 nor in float64.
     """
     if not (math.isfinite(damping) and damping >= 0):
-        raise ValueError(f"--set method.damping: {damping}, expected a number that is not negative")
+        raise BadInput(f"--set method.damping: {damping}, expected a number that is not negative")
     assert isinstance(inputs, Gram), type(inputs)
     diagonal = inputs.total.diagonal()
     dead = diagonal == 0
@@ -76,7 +77,7 @@ def _decompose(
             continue  # with the next, more accurate type
         if bool(values.isfinite().all()) and bool(vectors.isfinite().all()):
             return values.float().clamp_min(0), vectors.float()
-    raise ValueError(
+    raise BadInput(
         "--method alps: the inputs' Gram matrix has no eigendecomposition; use a larger --set method.damping, or "
         "look for NaN or infinite activations"
     )
@@ -118,13 +119,13 @@ def solve(
 
 def _check_settings(quota: Quota, *, rho: float, iterations: int, conjugate_steps: int) -> None:
     if quota.rate is not None:
-        raise ValueError("--method alps: not in the released code; use --mode paper")
+        raise BadInput("--method alps: not in the released code; use --mode paper")
     if not (math.isfinite(rho) and rho > 0):
-        raise ValueError(f"--set method.rho: {rho}, expected a number greater than 0")
+        raise BadInput(f"--set method.rho: {rho}, expected a number greater than 0")
     if iterations < 0:
-        raise ValueError(f"--set method.iterations: {iterations}, expected 0 or more")
+        raise BadInput(f"--set method.iterations: {iterations}, expected 0 or more")
     if conjugate_steps < 0:
-        raise ValueError(f"--set method.conjugate_steps: {conjugate_steps}, expected 0 or more")
+        raise BadInput(f"--set method.conjugate_steps: {conjugate_steps}, expected 0 or more")
 
 
 def _split(

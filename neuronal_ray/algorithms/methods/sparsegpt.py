@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from neuronal_ray.algorithms.methods import Quota
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.masks import rank_rows, smallest
 from neuronal_ray.core.stats import Gram, RunningGram, Statistic
 
@@ -46,13 +47,13 @@ def factorize(inputs: Statistic, *, damping: float = 0.01) -> Factor:
 
     SparseGPT, ICML 2023, section 3.2; H_jj = 1 for inputs that are always zero.
     Differs: where the authors' code stops with an error, the damping is raised tenfold up to three times, then all
-    of it is tried in float64, each time with a warning. Raises ValueError when this fails, too.
+    of it is tried in float64, each time with a warning. Raises BadInput when this fails, too.
     """
     if not 0 < damping < math.inf:
-        raise ValueError(f"--set method.damping: {damping} given, expected a positive number")
+        raise BadInput(f"--set method.damping: {damping} given, expected a positive number")
     hessian = _hessian(inputs)
     if not hessian.isfinite().all():
-        raise ValueError("the Hessian of the inputs has values that are not finite")
+        raise BadInput("the Hessian of the inputs has values that are not finite")
     dead = hessian.diagonal() == 0
     hessian.diagonal().masked_fill_(dead, 1)
     mean = hessian.diagonal().contiguous().mean()  # the order of the released code's sum
@@ -65,7 +66,7 @@ def factorize(inputs: Statistic, *, damping: float = 0.01) -> Factor:
         upper = _inverse_factor(hessian.to(dtype), share * mean)
         if upper is not None:
             return Factor(upper.float(), dead)
-    raise ValueError(f"the Hessian of the inputs has no Cholesky factor in float64 with damping {share:g}")
+    raise BadInput(f"the Hessian of the inputs has no Cholesky factor in float64 with damping {share:g}")
 
 
 def solve(
@@ -80,7 +81,7 @@ def solve(
     at least one more; `quota.rate` asks for this.
     """
     if slab < 1:
-        raise ValueError(f"--set method.slab: {slab} given, expected at least 1")
+        raise BadInput(f"--set method.slab: {slab} given, expected at least 1")
     rows, columns = weight.shape
     group = quota.group
     assert 0 <= quota.removed <= rows * columns, (quota, rows, columns)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int8, Int32, Int64
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.stats import Moments, Statistic
 
 STATISTIC: type[Statistic] = Moments
@@ -103,13 +104,13 @@ def refine(
 
 def _check(*, max_cycles: int, threshold: float, variance_power: float, swaps: float) -> None:
     if max_cycles < 0:
-        raise ValueError(f"--set refinement.max_cycles: {max_cycles} is not 0 or more")
+        raise BadInput(f"--set refinement.max_cycles: {max_cycles} is not 0 or more")
     if not threshold >= 0:
-        raise ValueError(f"--set refinement.threshold: {threshold} is not 0 or more")
+        raise BadInput(f"--set refinement.threshold: {threshold} is not 0 or more")
     if not 0 <= variance_power < float("inf"):
-        raise ValueError(f"--set refinement.variance_power: {variance_power} is not 0 or more and finite")
+        raise BadInput(f"--set refinement.variance_power: {variance_power} is not 0 or more and finite")
     if not 0 <= swaps <= 1:
-        raise ValueError(f"--set refinement.swaps: {swaps} is not in [0, 1]")
+        raise BadInput(f"--set refinement.swaps: {swaps} is not in [0, 1]")
 
 
 def _bits(values: Float32[Tensor, "rows columns"]) -> Int32[Tensor, "rows columns"]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PretrainedConfig
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.models.checkpoint import INDEX, Checkpoint
 from neuronal_ray.models.output_files import stored_linears
 from neuronal_ray.models.tensor_copies import count_zeros
@@ -38,7 +39,7 @@ def audit(
 ) -> list[LinearZeros]:
     """Read every tensor of a checkpoint, told to `advance` one by one; returns what its linears are.
 
-    Raises ValueError for an incomplete index, keys that transformers does not write in config.json, numbers that are
+    Raises BadInput for an incomplete index, keys that transformers does not write in config.json, numbers that are
     not finite, and a pruning.json that tells of other zeros.
     """
     _check_index(checkpoint)
@@ -54,19 +55,19 @@ def audit(
                 part = words[start : start + _SLICE]
                 exponent = part.dtype.type(_EXPONENTS[stored.dtype])
                 if bool(np.any((part & exponent) == exponent)):
-                    raise ValueError(f"--model: {name} in {stored.path} has numbers that are not finite")
+                    raise BadInput(f"--model: {name} in {stored.path} has numbers that are not finite")
                 zeros[name] += count_zeros(part)
         advance(name)
     integers = [name for name in names if name not in zeros]
     if integers:
-        raise ValueError(f"--model: {integers[0]} is stored as {checkpoint.tensors[integers[0]].dtype}, not as floats")
+        raise BadInput(f"--model: {integers[0]} is stored as {checkpoint.tensors[integers[0]].dtype}, not as floats")
     linears = [LinearZeros(name=name, shape=checkpoint.tensors[name].shape, zeros=zeros[name]) for name in names]
     _check_pruning(checkpoint.path, linears)
     return linears
 
 
 def _check_index(checkpoint: Checkpoint) -> None:
-    """Raise ValueError when the index does not list every tensor in its own file, and no other."""
+    """Raise BadInput when the index does not list every tensor in its own file, and no other."""
     path = checkpoint.path / INDEX
     if not path.is_file():
         return
@@ -74,20 +75,20 @@ def _check_index(checkpoint: Checkpoint) -> None:
     found = {name: stored.path for name, stored in checkpoint.tensors.items()}
     wrong = sorted(name for name in listed.keys() | found.keys() if listed.get(name) != found.get(name))
     if wrong:
-        raise ValueError(f"--model: {path} and the files disagree about {len(wrong)} tensors, the first is {wrong[0]}")
+        raise BadInput(f"--model: {path} and the files disagree about {len(wrong)} tensors, the first is {wrong[0]}")
 
 
 def _check_config(path: Path, config: PretrainedConfig) -> None:
-    """Raise ValueError for keys of config.json that speak of sparsity or compression and are not the family's own."""
+    """Raise BadInput for keys of config.json that speak of sparsity or compression and are not the family's own."""
     own = {entry.name for entry in fields(type(config))}
     keys = json.loads((path / "config.json").read_text()).keys() - own
     foreign = sorted(key for key in keys if any(word in key.lower() for word in _FOREIGN))
     if foreign:
-        raise ValueError(f"--model: config.json in {path} has keys that are not transformers': {', '.join(foreign)}")
+        raise BadInput(f"--model: config.json in {path} has keys that are not transformers': {', '.join(foreign)}")
 
 
 def _check_pruning(path: Path, linears: list[LinearZeros]) -> None:
-    """Raise ValueError when there is a pruning.json that counts other weights or zeros."""
+    """Raise BadInput when there is a pruning.json that counts other weights or zeros."""
     file = path / "pruning.json"
     if not file.is_file():
         return
@@ -95,10 +96,10 @@ def _check_pruning(path: Path, linears: list[LinearZeros]) -> None:
         sparsity = json.loads(file.read_text())["sparsity"]
         stated = (int(sparsity["pruned"]), int(sparsity["prunable"]))
     except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"--model: {file} does not say how many weights were pruned") from error
+        raise BadInput(f"--model: {file} does not say how many weights were pruned") from error
     counted = (sum(linear.zeros for linear in linears), sum(linear.size for linear in linears))
     if stated != counted:
-        raise ValueError(
+        raise BadInput(
             f"--model: {file} says that {stated[0]:,} of {stated[1]:,} weights are zero, "
             f"the tensors have {counted[0]:,} of {counted[1]:,}"
         )

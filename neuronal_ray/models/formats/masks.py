@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.packing import pack_words
 from neuronal_ray.models.checkpoint import Checkpoint
 from neuronal_ray.models.fingerprints import config_fingerprint
@@ -76,13 +77,13 @@ def write_masks(checkpoint: Checkpoint, names: Sequence[str], path: Path, *, adv
 
 
 def open_masks(path: Path) -> MaskFile:
-    """Read and check a mask file. Raises ValueError when it is none, truncated or damaged."""
+    """Read and check a mask file. Raises BadInput when it is none, truncated or damaged."""
     if not path.is_file():
-        raise ValueError(f"--masks: no file {path}")
+        raise BadInput(f"--masks: no file {path}")
     header = read_header(path, flag="--masks")
     given = header.metadata
     if given.get("format") != _FORMAT or given.get("version") != _VERSION:
-        raise ValueError(f"--masks: {path} is not of format {_FORMAT!r}, version {_VERSION}")
+        raise BadInput(f"--masks: {path} is not of format {_FORMAT!r}, version {_VERSION}")
     try:
         shapes = {str(name): tuple(shape) for name, shape in json.loads(given["shapes"]).items()}
         checksums = json.loads(given[CHECKSUMS])
@@ -91,19 +92,19 @@ def open_masks(path: Path) -> MaskFile:
             raise ValueError("sizes")
         damaged = [name for name, one in header.tensors.items() if checksum(read_bytes(one)) != checksums[name]]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"--masks: {path} is damaged: its header does not describe masks") from error
+        raise BadInput(f"--masks: {path} is damaged: its header does not describe masks") from error
     if damaged:
-        raise ValueError(f"--masks: {path} is damaged: the mask of {damaged[0]} has another checksum")
+        raise BadInput(f"--masks: {path} is damaged: the mask of {damaged[0]} has another checksum")
     return MaskFile(bits=header.tensors, shapes=shapes, config=given.get("config", ""))
 
 
 def check_masks(masks: MaskFile, checkpoint: Checkpoint) -> None:
-    """Raise ValueError when the masks are not those of this model; warn when only its config.json differs."""
+    """Raise BadInput when the masks are not those of this model; warn when only its config.json differs."""
     for name, shape in masks.shapes.items():
         if name not in checkpoint.tensors:
-            raise ValueError(f"--masks: {checkpoint.path} has no tensor {name}; the masks are of another model")
+            raise BadInput(f"--masks: {checkpoint.path} has no tensor {name}; the masks are of another model")
         if checkpoint.tensors[name].shape != shape:
-            raise ValueError(
+            raise BadInput(
                 f"--masks: the mask of {name} has shape {list(shape)}, the model's tensor "
                 f"{list(checkpoint.tensors[name].shape)}; the masks are of another model"
             )

@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from neuronal_ray.cli.errors import BadInput, UnsupportedModel
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint
-from neuronal_ray.models.unsupported import UnsupportedModel
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +30,10 @@ _TIE = 1e-4  # of the largest logit: closer than this, float32 does not say whic
 
 
 def check_needs() -> None:
-    """Raise ValueError when the exporter is not installed."""
+    """Raise BadInput when the exporter is not installed."""
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
-        raise ValueError(f"--format onnx: needs {' and '.join(missing)}; pip install 'neuronal_ray[inference]'")
+        raise BadInput(f"--format onnx: needs {' and '.join(missing)}; pip install 'neuronal_ray[inference]'")
 
 
 def export_onnx(model_dir: Path, output: Path) -> None:
@@ -42,7 +42,7 @@ def export_onnx(model_dir: Path, output: Path) -> None:
     In float32, by transformers' own exporter. Inputs are `input_ids`, `attention_mask`, `position_ids` and
     `past_key_values.N.key` and `.value` [sequences, heads, past, features], where past may be 0; outputs are `logits`,
     `present.N.key` and `.value`. Checked against transformers' greedy generation where onnxruntime is installed.
-    Raises ValueError without onnx and onnxscript, UnsupportedModel for a model that the exporter cannot trace, whose
+    Raises BadInput without onnx and onnxscript, UnsupportedModel for a model that the exporter cannot trace, whose
     cache is of another kind (sliding windows) or that generates other tokens once exported.
     """
     check_needs()

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PretrainedConfig
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.packing import pack_words
 from neuronal_ray.models.checkpoint import DTYPES, Checkpoint, read_config
 from neuronal_ray.models.fingerprints import config_fingerprint, tensors_fingerprint, weights_fingerprint
@@ -99,11 +100,11 @@ def packed_bytes(size: int, kept: int, word: int) -> int:
 def write_packed(checkpoint: Checkpoint, target: Path, *, advance: Callable[[str], None]) -> None:
     """Write the packed files of a checkpoint into `target`, a few tensors in memory at a time.
 
-    `advance` is told the name of each file written. Raises ValueError for names that packing would make ambiguous.
+    `advance` is told the name of each file written. Raises BadInput for names that packing would make ambiguous.
     """
     for name in checkpoint.tensors:
         if f"{name}.bits" in checkpoint.tensors or f"{name}.values" in checkpoint.tensors:
-            raise ValueError(f"--model: {name} cannot be packed: {name}.bits or {name}.values is a tensor as well")
+            raise BadInput(f"--model: {name} cannot be packed: {name}.bits or {name}.values is a tensor as well")
     identity = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -176,11 +177,11 @@ def _written(kind: Kind, data: np.ndarray) -> Written:
 def open_packed(path: Path, *, trust_remote_code: bool = False) -> PackedModel:
     """Check a packed directory without reading values: headers, sizes, whose files they are, the number of bits set.
 
-    Raises ValueError for what is missing, truncated, of another model or damaged in its bits.
+    Raises BadInput for what is missing, truncated, of another model or damaged in its bits.
     """
     files = sorted(path.glob("packed*.safetensors"))
     if not files:
-        raise ValueError(f"{WHO}: no packed.safetensors in {path}, expected what `export --format packed` wrote")
+        raise BadInput(f"{WHO}: no packed.safetensors in {path}, expected what `export --format packed` wrote")
     config = read_config(path, trust_remote_code=trust_remote_code)
     tensors: dict[str, PackedTensor] = {}
     wanted: dict[str, str] = {}
@@ -188,22 +189,22 @@ def open_packed(path: Path, *, trust_remote_code: bool = False) -> PackedModel:
         header = read_header(file, flag=WHO)
         given = header.metadata
         if given.get("format") != _FORMAT or given.get("version") != _VERSION:
-            raise ValueError(f"{WHO}: {file} is not of format {_FORMAT!r}, version {_VERSION}")
+            raise BadInput(f"{WHO}: {file} is not of format {_FORMAT!r}, version {_VERSION}")
         if given.get("config") != config_fingerprint(path):
-            raise ValueError(f"{WHO}: {file} was packed from a model with another config.json than {path} has")
+            raise BadInput(f"{WHO}: {file} was packed from a model with another config.json than {path} has")
         whose = {key: given.get(key, "") for key in ("tensors", "weights")}
         wanted = wanted or whose
         if whose != wanted:
-            raise ValueError(f"{WHO}: {file} is of another model than {files[0]}")
+            raise BadInput(f"{WHO}: {file} is of another model than {files[0]}")
         try:
             shapes, checksums = json.loads(given["shapes"]), json.loads(given[CHECKSUMS])
             for name, shape in shapes.items():
                 tensors[name] = _found(name, tuple(shape), header.tensors, checksums)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{WHO}: {file} is damaged: its header does not describe a packed model") from error
+            raise BadInput(f"{WHO}: {file} is damaged: its header does not describe a packed model") from error
     found = [Kind(name=name, dtype=one.values.dtype, shape=one.shape) for name, one in tensors.items()]
     if tensors_fingerprint(found) != wanted["tensors"]:
-        raise ValueError(f"{WHO}: {path} is incomplete: its files do not have all tensors of the model")
+        raise BadInput(f"{WHO}: {path} is incomplete: its files do not have all tensors of the model")
     for name, one in tensors.items():
         _check_bits(name, one)
     return PackedModel(path=path, config=config, tensors=tensors, files=files)
@@ -212,7 +213,7 @@ def open_packed(path: Path, *, trust_remote_code: bool = False) -> PackedModel:
 def _found(
     name: str, shape: tuple[int, ...], stored: Mapping[str, Stored], checksums: Mapping[str, int]
 ) -> PackedTensor:
-    """Where a tensor of the model lies in a file. Raises KeyError or ValueError when the header contradicts itself."""
+    """Where a tensor of the model lies in a file. Raises KeyError or BadInput when the header contradicts itself."""
     if name in stored:
         one = PackedTensor(shape=shape, bits=None, values=stored[name], checksums={"values": checksums[name]})
         consistent = stored[name].shape == shape
@@ -228,10 +229,10 @@ def _found(
 
 
 def _check_bits(name: str, tensor: PackedTensor) -> None:
-    """Raise ValueError when there are not as many bits as values."""
+    """Raise BadInput when there are not as many bits as values."""
     if tensor.bits is not None:
         count = int(np.bitwise_count(read_bytes(tensor.bits)).sum(dtype=np.int64))
         if count != tensor.kept:
-            raise ValueError(
+            raise BadInput(
                 f"{WHO}: {tensor.bits.path} is damaged: {name} has {count:,} bits for {tensor.kept:,} values"
             )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.packing import unpack_words
 from neuronal_ray.models.checkpoint import DTYPES, quiet_loading, refuse_absent
 from neuronal_ray.models.formats.packed import WHO, PackedTensor, open_packed
@@ -43,7 +44,7 @@ class _Unread:
     def _read(self, part: str, stored: Stored) -> np.ndarray:
         data = read_bytes(stored, ahead=_AHEAD)
         if checksum(data) != self._packed.checksums[part]:
-            raise ValueError(f"{WHO}: {stored.path} is damaged: {part} of {self._name} have another checksum")
+            raise BadInput(f"{WHO}: {stored.path} is damaged: {part} of {self._name} have another checksum")
         return data
 
 
@@ -56,7 +57,7 @@ def load_packed(
 ) -> PreTrainedModel:
     """The model of a packed directory, as `AutoModelForCausalLM.from_pretrained` loads the dense one, bit for bit.
 
-    Tensors are unpacked one by one on their way to `device`; `dtype` as from_pretrained has it. Raises ValueError for
+    Tensors are unpacked one by one on their way to `device`; `dtype` as from_pretrained has it. Raises BadInput for
     damaged or incomplete files and those of another model.
     """
     packed = open_packed(Path(path), trust_remote_code=trust_remote_code)

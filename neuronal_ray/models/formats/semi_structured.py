@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured
 from transformers import PreTrainedModel
 
+from neuronal_ray.cli.errors import BadInput, UnsupportedModel
 from neuronal_ray.models.blocks import find_blocks, find_linears
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint
-from neuronal_ray.models.unsupported import UnsupportedModel
 
 _KEPT, _GROUP = 2, 4
 _WHO = "load_semi_structured"
@@ -53,16 +53,16 @@ def load_semi_structured(
 ) -> PreTrainedModel:
     """A dense 2:4 directory on `device`, the weights of its blocks' linears in torch's semi-structured form.
 
-    `dtype`: float16 or bfloat16. Raises ValueError for a device without sparse matrix units, for a model that is not
+    `dtype`: float16 or bfloat16. Raises BadInput for a device without sparse matrix units, for a model that is not
     2:4 throughout, and for shapes that torch's kernels do not take.
     """
     target = torch.device(device)
     if dtype not in (torch.float16, torch.bfloat16):
-        raise ValueError(f"{_WHO}: {dtype} has no sparse products, expected torch.float16 or torch.bfloat16")
+        raise BadInput(f"{_WHO}: {dtype} has no sparse products, expected torch.float16 or torch.bfloat16")
     if target.type != "cuda" or not torch.cuda.is_available():
-        raise ValueError(f"{_WHO}: {target} has no sparse matrix units, expected a CUDA device")
+        raise BadInput(f"{_WHO}: {target} has no sparse matrix units, expected a CUDA device")
     if not has_sparse_units(target):
-        raise ValueError(f"{_WHO}: {torch.cuda.get_device_name(target)} has no sparse matrix units (before Ampere)")
+        raise BadInput(f"{_WHO}: {torch.cuda.get_device_name(target)} has no sparse matrix units (before Ampere)")
     checkpoint = open_checkpoint(Path(path), trust_remote_code=trust_remote_code)
     host = torch.device("cpu")
     model = load_model(checkpoint, device=host, dtype=dtype, trust_remote_code=trust_remote_code)

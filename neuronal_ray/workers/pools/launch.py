@@ -8,12 +8,13 @@ from functools import partial
 
 import torch
 
-from neuronal_ray.algorithms.linear_pruner import Recipe
+from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.cli.config import RunConfig
-from neuronal_ray.evaluate.perplexity import CHUNKS_PER_TASK
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.models.checkpoint import Checkpoint, empty_model
-from neuronal_ray.workers.footprint import Devices, Fit, Footprint, Work, fit
-from neuronal_ray.workers.pools.protocol import InProcessPool, Pool
+from neuronal_ray.workers.footprint import CHUNKS_PER_TASK, Devices, Fit, Footprint, Work, fit
+from neuronal_ray.workers.pools.in_process import InProcessPool
+from neuronal_ray.workers.pools.protocol import Pool
 from neuronal_ray.workers.replica import CHUNK_TOKENS
 from neuronal_ray.workers.spec import WorkerSpec
 
@@ -29,13 +30,13 @@ def resolve_address(config: RunConfig) -> str:
 
 
 def check_device(config: RunConfig) -> None:
-    """Raise ValueError when the device asked for is not on this machine and the workers would run here."""
+    """Raise BadInput when the device asked for is not on this machine and the workers would run here."""
     if config.device == "cuda" and resolve_address(config) in ("none", "local") and not torch.cuda.is_available():
-        raise ValueError("--device: no CUDA device on this machine")
+        raise BadInput("--device: no CUDA device on this machine")
 
 
-def work_of(config: RunConfig, checkpoint: Checkpoint, recipe: Recipe | None, *, held: int, on_gpu: bool) -> Work:
-    """What workers hold for `recipe`, None for evaluation alone; `held` tokens pass through them as a whole.
+def work_of(config: RunConfig, checkpoint: Checkpoint, pruner: LinearPruner | None, *, held: int, on_gpu: bool) -> Work:
+    """What workers hold for `pruner`, None for evaluation alone; `held` tokens pass through them as a whole.
 
     Of an evaluation's task they hold what is before and after a block: half of what is counted of a search's text.
     """
@@ -44,8 +45,8 @@ def work_of(config: RunConfig, checkpoint: Checkpoint, recipe: Recipe | None, *,
         item=item_bytes(config, checkpoint, on_gpu=on_gpu),
         held=max(held, CHUNKS_PER_TASK * CHUNK_TOKENS[device] // 2),
         device=device,
-        ranks=recipe is not None and not recipe.solves,
-        grams=recipe is not None and recipe.walks,
+        ranks=pruner is not None and not pruner.solves,
+        grams=pruner is not None and pruner.walks,
     )
 
 
@@ -65,18 +66,20 @@ def local_devices(device: str) -> Devices:
     return Devices(kind="node", memory=(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),))
 
 
-def choose_fit(config: RunConfig, checkpoint: Checkpoint, recipe: Recipe | None, devices: Devices, *, held: int) -> Fit:
-    """Shards and replicas on `devices`: those asked for, else by memory. ValueError when the model fits in no way."""
-    work = work_of(config, checkpoint, recipe, held=held, on_gpu=devices.kind == "GPU")
+def choose_fit(
+    config: RunConfig, checkpoint: Checkpoint, pruner: LinearPruner | None, devices: Devices, *, held: int
+) -> Fit:
+    """Shards and replicas on `devices`: those asked for, else by memory. BadInput when the model fits in no way."""
+    work = work_of(config, checkpoint, pruner, held=held, on_gpu=devices.kind == "GPU")
     model = empty_model(checkpoint, trust_remote_code=config.trust_remote_code)
     return fit(Footprint.of(model, work), devices, shards=config.shards, replicas=config.replicas)
 
 
 @contextmanager
 def open_pool(
-    config: RunConfig, checkpoint: Checkpoint, *, recipe: Recipe | None = None, held: int = 0
+    config: RunConfig, checkpoint: Checkpoint, *, pruner: LinearPruner | None = None, held: int = 0
 ) -> Iterator[Pool]:
-    """The pool that `config` asks for, closed on exit; without a recipe it evaluates the model as it is.
+    """The pool that `config` asks for, closed on exit; without a pruner it evaluates the model as it is.
 
     `held` are the tokens that pass through the workers as a whole, for the choice of shards and replicas.
     """
@@ -88,7 +91,7 @@ def open_pool(
         model_path=checkpoint.path,
         device=device,
         dtype=config.dtype,
-        recipe=recipe or Recipe(),
+        pruner=pruner or LinearPruner(),
         threads=config.threads,
         trust_remote_code=config.trust_remote_code,
         shards=config.shards or 1,
@@ -99,12 +102,12 @@ def open_pool(
             here = local_devices(device)
             here = replace(here, memory=here.memory[: spec.shards])
             one = replace(config, shards=spec.shards, replicas=1)
-            spec = replace(spec, streams=choose_fit(one, checkpoint, recipe, here, held=held).streams)
+            spec = replace(spec, streams=choose_fit(one, checkpoint, pruner, here, held=held).streams)
         pool = InProcessPool(spec)
     else:
         from neuronal_ray.workers.pools.ray.pool import RayPool
 
-        choose = partial(choose_fit, config, checkpoint, recipe, held=held)
+        choose = partial(choose_fit, config, checkpoint, pruner, held=held)
         pool = RayPool(spec, address=address, choose=choose, task_timeout_s=config.task_timeout)
     try:
         yield pool

@@ -5,13 +5,11 @@ chain of workers that together hold the model; a task runs on one after the othe
 returns is its result.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
 
-from neuronal_ray.workers.spec import WorkerSpec
 from neuronal_ray.workers.worker import Worker
 
 Item = TypeVar("Item")
@@ -65,57 +63,6 @@ class Pool(Protocol):
         ...
 
 
-class InProcessPool:
-    """One replica in this process, no Ray; its shards on the CPU, or on one GPU each."""
-
-    def __init__(self, spec: WorkerSpec) -> None:
-        self._workers = [Worker(_on_device(replace(spec, shard=shard))) for shard in range(spec.shards)]
-        if spec.shards > 1:
-            self._workers[-1].set_upstream(partial(_before_last, self._workers[:-1]))
-            self.each(Worker.keep_layout, self.first(Worker.trace))
-
-    @property
-    def replicas(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def shards(self) -> int:
-        """See Pool."""
-        return len(self._workers)
-
-    def map(self, task: Callable[..., Result], items: Iterable[Item], *shared: object) -> Iterator[Result]:
-        """See Pool."""
-        total = f" of {len(items)}" if isinstance(items, Sized) else ""
-        for index, item in enumerate(items):
-            yield self._results(task, f"item {index + 1}{total}", item, *shared)[-1]
-
-    def each(self, task: Callable[..., Result], *shared: object) -> list[Result]:
-        """See Pool."""
-        return self._results(task, "worker 1", *shared)
-
-    def first(self, task: Callable[..., Result], *args: object) -> Result:
-        """See Pool."""
-        return self._results(task, "worker 1", *args)[-1]
-
-    def begin(self) -> None:
-        """See Pool: this worker is lost with its process."""
-
-    def close(self) -> None:
-        """See Pool."""
-        for worker in self._workers:
-            worker.close()
-        del self._workers
-
-    def _results(self, task: Callable[..., Result], item: str, *args: object) -> list[Result]:
-        """What each shard returned, given what the one before it did."""
-        results: list[Result] = []
-        for worker in self._workers:
-            handed = results[-1] if results else None
-            results.append(_said_once(task, item, lambda: worker.relay(handed, task, *args)))  # noqa: B023
-        return results
-
-
 def map_side_by_side(
     pool: Pool, task: Callable[..., Result], items: Iterable[Item], *shared: object
 ) -> Iterator[Result]:
@@ -139,18 +86,6 @@ def _in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield group
 
 
-def _before_last(workers: Sequence[Worker], task: Callable[..., Result], *args: object) -> Result | None:
-    """What the shards before the last hand to it."""
-    handed: Result | None = None
-    for worker in workers:
-        handed = worker.relay(handed, task, *args)
-    return handed
-
-
-def _on_device(spec: WorkerSpec) -> WorkerSpec:
-    return replace(spec, device=f"cuda:{spec.shard}") if spec.device == "cuda" and spec.shards > 1 else spec
-
-
 def task_name(task: Callable[..., object]) -> str:
     """What errors and metrics call a task; one that wraps another is called after that, a worker's whichever of its
     layers has it.
@@ -158,15 +93,3 @@ def task_name(task: Callable[..., object]) -> str:
     if isinstance(task, partial):
         return task_name(task.args[0] if task.args and callable(task.args[0]) else task.func)
     return f"Worker.{task.__name__}" if getattr(Worker, task.__name__, None) is task else task.__qualname__
-
-
-def _said_once(task: Callable[..., Result], item: str, call: Callable[[], Result]) -> Result:
-    """`call()`; its ValueError as it is, any other error of it as TaskError."""
-    try:
-        return call()
-    except ValueError:
-        raise
-    except OSError as error:  # a full disk, say: where in the code is no help
-        raise TaskError(f"{task_name(task)}, {item}: {error}") from error
-    except Exception as error:
-        raise TaskError(f"{task_name(task)}, {item} failed: {type(error).__name__}: {error}") from error

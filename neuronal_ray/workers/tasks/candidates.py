@@ -110,7 +110,7 @@ class CandidateTasks(BlockWork):
 
     def local_trial(self, plan: Plan) -> Trial:
         """Alignment block by block against dense weights on the sparse stream, ranking anew (released code)."""
-        kind = RunningGram if self.recipe.solves else RunningNorm
+        kind = RunningGram if self.pruner.solves else RunningNorm
         (recordings,), comparison = self._take([self._text.recordings], Comparison(dead_is_infinite=True))
         for index in self.replica.visited(self.blocks):
             with self.stopwatch.measure("dense pass"):

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from neuronal_ray.algorithms.linear_pruner import Ranks
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.kernels.memory import keep_freed_memory
 from neuronal_ray.core.layout import Linear
 from neuronal_ray.core.masks import cut
@@ -49,16 +50,16 @@ class ResultTasks(SolverTasks, ProbeTasks):
 
         A ranking on the dense stream is settled already; else `tokens` pass through, block after block.
         """
-        recipe = self.recipe
+        pruner = self.pruner
         self._final, self._solved = dict(self._ranks), {}
-        if not walk.pruned and not recipe.walks:
-            if recipe.refinement is not None:
+        if not walk.pruned and not pruner.walks:
+            if pruner.refinement is not None:
                 for index in self.replica.visited(self.blocks):
                     refined = self._refined(index, plan, self._ranking(index), self._statistics, self._statistics)
                     self._final |= self._kept(refined)
             return None
         (recordings,), _ = self._take([self.replica.start(tokens, chunk=1 if walk.released else None)[1]], None)
-        kinds = walk.kinds(recipe.final_statistics)
+        kinds = walk.kinds(pruner.final_statistics)
         for index in self.replica.visited(self.blocks):
             with self.stopwatch.measure("dense pass"):
                 outputs, observed = self.replica.run(index, recordings, kinds)
@@ -66,7 +67,7 @@ class ResultTasks(SolverTasks, ProbeTasks):
                 check_finite(statistics)
             weights, ranks = self._pruned_block(index, plan, observed)
             self._final |= self._kept(ranks)
-            if recipe.solves:
+            if pruner.solves:
                 self._solved |= {linear: weight.to(self._host) for linear, weight in weights.items()}
             if walk.pruned:
                 outputs, _ = self.replica.run_with(index, recordings, weights)
@@ -121,9 +122,9 @@ class ResultTasks(SolverTasks, ProbeTasks):
         return cut((self._final or self._ranking(linear.block))[linear], plan.removed[linear])
 
     def sees(self, folder: Path) -> None:
-        """Raise ValueError when the output directory cannot be written from here."""
+        """Raise BadInput when the output directory cannot be written from here."""
         if not os.access(folder, os.W_OK):
-            raise ValueError(
+            raise BadInput(
                 f"--output: the worker on {platform.node()} cannot write to {folder.parent}; name a directory on "
                 "storage that all nodes share"
             )

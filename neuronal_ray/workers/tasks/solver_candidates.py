@@ -57,8 +57,8 @@ class SolverTasks(CandidateTasks):
         kinds: tuple[type[Statistic], ...],
     ) -> Iterator[_SolvedStep]:
         """After each block its index, the calibration text, the search text under every plan and what was observed."""
-        assert self.recipe.statistic is not None
-        for index, dense, (grams,) in self._dense_walk(dense, (self.recipe.statistic,)):  # noqa: B020
+        assert self.pruner.statistic is not None
+        for index, dense, (grams,) in self._dense_walk(dense, (self.pruner.statistic,)):  # noqa: B020
             factors = self._factorized(index, grams)
             passed = []
             for plan, recordings in zip(plans, streams, strict=True):
@@ -71,10 +71,10 @@ class SolverTasks(CandidateTasks):
         self, blocks: range, levels: Sequence[int], tokens: Int64[Tensor, "sequences length"]
     ) -> LevelStore:
         """The linears of a range of blocks solved at each of `levels` on the dense stream; on the host."""
-        assert self.recipe.statistic is not None
-        (recordings,), store = self._take([self.replica.start(tokens)[1]], LevelStore(self.recipe.levels))
+        assert self.pruner.statistic is not None
+        (recordings,), store = self._take([self.replica.start(tokens)[1]], LevelStore(self.pruner.levels))
         solved = {}
-        walk = self._dense_walk(recordings, (self.recipe.statistic,), wanted=blocks)
+        walk = self._dense_walk(recordings, (self.pruner.statistic,), wanted=blocks)
         for index, recordings, statistics in walk:  # noqa: B007
             if not statistics:
                 continue
@@ -82,8 +82,8 @@ class SolverTasks(CandidateTasks):
             with self.stopwatch.measure("solving"):
                 for spec in self.layout.blocks[index]:
                     weight, factor = self.replica.weight(spec), factors[spec.reads]
-                    solved[spec.linear] = solve_at_levels(spec, weight, factor, self.recipe, levels)
-        store = store.merge(LevelStore(self.recipe.levels, solved).to(torch.device("cpu")))
+                    solved[spec.linear] = solve_at_levels(spec, weight, factor, self.pruner, levels)
+        store = store.merge(LevelStore(self.pruner.levels, solved).to(torch.device("cpu")))
         return self._give([recordings], store, lambda: store)
 
     def keep_levels(self, store: LevelStore) -> None:

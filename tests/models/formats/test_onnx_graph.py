@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from neuronal_ray.cli.errors import UnsupportedModel
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint
 from neuronal_ray.models.formats import onnx_graph as onnx_export
 from neuronal_ray.models.formats.onnx_graph import FILE, check_onnx, export_onnx
-from neuronal_ray.models.unsupported import UnsupportedModel
 
 
 def test_a_model_with_grouped_queries_generates_the_same_tokens(

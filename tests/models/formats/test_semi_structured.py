@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import neuronal_ray
+from neuronal_ray.cli.errors import UnsupportedModel
 from neuronal_ray.models.formats.semi_structured import is_two_four, two_four_linears
-from neuronal_ray.models.unsupported import UnsupportedModel
 
 MakeModel = Callable[..., PreTrainedModel]
 HAS_SPARSE_UNITS = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)

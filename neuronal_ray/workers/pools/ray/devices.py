@@ -7,6 +7,7 @@ import socket
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.workers.footprint import Devices
 
 _OBJECT_STORE_BYTES = 2**30
@@ -15,7 +16,7 @@ _PROBE_TIMEOUT_S = 300.0
 
 
 def connect(address: str) -> None:
-    """Join the Ray at `address`, or start one for `local`; ValueError when there is none to join."""
+    """Join the Ray at `address`, or start one for `local`; BadInput when there is none to join."""
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of tasks under way when another's error was raised
     if ray.is_initialized():
         return
@@ -28,22 +29,22 @@ def connect(address: str) -> None:
     try:
         ray.init(address=address, **quiet)
     except ConnectionError as error:
-        raise ValueError(f"--address: no Ray to join at {address!r}; start one, or use --address local") from error
+        raise BadInput(f"--address: no Ray to join at {address!r}; start one, or use --address local") from error
 
 
 def _check_reachable(address: str) -> None:
-    """Raise ValueError when nothing listens at HOST:PORT or ray://HOST:PORT: Ray itself would try for minutes."""
+    """Raise BadInput when nothing listens at HOST:PORT or ray://HOST:PORT: Ray itself would try for minutes."""
     if address == "auto":
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
-        raise ValueError(
+        raise BadInput(
             f"--address: {address!r} is no address, expected none, local, auto, HOST:PORT or ray://HOST:PORT"
         )
     try:
         socket.create_connection((host, int(port)), timeout=_REACH_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
-        raise ValueError(f"--address: nothing to join at {address!r} ({error}); is Ray running there?") from error
+        raise BadInput(f"--address: nothing to join at {address!r} ({error}); is Ray running there?") from error
 
 
 def disconnect() -> None:
@@ -57,10 +58,10 @@ def find_devices(device: str) -> Devices:
     gpu_nodes = [node for node in nodes if node["Resources"].get("GPU", 0) >= 1]
     if device == "cpu" or not gpu_nodes:
         if device == "cuda":
-            raise ValueError("--device: the Ray cluster has no GPU")
+            raise BadInput("--device: the Ray cluster has no GPU")
         computing = [node for node in nodes if node["Resources"].get("CPU", 0) >= 1]
         if not computing:
-            raise ValueError("--address: the Ray cluster has no node with a CPU to compute on; add workers first")
+            raise BadInput("--address: the Ray cluster has no node with a CPU to compute on; add workers first")
         return Devices(kind="node", memory=tuple(int(node["Resources"]["memory"]) for node in computing))
     asked = [
         ray.remote(_gpu_memory)

@@ -23,6 +23,7 @@ from ray.util import metrics
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.workers.footprint import Devices, Fit
 from neuronal_ray.workers.pools.protocol import TaskError, task_name
 from neuronal_ray.workers.pools.ray.actor import Call, ShardActor
@@ -335,9 +336,9 @@ class RayPool:
         count = replicas or max(1, (num_gpus if on_gpu else nodes) // spec.shards)
         workers = count * spec.shards
         if on_gpu and not num_gpus:
-            raise ValueError(f"--replicas: {workers} workers need {workers} GPUs, the Ray cluster has none")
+            raise BadInput(f"--replicas: {workers} workers need {workers} GPUs, the Ray cluster has none")
         if workers > num_cpus:
-            raise ValueError(f"--replicas: {workers} workers need {workers} CPUs, the Ray cluster has {num_cpus}")
+            raise BadInput(f"--replicas: {workers} workers need {workers} CPUs, the Ray cluster has {num_cpus}")
         threads = spec.threads or max(1, num_cpus // workers)
         self._spec = dataclasses.replace(spec, device="cuda" if on_gpu else "cpu", threads=threads)
         per_gpu = -(-workers // num_gpus) if on_gpu else 0  # more workers than GPUs share them

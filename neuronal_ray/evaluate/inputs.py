@@ -1,0 +1,68 @@
+"""What is evaluated: texts in windows and benchmarks, read and checked before any weight is loaded."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from neuronal_ray.cli.config import BenchmarkConfig, RunConfig
+from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.data.windows import evaluation_name, evaluation_windows
+from neuronal_ray.evaluate.benchmark_names import split_names
+from neuronal_ray.evaluate.measure import Evaluations
+from neuronal_ray.evaluate.scores import BenchmarkSettings
+from neuronal_ray.models.checkpoint import Checkpoint, load_encoder
+
+_DEFAULT_LENGTH = 2048
+
+
+def sequence_length(config: RunConfig, checkpoint: Checkpoint) -> int:
+    """The tokens per sequence asked for, or 2048 or the model's context where that is shorter."""
+    context = context_length(checkpoint)
+    if config.sequence_length is None:
+        return min(_DEFAULT_LENGTH, context)
+    if config.sequence_length > context:
+        raise BadInput(f"--sequence-length: {config.sequence_length} is beyond the model's context of {context}")
+    return config.sequence_length
+
+
+def context_length(checkpoint: Checkpoint) -> int:
+    """The longest text that the model was made for; models without positions have no limit."""
+    try:
+        return int(checkpoint.config.get_text_config().max_position_embeddings)
+    except AttributeError:
+        return 2**31
+
+
+def read_evaluations(
+    config: BenchmarkConfig, names: Sequence[str], checkpoint: Checkpoint, *, length: int
+) -> Evaluations:
+    """The texts among `names` cut into windows, and the benchmarks, whose local rows are read once to check them."""
+    texts, benchmarks = split_names(names)
+    settings = BenchmarkSettings(few_shot=config.few_shot, limit=config.task_limit, data=config.task_data)
+    windows = read_windows(texts, checkpoint, length=length, trust_remote_code=config.trust_remote_code)
+    if benchmarks:
+        from neuronal_ray.evaluate.benchmarks import check_benchmarks  # lm-eval takes seconds to import
+
+        check_benchmarks(benchmarks, settings)
+    return Evaluations(windows=windows, benchmarks=benchmarks, settings=settings)
+
+
+def read_windows(
+    sources: Sequence[str], checkpoint: Checkpoint, *, length: int, trust_remote_code: bool
+) -> dict[str, Int64[Tensor, "windows length"]]:
+    """The evaluation windows of every source by its name."""
+    windows = {}
+    for source in sources:
+        name = evaluation_name(source)
+        if name in windows:
+            raise BadInput(f"--evaluate: two texts are called {name!r}; rename one file")
+        windows[name] = evaluation_windows(
+            source,
+            load_encoder(checkpoint.path, trust_remote_code=trust_remote_code),
+            sequence_length=length,
+            vocabulary=checkpoint.config.get_text_config().vocab_size,
+        )
+        if windows[name].shape[1] > context_length(checkpoint):
+            raise BadInput(f"--evaluate: rows of {source} are longer than the model's {context_length(checkpoint)}")
+    return windows

@@ -1,5 +1,0 @@
-"""How is a model refused?"""
-
-
-class UnsupportedModel(ValueError):
-    """A model that cannot be pruned correctly, with the reason."""

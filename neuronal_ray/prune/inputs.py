@@ -1,0 +1,85 @@
+"""What a run reads and checks before any weight is loaded: options, checkpoint, calibration and evaluation text."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from neuronal_ray.core.pattern import check_pattern
+from neuronal_ray.data.calibration import calibration_tokens
+from neuronal_ray.evaluate.inputs import read_evaluations, sequence_length
+from neuronal_ray.evaluate.measure import Evaluations
+from neuronal_ray.models.checkpoint import Checkpoint, linear_columns, load_encoder, open_checkpoint, resolve_model
+from neuronal_ray.prune.compose import Composition, compose
+from neuronal_ray.prune.config import PruneConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Everything that can be read and checked before any weight is loaded."""
+
+    composition: Composition
+    checkpoint: Checkpoint
+    sequence_length: int
+    calibration: Int64[Tensor, "samples length"]
+    evaluations: Evaluations
+
+
+def held_tokens(config: PruneConfig, inputs: Inputs) -> int:
+    """The tokens that pass through the workers as a whole: the search text, or all where blocks follow one another."""
+    composition = inputs.composition
+    walks = composition.pruned_stream or composition.pruner.walks or composition.row_step == "trim"
+    return inputs.calibration.numel() if walks else config.search_samples * inputs.sequence_length
+
+
+class Reader:
+    """Reads and checks what runs need before any weight is loaded; what several runs share is read once."""
+
+    def __init__(self) -> None:
+        self._checkpoints: dict[tuple[str, bool], Checkpoint] = {}
+        self._calibrations: dict[tuple[object, ...], Int64[Tensor, "samples length"]] = {}
+        self._evaluations: dict[tuple[object, ...], Evaluations] = {}
+
+    def prepare(self, config: PruneConfig) -> Inputs:
+        """Read and check the checkpoint's headers, the calibration text and the evaluation text."""
+        composition = compose(config)
+        checkpoint = self._checkpoint(config)
+        if composition.pruner.pattern is not None:
+            check_pattern(
+                linear_columns(checkpoint, trust_remote_code=config.trust_remote_code), composition.pruner.pattern
+            )
+        length = sequence_length(config, checkpoint)
+        return Inputs(
+            composition=composition,
+            checkpoint=checkpoint,
+            sequence_length=length,
+            calibration=self._calibration(config, checkpoint, length),
+            evaluations=self._evaluated(config, checkpoint, length),
+        )
+
+    def _checkpoint(self, config: PruneConfig) -> Checkpoint:
+        key = config.model, config.trust_remote_code
+        if key not in self._checkpoints:
+            self._checkpoints[key] = open_checkpoint(
+                resolve_model(config.model), trust_remote_code=config.trust_remote_code
+            )
+        return self._checkpoints[key]
+
+    def _calibration(self, config: PruneConfig, checkpoint: Checkpoint, length: int) -> Int64[Tensor, "samples length"]:
+        key = (checkpoint.path, config.calibration, config.calibration_samples, length, config.seed)
+        if key not in self._calibrations:
+            self._calibrations[key] = calibration_tokens(
+                config.calibration,
+                load_encoder(checkpoint.path, trust_remote_code=config.trust_remote_code),
+                samples=config.calibration_samples,
+                sequence_length=length,
+                seed=config.seed,
+                vocabulary=checkpoint.config.get_text_config().vocab_size,
+            )
+        return self._calibrations[key]
+
+    def _evaluated(self, config: PruneConfig, checkpoint: Checkpoint, length: int) -> Evaluations:
+        key = (checkpoint.path, config.evaluate, length, config.few_shot, config.task_limit, config.task_data)
+        if key not in self._evaluations:
+            self._evaluations[key] = read_evaluations(config, config.evaluate, checkpoint, length=length)
+        return self._evaluations[key]
