@@ -1,13 +1,14 @@
-"""What becomes of one linear: method, refinement and pattern put together."""
+"""Pruning one linear: method, refinement and pattern put together."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
+from typing import TypeVar
 
 from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
 from neuronal_ray.algorithms import registry
+from neuronal_ray.algorithms.declarations import Method, Refinement
 from neuronal_ray.algorithms.methods import Quota
 from neuronal_ray.core.layout import LinearSpec
 from neuronal_ray.core.levels import LEVELS
@@ -17,12 +18,13 @@ from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import Gram, Statistic
 
 Ranks = Int[Tensor, "rows columns"]
+Result = TypeVar("Result")
 Weight = Float[Tensor, "rows columns"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearPruner:
-    """Names and settings, as they are sent to workers; `parts` are the parts of a block that are refined."""
+    """The names of plug-ins and their settings, as sent to workers; `parts` are the sub-blocks that are refined."""
 
     method: str = "magnitude"
     method_settings: Mapping[str, object] = field(default_factory=dict)
@@ -32,38 +34,36 @@ class LinearPruner:
     pattern: Pattern | None = None
 
     @property
-    def _method(self) -> ModuleType:
+    def _method(self) -> Method:
         return registry.load("methods", self.method)
 
     @property
-    def _refinement(self) -> ModuleType:
+    def _refinement(self) -> Refinement:
         assert self.refinement is not None
         return registry.load("refinements", self.refinement)
 
     @property
     def solves(self) -> bool:
-        """Whether weights that stay change too; a refinement moves the mask alone."""
-        solves: bool = self._method.SOLVES
-        return solves and self.refinement is None
+        """Whether the weights that stay are updated; a refinement changes the mask alone."""
+        return self._method.solves and self.refinement is None
 
     @property
     def statistic(self) -> type[Statistic] | None:
-        """What the method reads of a linear's inputs."""
-        kind: type[Statistic] | None = self._method.STATISTIC
-        return kind
+        """The kind of statistic of a linear's inputs that the method reads."""
+        return self._method.statistic
 
     @property
     def final_statistics(self) -> tuple[type[Statistic], ...]:
-        """What the final masks need: the method's statistic first, the refinement's last, one that serves both once."""
+        """The kinds that the final masks need: the method's first, the refinement's last; one that serves both once."""
         own = () if self.statistic is None else (self.statistic,)
         if self.refinement is None:
             return own
-        refined: type[Statistic] = self._refinement.STATISTIC
+        refined = self._refinement.statistic
         return (*own, refined) if self.walks else (refined,)  # it has the norms that other methods read
 
     @property
     def walks(self) -> bool:
-        """Whether the method's statistics are too large to keep for a whole model: a block's at a time."""
+        """Whether the method's statistics are too large to keep for a whole model: they are kept for one block."""
         return self.statistic is Gram
 
     @property
@@ -71,11 +71,11 @@ class LinearPruner:
         """Length of the pattern's groups of inputs, 0 without a pattern."""
         return 0 if self.pattern is None else self.pattern.group
 
-    def _call(self, function: Callable[..., Tensor], *args: object) -> Tensor:
+    def _call(self, function: Callable[..., Result], *args: object) -> Result:
         return function(*args, **registry.settings_for(function, self.method_settings))
 
     def ranked(self, weight: Weight, inputs: Statistic | None, *, lower_ties_first: bool) -> Ranks:
-        """The ranking that every mask of the linear is a cut through."""
+        """Return the ranking whose first entries of each row are every mask of the linear."""
         score = self._call(self._method.score, weight, inputs)
         if self.pattern is not None:
             return rank_in_groups(score, self.pattern.group, lower_ties_first=lower_ties_first)
@@ -90,7 +90,7 @@ class LinearPruner:
         inputs: Statistic | None,
         moments: Statistic,
     ) -> Ranks:
-        """A ranking whose cut at `removed` is the refined mask; the cut of `ranks` where nothing is refined."""
+        """Return a ranking whose mask at `removed` is the refined one; `ranks` itself where nothing is refined."""
         if spec.part not in self.parts:
             return ranks
         score = self._call(self._method.score, weight, inputs)
@@ -100,20 +100,24 @@ class LinearPruner:
         return rank_mask(mask)
 
     def factorized(self, inputs: Statistic) -> object:
-        """The solver's work that the linears of one group and all candidates share."""
-        return self._call(self._method.factorize, inputs)
+        """Return the solver's work that the linears of one group and all candidates share."""
+        factorize = self._method.factorize
+        assert factorize is not None, self.method
+        return self._call(factorize, inputs)
 
     @property
     def levels(self) -> int:
-        """In how many steps a linear's sparsity can be chosen where it is solved before a search."""
+        """The number of levels of sparsity of a linear that is solved before a search."""
         return self.group or LEVELS
 
     def solved_at(self, weight: Weight, factor: object, *, removed: int, rate: float | None = None) -> Weight:
-        """The weights after the solver's sweep, in the dtype of `weight`, `removed` of them zero."""
+        """Return the solver's weights in the dtype of `weight`, `removed` of them zero."""
+        solve = self._method.solve
+        assert solve is not None, self.method
         quota = Quota(removed=removed, group=self.group, rate=rate)
-        return self._call(self._method.solve, weight, factor, quota).to(weight.dtype)
+        return self._call(solve, weight, factor, quota).to(weight.dtype)
 
     def solved(self, spec: LinearSpec, weight: Weight, factor: object, plan: Plan) -> Weight:
-        """The linear's weights after the solver's sweep under `plan`."""
+        """Return the solver's weights of the linear under `plan`."""
         removed = int(plan.removed[spec.linear].sum())
         return self.solved_at(weight, factor, removed=removed, rate=plan.asked.get(spec.linear))

@@ -1,32 +1,96 @@
-"""One file is one plug-in: methods, allocations and refinements found by the stem of their file, loaded when named."""
+"""Plug-ins by name: a file of this package, or `package.module:object` from anywhere; loaded when first used."""
 
+import difflib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING, Literal, overload
 
 from neuronal_ray.cli.errors import BadInput
 
+if TYPE_CHECKING:  # the declarations import torch, which `--help` does not wait for
+    from neuronal_ray.algorithms.declarations import Allocator, Method, Refinement, RowStep
+
 _PACKAGE = Path(__file__).parent
+_DECLARATIONS = "neuronal_ray.algorithms.declarations"
+_OUTSIDE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*)?")
+OUTSIDE_FORM = "package.module:object"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """The flag that names plug-ins of a kind, the constant that a module declares, and the constant's class."""
+
+    flag: str
+    constant: str
+    declaration: str
+
+
+_KINDS = {
+    "methods": _Kind("--method", "METHOD", "Method"),
+    "allocations": _Kind("--allocation", "ALLOCATION", "Allocator"),
+    "refinements": _Kind("--refinement", "REFINEMENT", "Refinement"),
+    "rows": _Kind("--row-step", "ROW_STEP", "RowStep"),
+}
+"""By the folder that holds the plug-ins of this repository."""
 
 
 def names(kind: str) -> list[str]:
-    """The plug-ins of a kind ("methods", "allocations", "refinements"), sorted; imports nothing."""
+    """Return the plug-ins of a kind that this package has, sorted; imports none of them."""
     return sorted(module.name for module in pkgutil.iter_modules([str(_PACKAGE / kind)]))
 
 
-def load(kind: str, name: str) -> ModuleType:
-    """The module `neuronal_ray.<kind>.<name>`."""
-    if name not in names(kind):
-        raise BadInput(f"--{kind[:-1]}: unknown name {name!r}, expected one of: {', '.join(names(kind))}")
-    return import_module(f"neuronal_ray.algorithms.{kind}.{name}")
+def check_name(kind: str, name: str) -> None:
+    """Raise BadInput unless `name` is a plug-in of this package or has the form of an outside one; imports nothing."""
+    known = names(kind)
+    if name in known or (_OUTSIDE.fullmatch(name) and ("." in name or ":" in name)):
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise BadInput(
+        f"{_KINDS[kind].flag}: unknown name {name!r}{hint}, expected one of: {', '.join(known)}, or {OUTSIDE_FORM}"
+    )
+
+
+@overload
+def load(kind: Literal["methods"], name: str) -> "Method": ...
+@overload
+def load(kind: Literal["allocations"], name: str) -> "Allocator": ...
+@overload
+def load(kind: Literal["refinements"], name: str) -> "Refinement": ...
+@overload
+def load(kind: Literal["rows"], name: str) -> "RowStep": ...
+def load(kind: str, name: str) -> object:
+    """Return the declaration of the plug-in `name`; of a module without `:object`, its METHOD, ALLOCATION and so on.
+
+    Raises BadInput for an unknown name, a module that cannot be imported, and an object that is no declaration.
+    """
+    check_name(kind, name)
+    flag, constant, declaration = _KINDS[kind].flag, _KINDS[kind].constant, _KINDS[kind].declaration
+    if name in names(kind):
+        return vars(import_module(f"neuronal_ray.algorithms.{kind}.{name}"))[constant]
+    place, _, attribute = name.partition(":")
+    expected = f"a {_DECLARATIONS}.{declaration} (docs/plugins.md)"
+    try:
+        members = vars(import_module(place))
+    except (ImportError, TypeError) as error:  # TypeError: the module's own declaration lacks an argument
+        raise BadInput(f"{flag}: {name}: {place} cannot be imported: {error}") from error
+    attribute = attribute or constant
+    if attribute not in members:
+        raise BadInput(f"{flag}: {name}: {place} has no {attribute}, expected {expected}")
+    found = members[attribute]
+    if not isinstance(found, vars(import_module(_DECLARATIONS))[declaration]):
+        raise BadInput(f"{flag}: {name}: {attribute} is of type {type(found).__name__}, expected {expected}")
+    return found
 
 
 def settings_for(function: Callable[..., object], settings: Mapping[str, object]) -> dict[str, object]:
-    """The settings that are keyword-only arguments of `function`; an integer for a number is made one."""
-    declared = _declared(function)
+    """Return the settings that are keyword-only arguments of `function`; integers become floats where it has those."""
+    declared = arguments_of(function)
     return {
         name: float(value) if isinstance(declared[name].default, float) and isinstance(value, int) else value
         for name, value in settings.items()
@@ -36,7 +100,7 @@ def settings_for(function: Callable[..., object], settings: Mapping[str, object]
 
 def check_settings(functions: Sequence[Callable[..., object]], settings: Mapping[str, object], *, owner: str) -> None:
     """Raise BadInput unless every setting is a keyword-only argument of one of `functions`, of the right type."""
-    known = {name: parameter for function in functions for name, parameter in _declared(function).items()}
+    known = {name: parameter for function in functions for name, parameter in arguments_of(function).items()}
     for name, value in settings.items():
         if name not in known:
             expected = ", ".join(f"{owner}.{key}" for key in known) or f"nothing: {owner} has no settings"
@@ -47,8 +111,8 @@ def check_settings(functions: Sequence[Callable[..., object]], settings: Mapping
             raise BadInput(f"--set {owner}.{name}: {value!r} is not of type {wanted.__name__}")
 
 
-def _declared(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
-    """The keyword-only arguments with a default."""
+def arguments_of(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
+    """Return the keyword-only arguments of `function` that have a default, by name."""
     return {
         name: parameter
         for name, parameter in inspect.signature(function).parameters.items()

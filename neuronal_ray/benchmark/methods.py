@@ -137,10 +137,10 @@ def measure_methods(
     problem = Problem(layout=layout, target=target, mode="paper", probe=search)
 
     def allocated(allocation: str) -> None:
-        module = registry.load("allocations", allocation)
-        if module.STATISTIC is not None:
+        allocator = registry.load("allocations", allocation)
+        if allocator.statistic is not None:
             pool.each(Worker.keep_statistics, worker.observe(text, SquareSum))
-        module.allocate(problem)
+        allocator.allocate(problem)
 
     def spread_only(allocation: str) -> None:
         registry.load("allocations", allocation).allocate(problem)

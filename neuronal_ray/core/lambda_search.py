@@ -1,4 +1,4 @@
-"""NeuronAL's candidates, and which lambda is best: of the block step, and of the row step after any allocation.
+"""NeuronAL's search over lambdas: the candidates of the block step, and of the row step after any allocation.
 
 Cunegatti et al., Zeroth-Order Adaptive Neuron Alignment Based Pruning without Re-Training, TMLR 2025, section 4.
 """
@@ -40,10 +40,10 @@ class Found:
 def search_rows(
     problem: Problem, rates: Rates, plan: Plan, winner: Trial | None, lambdas: Sequence[float], *, search: str = "set"
 ) -> Found:
-    """The row step after `rates` and their `plan`: the rows' lambda of least misalignment (see `search_lambdas`).
+    """Run the row step after `rates` and their `plan`: select the rows' lambda (see `search_lambdas`).
 
-    `winner` is the plan's trial; absent, the plan is tried first, recorded as step "before rows". Raises BadInput
-    if the trial overflowed, or under a pattern, which has one count for all rows of a linear.
+    `winner` is the plan's trial; if it is None, the plan is tried first and recorded as step "before rows". Raises
+    BadInput if the trial overflowed, and under a pattern, which has one count for all rows of a linear.
     """
     if problem.pattern is not None:
         raise BadInput("--pattern: leaves no choice between the rows of a linear, expected no row step")
@@ -56,7 +56,7 @@ def search_rows(
 
 
 def block_rates(problem: Problem, lam: float, *, schedule: str = "linear") -> Rates:
-    """Rates rising over the blocks around the target, linearly from target - lam to target + lam (section 4.1).
+    """Return rates that rise over the blocks around the target, linearly from target - lam to target + lam (4.1).
 
     `authors`: a rate of 0 or less becomes 0.01, of 1 or more 0.99; others are not clipped.
     """
@@ -68,20 +68,20 @@ def block_rates(problem: Problem, lam: float, *, schedule: str = "linear") -> Ra
 
 
 def row_rates(problem: Problem, rates: Rates, winner: Trial, lam: float) -> Rates:
-    """Rates moved apart by 2 * lam over the rows of each linear, its mean kept (section 4.2).
+    """Return rates spread by 2 * lam over the rows of each linear, around the linear's mean (section 4.2).
 
     A row is denser the more its consumer's input has shrunk: the signed difference of dense and sparse norms, as in
     the released code ("inversely proportional to the alignment" in the paper).
     """
-    made: dict[object, Float64[Tensor, " rows"]] = {}  # linears that feed one input alike have one answer
-    found = {}
+    computed: dict[object, Float64[Tensor, " rows"]] = {}  # linears that feed one input alike share their rates
+    moved = {}
     for spec in problem.layout:
         given = rates[spec.linear]
         key = spec.linear if spec.sources is not None else (spec.reads, spec.consumer, id(given))
-        if key not in made:
-            made[key] = _rates_of_rows(problem, spec, given, winner, lam)
-        found[spec.linear] = made[key]
-    return found
+        if key not in computed:
+            computed[key] = _rates_of_rows(problem, spec, given, winner, lam)
+        moved[spec.linear] = computed[key]
+    return moved
 
 
 def _rates_of_rows(
@@ -95,7 +95,10 @@ def _rates_of_rows(
 
 
 def _adapted_by_authors(problem: Problem, spec: LinearSpec) -> bool:
-    """The released code leaves alone the last block and, with grouped queries, all that the attention reads."""
+    """Return False for linears whose rows the released code does not adapt.
+
+    These are the last block's and, with grouped queries, all that share the input of the attention.
+    """
     if spec.linear.block == problem.layout.num_blocks - 1:
         return False
     siblings = [other for other in problem.layout.groups[spec.reads] if other.consumer == spec.consumer]
@@ -111,33 +114,32 @@ def search_lambdas(
     rows_adapted: bool,
     search: str,
 ) -> Found:
-    """The candidate of least score by the problem's criterion, the first tried of equals.
+    """Return the candidate of least score by the problem's criterion, the first one tried among equals.
 
-    The step records lambdas as they were tried.
-
-    `set` tries all of `lambdas`. `continuous` looks for the least of all in [0, max(lambdas)] with no more trials than
-    `lambdas` has members: some of them first, then in rounds points next to the best so far. What overflowed is
-    selected only if all did. BadInput for another `search`.
+    `set` tries all of `lambdas`. `continuous` searches [0, max(lambdas)] with no more trials than `lambdas` has
+    members: some of the members first, then rounds of points next to the best lambda so far. A candidate that
+    overflowed is selected only if all did. The step records lambdas in the order in which they were tried. Raises
+    BadInput for another `search`.
     """
     if search not in SEARCHES:
         raise BadInput(f"--lambda-search: unknown name {search!r}, expected one of: {', '.join(SEARCHES)}")
 
-    def made(lam: float) -> tuple[Rates, Plan]:
+    def candidate_of(lam: float) -> tuple[Rates, Plan]:
         rates = rates_of(lam)
         plan = problem.plan(rates, rows_adapted=rows_adapted)
-        plan.digest  # noqa: B018  # kept with the plan
+        plan.digest  # noqa: B018  # computes it in this thread; the plan caches it
         return rates, plan
 
     tried: list[float] = []
     candidates: list[Future[tuple[Rates, Plan]]] = []
     trials: list[Trial] = []
     best, batch = 0, list(lambdas) if search == "set" else _coarse(lambdas)
-    with ThreadPoolExecutor(1) as thread:  # a plan is made while those before it are tried
+    with ThreadPoolExecutor(1) as thread:  # builds plans while earlier ones are evaluated
         while batch:
             tried += batch
-            coming = [thread.submit(made, lam) for lam in batch]
-            candidates += coming
-            trials += problem.probe.tries(name, batch, _Coming(coming))
+            pending = [thread.submit(candidate_of, lam) for lam in batch]
+            candidates += pending
+            trials += problem.probe.tries(name, batch, _PendingPlans(pending))
             best = min(
                 range(len(trials)), key=lambda index: trials[index].score(problem.criterion)
             )  # min keeps the first of equals
@@ -152,8 +154,8 @@ def search_lambdas(
     return Found(rates=rates, plan=plan, trial=trials[best], step=step)
 
 
-class _Coming(Sequence[Plan]):
-    """Plans that are made while those before them are tried."""
+class _PendingPlans(Sequence[Plan]):
+    """Plans that another thread builds while earlier ones are evaluated."""
 
     def __init__(self, candidates: Sequence[Future[tuple[Rates, Plan]]]) -> None:
         self._candidates = candidates
@@ -166,7 +168,7 @@ class _Coming(Sequence[Plan]):
 
 
 def _coarse(lambdas: Sequence[float]) -> list[float]:
-    """Members of the set, evenly spaced by their order, its least and its largest among them."""
+    """Return members of the set, evenly spaced in their order, among them the least and the largest."""
     ordered = sorted(set(lambdas))
     if len(ordered) <= _COARSE:
         return ordered
@@ -174,9 +176,10 @@ def _coarse(lambdas: Sequence[float]) -> list[float]:
 
 
 def _next_round(tried: Sequence[float], best: float, *, upper: float, left: int) -> list[float]:
-    """Up to `left` points that divide the gaps on both sides of `best` evenly, the odd one in the wider gap.
+    """Return up to `left` points that divide the gaps on both sides of `best` evenly; the wider gap gets an odd one.
 
-    The gaps end at the next lambda tried, or at the bounds 0 and `upper`. Of gaps as wide the lower gets the odd one.
+    The gaps end at the next lambda tried, or at the bounds 0 and `upper`. Of gaps of one width the lower gets the odd
+    point.
     """
     known = sorted({0.0, upper, *tried})
     gaps = [(low, high) for low, high in pairwise(known) if best in (low, high)]

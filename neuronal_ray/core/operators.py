@@ -202,31 +202,8 @@ class Expression:
             )
         return cls(pre_op=pre_op, reduction=reduction, transforms=tuple(transforms))
 
-    @property
-    def number(self) -> int:
-        """The expression's place, from 1, among all expressions; `numbered` is the inverse."""
-        place = PAIRS.index((self.pre_op, self.reduction))
-        for slot in range(2):
-            names = self.transforms[slot : slot + 1]
-            place = place * _CHOICES + (1 + list(TRANSFORMS).index(names[0]) if names else 0)
-        return 1 + place
-
-    @classmethod
-    def numbered(cls, number: int) -> Self:
-        """The expression with that `number`."""
-        rest, second = divmod(number - 1, _CHOICES)
-        pair, first = divmod(rest, _CHOICES)
-        pre_op, reduction = PAIRS[pair]
-        names = list(TRANSFORMS)
-        return cls(
-            pre_op=pre_op, reduction=reduction, transforms=tuple(names[place - 1] for place in (first, second) if place)
-        )
-
     def transformed(self, reduced: Float64[Tensor, " blocks"]) -> Float64[Tensor, " blocks"]:
         """The transforms of the blocks' reductions, not finite where they have no value."""
         for name in self.transforms:
             reduced = TRANSFORMS[name](reduced)
         return reduced
-
-
-_CHOICES = 1 + len(TRANSFORMS)  # of each of the two transforms: none, or one of them

@@ -1,7 +1,7 @@
 """Options of `neuronal-ray prune`."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +16,13 @@ logger = logging.getLogger(__name__)
 
 Settings = Mapping[str, object]
 
-_NEURONAL_ONLY = ("neuronal_steps", "block_lambdas", "schedule")
-_NEURONAL_ROWS_ONLY = ("row_lambdas", "lambda_search")
-_OWNERS = ("method", "allocation", "refinement")
+_OWNERS = ("method", "allocation", "refinement", "row-step")
+_FOR_PLUG_INS = ("search_budget", "neuronal_steps", "block_lambdas", "row_lambdas", "schedule", "lambda_search")
+"""Options whose values go to the allocations and row steps that have an argument of that name."""
+
+
+def _one_of(kind: str) -> str:
+    return f"{', '.join(registry.names(kind))}, or {registry.OUTSIDE_FORM}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,53 +48,49 @@ class PruneConfig(BenchmarkConfig):
         str,
         Option(
             "str",
-            "how weights are chosen: by a score in each row, or by a solver that also updates those that stay "
-            "(sparsegpt, alps)",
-            choices=tuple(registry.names("methods")),
+            "how weights are chosen: by a score in each row, or by a solver that also updates the weights that stay "
+            f"(sparsegpt, alps): {_one_of('methods')}",
         ),
     ] = "wanda"
     allocation: Annotated[
         str | None,
         Option(
             "str",
-            "how sparsity is spread over blocks and linears; if absent adaptive (`best` mode) or neuronal, or uniform "
-            "with a fixed --pattern",
-            choices=tuple(registry.names("allocations")),
+            f"how sparsity is spread over blocks and linears: {_one_of('allocations')}; if absent adaptive (`best` "
+            "mode) or neuronal, or uniform with a fixed --pattern",
         ),
     ] = None
     row_step: Annotated[
         str | None,
         Option(
             "str",
-            "how sparsity is then spread over the rows of each linear; if absent neuronal after --allocation neuronal, "
-            "else not at all",
-            choices=("neuronal", "trim"),
+            f"how sparsity is then spread over the rows of each linear: {_one_of('rows')}; if absent neuronal after "
+            "--allocation neuronal, otherwise rows stay as the allocation has them",
         ),
     ] = None
     refinement: Annotated[
         str,
         Option(
             "str",
-            "improve the masks at constant counts",
-            choices=("none", *registry.names("refinements")),
+            f"improve the masks without changing the count of any row: none, {_one_of('refinements')}",
         ),
     ] = "none"
     refined_parts: Annotated[
-        str, Option("str", "part of each block that is refined", choices=("attention", "mlp", "all"))
+        str, Option("str", "sub-block of each block that is refined", choices=("attention", "mlp", "all"))
     ] = "attention"
     pattern: Annotated[
         str,
         Option(
             "str",
-            "unstructured, N:M (N of every M aligned inputs are kept: 2:4, 4:8), or n:M (n differs between linears)",
+            "unstructured, N:M (N of every M aligned inputs are kept: 2:4, 4:8), or n:M (n may differ between linears)",
         ),
     ] = "unstructured"
     mode: Annotated[
         str,
         Option(
             "str",
-            "best: the search over blocks, their parts and rows by output divergence; paper: NeuronAL's Algorithm 1 as "
-            "printed, one dense pass, exact budget; authors: what its released code does",
+            "best: search over blocks, sub-blocks and rows by output divergence; paper: NeuronAL's Algorithm 1 as "
+            "printed, with one dense pass and an exact budget; authors: what NeuronAL's released code does",
             choices=("best", "paper", "authors"),
         ),
     ] = "best"
@@ -99,7 +99,7 @@ class PruneConfig(BenchmarkConfig):
         Option(
             "str",
             "what candidates are compared by: neuron alignment, or the KL divergence of next-token distributions from "
-            "the dense model's. If absent kl in `best` mode, alignment in the others",
+            "those of the dense model. If absent kl in `best` mode, alignment in the other modes",
             choices=("alignment", "kl"),
         ),
     ] = None
@@ -107,15 +107,15 @@ class PruneConfig(BenchmarkConfig):
         int,
         Option(
             "int",
-            "evaluations of the search text that --allocation adaptive may take; the best so far is the answer at any "
-            "budget (NeuronAL: 29)",
+            "passes of the search text that --allocation adaptive may spend; at any budget the result is the best plan "
+            "so far (NeuronAL spends 29)",
         ),
     ] = 140
     neuronal_steps: Annotated[
         str, Option("str", "which steps of NeuronAL to run", choices=("both", "block", "row"))
     ] = "both"
-    block_lambdas: Annotated[tuple[float, ...], Option("numbers", "candidates of the block step")] = LAMBDAS
-    row_lambdas: Annotated[tuple[float, ...], Option("numbers", "candidates of the row step")] = ROW_LAMBDAS
+    block_lambdas: Annotated[tuple[float, ...], Option("numbers", "lambdas that the block step tries")] = LAMBDAS
+    row_lambdas: Annotated[tuple[float, ...], Option("numbers", "lambdas that the row step tries")] = ROW_LAMBDAS
     schedule: Annotated[
         str,
         Option("str", "how NeuronAL's block sparsities rise with depth", choices=("linear", "exp", "log")),
@@ -124,7 +124,7 @@ class PruneConfig(BenchmarkConfig):
         str,
         Option(
             "str",
-            "set: try every lambda listed; continuous: minimize over the range that they span, with as many trials",
+            "set: try every lambda of the list; continuous: minimize over the range of the list with as many trials",
             choices=("set", "continuous"),
         ),
     ] = "set"
@@ -132,8 +132,8 @@ class PruneConfig(BenchmarkConfig):
         str | None,
         Option(
             "str",
-            "activations that the final scores are taken from: of the dense model, or of the blocks pruned so far. If "
-            "absent dense, pruned for methods that update weights; `authors` mode always uses pruned",
+            "activations that the final scores are computed from: those of the dense model, or of the model pruned so "
+            "far. If absent dense, but pruned for methods that update weights; `authors` mode always uses pruned",
             choices=("dense", "pruned"),
         ),
     ] = None
@@ -141,37 +141,44 @@ class PruneConfig(BenchmarkConfig):
         str,
         Option("str", "text: c4, wikitext2, ptb, builtin, or a .txt, .jsonl, .parquet or tokenized .safetensors file"),
     ] = "c4"
-    calibration_samples: Annotated[int, Option("int", "sequences for the scores")] = 128
-    search_samples: Annotated[int, Option("int", "the first of them, for the search")] = 8
-    seed: Annotated[int, Option("int", "of the draw of calibration sequences")] = 0
+    calibration_samples: Annotated[int, Option("int", "number of sequences for the scores")] = 128
+    search_samples: Annotated[int, Option("int", "number of these sequences, the first ones, for the search")] = 8
+    seed: Annotated[int, Option("int", "random seed for the choice of calibration sequences")] = 0
     evaluate: Annotated[
         tuple[str, ...],
         Option(
             "names",
-            "what to measure, dense and pruned: perplexity on wikitext2, c4, ptb, builtin or files; accuracy on rte, "
-            "winogrande, boolq, hellaswag, arc_easy, arc_challenge, openbookqa (zero-shot: all seven) or any other "
-            "task of lm-eval; or `none`",
+            "what to measure on the dense and the pruned model: perplexity on wikitext2, c4, ptb, builtin or files; "
+            "accuracy on rte, winogrande, boolq, hellaswag, arc_easy, arc_challenge, openbookqa (zero-shot: all seven) "
+            "or any other task of lm-eval; or `none`",
         ),
     ] = ("wikitext2",)
     baselines: Annotated[
-        bool, Option("switch", "evaluate also uniform sparsity and the plan after the block step, at the same budget")
+        bool, Option("switch", "also evaluate uniform sparsity and the plan after the block step, at the same budget")
     ] = False
     settings: Annotated[
         Settings,
         Option(
             "settings",
-            "a setting of the method, allocation or refinement, for example allocation.lam=0.1; may be repeated",
+            "a setting of the method, allocation, row step or refinement, for example allocation.lam=0.1; may be "
+            "repeated",
         ),
     ] = field(default_factory=dict)
     overwrite: Annotated[bool, Option("switch", "replace the output directory if it exists")] = False
     resume: Annotated[
-        bool, Option("switch", "go on where an earlier run into the same output directory was stopped")
+        bool, Option("switch", "continue an earlier run into the same output directory that was stopped")
     ] = False
     dry_run: Annotated[bool, Option("switch", "check everything, print the plan of the run, and stop")] = False
 
     def check(self) -> None:
         """Raise BadInput, naming the flag, for values that can never work."""
         super().check()
+        registry.check_name("methods", self.method)
+        for kind, name in (("allocations", self.allocation), ("rows", self.row_step)):
+            if name is not None:
+                registry.check_name(kind, name)
+        if self.refinement != "none":
+            registry.check_name("refinements", self.refinement)
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise BadInput(f"--sparsity: {self.sparsity} is outside [0, 1), expected for example 0.7")
         if self.search_budget < 1:
@@ -191,15 +198,35 @@ class PruneConfig(BenchmarkConfig):
                 raise BadInput(f"--set {key}: expected {', '.join(f'{owner}.NAME=VALUE' for owner in _OWNERS)}")
 
     def warn_of_ignored(self) -> None:
-        """Say which options have no effect beside the others."""
-        if self.allocation not in (None, "neuronal"):
-            ignored = _NEURONAL_ONLY + (() if self.row_step == "neuronal" else _NEURONAL_ROWS_ONLY)
-            for entry in fields(self):
-                if entry.name in ignored and getattr(self, entry.name) != entry.default:
-                    logger.warning("%s: ignored, only NeuronAL has it", flag_of(entry.name))
+        """Warn of options that have no effect with the other options."""
+        given = [
+            entry.name
+            for entry in fields(self)
+            if entry.name in _FOR_PLUG_INS and getattr(self, entry.name) != entry.default
+        ]
+        if given and self.allocation is not None:  # loading a plug-in takes seconds, as it imports torch
+            allocator = registry.load("allocations", self.allocation)
+            read = self._options_of(allocator.allocate, allocator.options)
+            if self.row_step is not None:
+                rows = registry.load("rows", self.row_step)
+                read |= self._options_of(rows.spread_rows, rows.options)
+            for name in given:
+                if name not in read.values():
+                    step = "" if self.row_step is None else f" and --row-step {self.row_step}"
+                    logger.warning("%s: ignored by --allocation %s%s", flag_of(name), self.allocation, step)
         if self.refinement == "none" and self.refined_parts != "attention":
             logger.warning("%s: ignored without --refinement", flag_of("refined_parts"))
 
     def settings_of(self, owner: str) -> dict[str, object]:
-        """The `--set` settings of the method, the allocation or the refinement, by their own names."""
+        """Return the `--set` settings of the method, allocation, row step or refinement, by their own names."""
         return {key.partition(".")[2]: value for key, value in self.settings.items() if key.startswith(owner + ".")}
+
+    def passed_to(self, function: Callable[..., object], renamed: Mapping[str, str]) -> dict[str, object]:
+        """Return the values of options that `function` has arguments for; `renamed` are options by argument."""
+        return {argument: getattr(self, option) for argument, option in self._options_of(function, renamed).items()}
+
+    @staticmethod
+    def _options_of(function: Callable[..., object], renamed: Mapping[str, str]) -> dict[str, str]:
+        """Return the options that set arguments of `function`, by argument."""
+        options = {argument: renamed.get(argument, argument) for argument in registry.arguments_of(function)}
+        return {argument: option for argument, option in options.items() if option in _FOR_PLUG_INS}

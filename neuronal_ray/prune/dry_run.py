@@ -1,4 +1,4 @@
-"""What a run will do and need, said before any weight is loaded."""
+"""A description of what a run will do and need, before any weight is loaded."""
 
 import time
 from dataclasses import replace
@@ -17,7 +17,7 @@ _PROBE = 1024
 
 
 def describe_run(config: PruneConfig, inputs: Inputs) -> str:
-    """Model, budget, workers, memory of one worker and the tokens that pass through the blocks in each stage."""
+    """Return model, budget, workers, memory of a worker, and the tokens that pass through the blocks in each stage."""
     model = empty_model(inputs.checkpoint, trust_remote_code=config.trust_remote_code)
     _, blocks = find_blocks(model)
     target = inputs.composition.target
@@ -39,7 +39,7 @@ def describe_run(config: PruneConfig, inputs: Inputs) -> str:
         f"workers     address {address}, {devices}: {chosen}",
         f"memory      of all workers: weights {sum(footprint.weights) / GIB:.2f} GiB in the blocks, rankings "
         f"{sum(footprint.ranks) / GIB:.2f}; in each worker {footprint.outside / GIB:.2f} outside the blocks, "
-        f"{footprint.passing / GIB:.2f} for what passes through",
+        f"{footprint.passing / GIB:.2f} for activations",
         *(f"tokens      {count:>12,} {stage}" for stage, count in tokens.items()),
         *(f"benchmark   {name}, dense and pruned (not in the time below)" for name in inputs.evaluations.benchmarks),
         f"arithmetic  {flops:.3g} floating-point operations in the blocks",
@@ -52,7 +52,7 @@ def describe_run(config: PruneConfig, inputs: Inputs) -> str:
 
 
 def _cluster_devices(config: PruneConfig) -> Devices:
-    """Those of the Ray that the run would join."""
+    """Return the devices of the Ray cluster that the run would join."""
     from neuronal_ray.workers.pools.ray.devices import connect, find_devices
 
     connect(resolve_address(config))
@@ -66,7 +66,7 @@ def _budget(composition: Composition) -> str:
 
 
 def tokens_by_stage(config: PruneConfig, inputs: Inputs) -> dict[str, int]:
-    """Tokens that pass through all blocks, by stage."""
+    """Return how many tokens pass through all blocks in each stage."""
     composition, calibration = inputs.composition, inputs.calibration.numel()
     pruner = composition.pruner
     searched = config.search_samples * inputs.sequence_length
@@ -74,12 +74,12 @@ def tokens_by_stage(config: PruneConfig, inputs: Inputs) -> dict[str, int]:
     if composition.dense_statistic is not None or (pruner.walks and not pruner.solves):
         tokens["dense pass over the calibration text"] = calibration
     passes = 2 if composition.released else 1  # the released code: the dense weights of each block as well
-    for name, count in _candidates(config, composition).items():
+    for name, count in composition.candidates().items():
         tokens[f"{name} step, {count} candidates"] = passes * count * searched
         if pruner.solves and not composition.released:
             tokens[f"{name} step, statistics for the solver"] = calibration
-    if composition.row_step == "trim":
-        tokens["rows by TRIM"] = calibration
+    if composition.rows is not None and composition.rows.reads_calibration:
+        tokens[f"rows by {composition.row_step}"] = calibration
     if composition.pruned_stream:
         tokens["final pass on the pruned stream"] = 2 * calibration
     elif pruner.solves:
@@ -89,21 +89,8 @@ def tokens_by_stage(config: PruneConfig, inputs: Inputs) -> dict[str, int]:
     return tokens
 
 
-def _candidates(config: PruneConfig, composition: Composition) -> dict[str, int]:
-    """Trials of NeuronAL's steps, the budget of adaptive; the searches of others depend on what they find."""
-    if composition.allocation == "adaptive":
-        return {"adaptive": config.search_budget}
-    lambdas = {"block": len(config.block_lambdas), "row": len(config.row_lambdas)}
-    if composition.row_step == "neuronal":
-        return {"row": lambdas["row"]}
-    if composition.allocation != "neuronal":
-        return {}
-    steps = composition.settings["steps"]
-    return {name: count for name, count in lambdas.items() if steps in ("both", name)}
-
-
 def _measured_rate(device: torch.device, item: int) -> float:
-    """Floating-point operations per second of a matrix product on `device`."""
+    """Return the floating-point operations per second of a matrix product on `device`."""
     dtype = torch.float32 if item == 4 else torch.bfloat16
     matrix = torch.ones(_PROBE, _PROBE, device=device, dtype=dtype)
     matrix @ matrix

@@ -28,7 +28,8 @@ class Inputs:
 def held_tokens(config: PruneConfig, inputs: Inputs) -> int:
     """The tokens that pass through the workers as a whole: the search text, or all where blocks follow one another."""
     composition = inputs.composition
-    walks = composition.pruned_stream or composition.pruner.walks or composition.row_step == "trim"
+    rows = composition.rows is not None and composition.rows.reads_calibration
+    walks = composition.pruned_stream or composition.pruner.walks or rows
     return inputs.calibration.numel() if walks else config.search_samples * inputs.sequence_length
 
 

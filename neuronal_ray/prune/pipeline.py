@@ -9,15 +9,13 @@ from pathlib import Path
 from jaxtyping import Int64
 from torch import Tensor
 
-from neuronal_ray.algorithms import registry
 from neuronal_ray.cli.atomic import write_json
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.cli.versions import versions
-from neuronal_ray.core.lambda_search import search_rows
 from neuronal_ray.core.layout import Layout
-from neuronal_ray.core.plan import Plan, Rates, uniform_rates
-from neuronal_ray.core.problem import Allocation, Problem, Step
+from neuronal_ray.core.plan import Plan, uniform_rates
+from neuronal_ray.core.problem import Allocation, Problem
 from neuronal_ray.evaluate.measure import measure
 from neuronal_ray.evaluate.scores import Score
 from neuronal_ray.models.checkpoint import Checkpoint
@@ -139,30 +137,18 @@ def allocate(config: PruneConfig, composition: Composition, layout: Layout, sear
         criterion=composition.criterion,
         samples=config.search_samples,
         levels=composition.levels,
+        rows_fixed_by=composition.terms.rows_fixed_by,
+        row_step=composition.terms.row_step,
     )
-    allocation: Allocation = registry.load("allocations", composition.allocation).allocate(
-        problem, **composition.settings
-    )
+    allocation = composition.allocator.allocate(problem, **composition.settings)
     if composition.levels and problem.pattern is None:
         exact = replace(problem, levels=0)
         allocation = replace(allocation, plan=exact.plan(allocation.rates, rows_adapted=False))
-    if composition.row_step == "neuronal":
-        found = search_rows(
-            problem, allocation.rates, allocation.plan, None, config.row_lambdas, search=config.lambda_search
-        )
-        allocation = _followed(allocation, found.rates, found.plan, steps=(found.step,))
-    if composition.row_step == "trim":
-        rates = dict(allocation.rates) | search.trim(allocation.plan)
-        allocation = _followed(allocation, rates, problem.plan(rates, rows_adapted=True))
+    if composition.rows is not None:
+        allocation = composition.rows.spread_rows(problem, allocation, **composition.row_settings)
     allocation.plan.check(layout)
     uniform = problem.plan(uniform_rates(layout, lambda _: composition.target), rows_adapted=False)
     return replace(allocation, baselines={"uniform": uniform} | allocation.baselines)
-
-
-def _followed(allocation: Allocation, rates: Rates, plan: Plan, *, steps: tuple[Step, ...] = ()) -> Allocation:
-    """`allocation` with a row step after it; its own plan becomes a baseline."""
-    baselines = allocation.baselines | {"before rows": allocation.plan}
-    return Allocation(plan=plan, rates=rates, steps=allocation.steps + steps, baselines=baselines)
 
 
 def evaluation_summary(results: Mapping[str, Mapping[str, Score]]) -> dict[str, dict[str, object]]:

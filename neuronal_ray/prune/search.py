@@ -15,7 +15,7 @@ from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Layout, Linear, Weighed
 from neuronal_ray.core.levels import levels_around
 from neuronal_ray.core.plan import Counts, Plan
-from neuronal_ray.core.problem import BlockTask
+from neuronal_ray.core.problem import BlockTask, RankedLinear
 from neuronal_ray.prune.journal import Journal, Number
 from neuronal_ray.workers.pools.protocol import Pool, map_side_by_side
 from neuronal_ray.workers.replica import Statistics, chunk_sequences
@@ -239,11 +239,13 @@ class Search:
         found = self._collected("learning", len(ranges), self._pool.map(Worker.learn, ranges, function))
         return [result for results in found for result in results]
 
-    def trim(self, plan: Plan) -> dict[Linear, Float64[Tensor, " rows"]]:
-        """TRIM's row rates for the linears under `plan`."""
+    def map_linears(self, function: Callable[[RankedLinear], Result], plan: Plan) -> dict[Linear, Result]:
+        """Apply `function` to every linear under `plan`, with the Gram matrix of its dense inputs."""
         ranges = self._ranges()
-        found = self._collected("rows", len(ranges), self._pool.map(Worker.trim, ranges, plan, self._calibration))
-        return {linear: rates for results in found for linear, rates in results.items()}
+        tasks = self._pool.map(Worker.map_linears, ranges, function, plan, self._calibration)
+        return {
+            linear: result for block in self._collected("rows", len(ranges), tasks) for linear, result in block.items()
+        }
 
     def criterion(self, step: str) -> str:
         """What the candidates of `step` were compared by."""

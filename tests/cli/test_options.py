@@ -351,8 +351,8 @@ def test_evaluate_refuses_to_measure_nothing() -> None:
 def test_options_that_are_ignored_are_said(caplog: pytest.LogCaptureFixture) -> None:
     prune("--allocation", "uniform", "--neuronal-steps", "row", "--row-lambdas", "0.1")
     assert caplog.messages == [
-        "--neuronal-steps: ignored, only NeuronAL has it",
-        "--row-lambdas: ignored, only NeuronAL has it",
+        "--neuronal-steps: ignored by --allocation uniform",
+        "--row-lambdas: ignored by --allocation uniform",
     ]
     caplog.clear()
     prune("--allocation", "owl", "--row-step", "neuronal", "--row-lambdas", "0.1", "--refined-parts", "all")

@@ -1,4 +1,4 @@
-"""Does every allocation keep the contract of `neuronal_ray.core.problem`? A new file there is picked up here.
+"""Does every file of `neuronal_ray.algorithms.allocations` keep the contract? A new file is picked up.
 
 The layout is made by hand, weights and inputs are random, trials and losses are made up: no model runs.
 """
@@ -6,10 +6,10 @@ The layout is made by hand, weights and inputs are random, trials and losses are
 import inspect
 import math
 import pickle
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import ModuleType
 from typing import TypeVar
 
 import pytest
@@ -17,6 +17,7 @@ import torch
 
 from neuronal_ray.algorithms import registry
 from neuronal_ray.algorithms.allocations import neuronal
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.lambdas import LAMBDAS, ROW_LAMBDAS
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
@@ -25,6 +26,8 @@ from neuronal_ray.core.pattern import Pattern
 from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.problem import Allocation, BlockTask, Problem
 from neuronal_ray.core.stats import SquareSum, Statistic
+from neuronal_ray.prune.compose import compose
+from neuronal_ray.prune.config import PruneConfig
 
 Result = TypeVar("Result")
 
@@ -41,16 +44,14 @@ QUICK: dict[str, dict[str, object]] = {
     "neuronal": {"block_lambdas": (0.01, 0.05, 0.08, 0.25), "row_lambdas": (0.0, 0.05, 0.08, 0.12)},
 }
 """Settings for all tests here, for allocations that take long."""
-SEARCHING: dict[str, dict[str, object]] = {"dsa": {"search": 2, "population": 4}}
-"""Settings without which an allocation searches nothing."""
 
 Score = Callable[[float], float]
 Weights = Mapping[Linear, torch.Tensor]
 
 
 @pytest.fixture(params=registry.names("allocations"))
-def allocation(request: pytest.FixtureRequest) -> ModuleType:
-    return registry.load("allocations", request.param)
+def allocation(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 def block_specs(block: int) -> list[LinearSpec]:
@@ -204,7 +205,7 @@ class Case:
 
 
 def allocated(
-    allocation: ModuleType,
+    allocation: str,
     target: float,
     *,
     score: Score = near_008,
@@ -213,21 +214,18 @@ def allocated(
     settings: Mapping[str, object] | None = None,
 ) -> Case:
     """The allocation's answer to a problem of its own; skips what `authors` mode does not have."""
-    probe = FakeProbe(score, allocation.STATISTIC)
-    name = allocation.__name__.rpartition(".")[2]
-    criterion = "kl" if name == "adaptive" else "alignment"
+    allocator = registry.load("allocations", allocation)
+    if mode == "authors" and not allocator.released:
+        pytest.skip("not in the released code")
+    probe = FakeProbe(score, allocator.statistic)
+    criterion = allocator.criterion or "alignment"
     problem = Problem(layout=LAYOUT, target=target, mode=mode, probe=probe, pattern=pattern, criterion=criterion)
-    try:
-        found = allocation.allocate(problem, **QUICK.get(name, {}) | dict(settings or {}))
-    except ValueError as error:
-        if mode == "authors" and "--mode paper" in str(error):
-            pytest.skip(str(error))
-        raise
+    found = allocator.allocate(problem, **QUICK.get(allocation, {}) | dict(settings or {}))
     return Case(problem=problem, probe=probe, found=found)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_budget_is_exact_in_paper_mode(allocation: ModuleType, target: float) -> None:
+def test_the_budget_is_exact_in_paper_mode(allocation: str, target: float) -> None:
     case = allocated(allocation, target)
     budget = round(target * LAYOUT.prunable)
     assert case.found.plan.total == budget
@@ -239,7 +237,7 @@ def test_the_budget_is_exact_in_paper_mode(allocation: ModuleType, target: float
 
 @pytest.mark.parametrize("mode", ["paper", "authors"])
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_plan_fits_the_layout(allocation: ModuleType, target: float, mode: str) -> None:
+def test_every_plan_fits_the_layout(allocation: str, target: float, mode: str) -> None:
     case = allocated(allocation, target, mode=mode)
     for plan in [case.found.plan, *case.found.baselines.values(), *case.probe.plans]:
         plan.check(LAYOUT)
@@ -248,7 +246,7 @@ def test_every_plan_fits_the_layout(allocation: ModuleType, target: float, mode:
 
 @pytest.mark.parametrize("mode", ["paper", "authors"])
 @pytest.mark.parametrize("target", TARGETS)
-def test_rates_are_finite_and_of_every_row(allocation: ModuleType, target: float, mode: str) -> None:
+def test_rates_are_finite_and_of_every_row(allocation: str, target: float, mode: str) -> None:
     rates = allocated(allocation, target, mode=mode).found.rates
     assert set(rates) == {spec.linear for spec in LAYOUT}
     for spec in LAYOUT:
@@ -257,13 +255,13 @@ def test_rates_are_finite_and_of_every_row(allocation: ModuleType, target: float
         assert bool(rates[spec.linear].isfinite().all()), spec.linear
 
 
-def test_the_plan_is_that_of_the_rates(allocation: ModuleType) -> None:
+def test_the_plan_is_that_of_the_rates(allocation: str) -> None:
     case = allocated(allocation, 0.7)
     assert case.found.plan.digest == case.problem.plan(case.found.rates, rows_adapted=True).digest
 
 
 @pytest.mark.parametrize("mode", ["paper", "authors"])
-def test_equal_problems_get_equal_answers(allocation: ModuleType, mode: str) -> None:
+def test_equal_problems_get_equal_answers(allocation: str, mode: str) -> None:
     first, second = (allocated(allocation, 0.7, mode=mode).found for _ in range(2))
     assert first.plan.digest == second.plan.digest
     assert first.steps == second.steps
@@ -274,7 +272,7 @@ def test_equal_problems_get_equal_answers(allocation: ModuleType, mode: str) -> 
 
 
 @pytest.mark.parametrize("mode", ["paper", "authors"])
-def test_the_model_and_its_trials_are_not_modified(allocation: ModuleType, mode: str) -> None:
+def test_the_model_and_its_trials_are_not_modified(allocation: str, mode: str) -> None:
     sources = [None if spec.sources is None else spec.sources.clone() for spec in LAYOUT]
     case = allocated(allocation, 0.6, mode=mode)
     criterion = case.problem.criterion
@@ -304,9 +302,8 @@ def test_the_model_and_its_trials_are_not_modified(allocation: ModuleType, mode:
     ],
     ids=["valley", "equals", "all overflow", "low overflow", "high overflow", "falling"],
 )
-def test_a_step_selects_the_first_of_the_least_it_tried(allocation: ModuleType, score: Score, mode: str) -> None:
-    name = allocation.__name__.rpartition(".")[2]
-    case = allocated(allocation, 0.7, score=score, mode=mode, settings=SEARCHING.get(name))
+def test_a_step_selects_the_first_of_the_least_it_tried(allocation: str, score: Score, mode: str) -> None:
+    case = allocated(allocation, 0.7, score=score, mode=mode)
     for step in case.found.steps:
         lambdas, plans = case.probe.asked_for(step.name)
         assert list(step.lambdas) == lambdas
@@ -318,9 +315,7 @@ def test_a_step_selects_the_first_of_the_least_it_tried(allocation: ModuleType, 
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_under_a_pattern_a_linear_has_one_count_and_the_budget_is_met_nearly(
-    allocation: ModuleType, target: float
-) -> None:
+def test_under_a_pattern_a_linear_has_one_count_and_the_budget_is_met_nearly(allocation: str, target: float) -> None:
     case = allocated(allocation, target, pattern=Pattern(None, 8))
     smallest = min(spec.size for spec in LAYOUT) // 8
     for plan in [case.found.plan, *case.found.baselines.values(), *case.probe.plans]:
@@ -332,32 +327,52 @@ def test_under_a_pattern_a_linear_has_one_count_and_the_budget_is_met_nearly(
             assert int(counts[0]) % (spec.columns // 8) == 0, spec.linear
 
 
-def test_authors_mode_is_kept_or_refused_in_one_line(allocation: ModuleType) -> None:
-    probe = FakeProbe(near_008, allocation.STATISTIC)
-    problem = Problem(layout=LAYOUT, target=0.7, mode="authors", probe=probe)
-    name, refused = allocation.__name__.rpartition(".")[2], None
-    try:
-        allocation.allocate(problem)
-    except ValueError as error:
-        refused = str(error)
-    assert refused in (None, f"--allocation {name}: not in the released code; use --mode paper")
-    assert refused is None or not probe.asked
+def test_authors_mode_is_kept_or_refused_in_one_line(allocation: str) -> None:
+    config = PruneConfig(model="m", mode="authors", allocation=allocation)
+    if registry.load("allocations", allocation).released:
+        compose(config)
+        allocated(allocation, 0.7, mode="authors")
+        return
+    with pytest.raises(BadInput, match=f"^--allocation: {allocation} is not in the released code; use --mode paper$"):
+        compose(config)
 
 
-def test_settings_have_defaults_and_unknown_ones_are_refused(allocation: ModuleType) -> None:
-    _, *settings = inspect.signature(allocation.allocate).parameters.values()
+def test_settings_have_defaults_and_unknown_ones_are_refused(allocation: str) -> None:
+    allocate = registry.load("allocations", allocation).allocate
+    _, *settings = inspect.signature(allocate).parameters.values()
     for setting in settings:
         assert setting.kind is setting.KEYWORD_ONLY, setting.name
         assert setting.default is not setting.empty, setting.name
-    registry.check_settings([allocation.allocate], {}, owner="allocation")
+    registry.check_settings([allocate], {}, owner="allocation")
     with pytest.raises(ValueError, match=r"--set allocation\.nonsense: unknown setting, expected "):
-        registry.check_settings([allocation.allocate], {"nonsense": 1.0}, owner="allocation")
+        registry.check_settings([allocate], {"nonsense": 1.0}, owner="allocation")
 
 
-def test_an_allocation_says_what_it_is_and_what_it_reads(allocation: ModuleType) -> None:
-    assert allocation.__doc__
-    assert allocation.allocate.__doc__
-    assert allocation.STATISTIC is None or issubclass(allocation.STATISTIC, SquareSum)
+def test_what_an_allocation_checks_and_counts_has_the_defaults_of_what_it_does(allocation: str) -> None:
+    allocator = registry.load("allocations", allocation)
+    settings = registry.arguments_of(allocator.allocate)
+    for function in (allocator.check, allocator.candidates):
+        for name, argument in ({} if function is None else registry.arguments_of(function)).items():
+            assert argument.default == settings[name].default, name
+    assert allocator.options.keys() <= settings.keys()
+
+
+def test_an_allocation_counts_its_candidates_before_it_tries_them(allocation: str) -> None:
+    allocator = registry.load("allocations", allocation)
+    if allocator.candidates is None:
+        return
+    case = allocated(allocation, 0.7)
+    settings = registry.settings_for(allocator.candidates, QUICK[allocation])
+    counts = allocator.candidates(case.problem, **settings)
+    assert set(counts) == {step.name for step in case.found.steps}
+    assert all(len(step.lambdas) <= counts[step.name] for step in case.found.steps)
+
+
+def test_an_allocation_says_what_it_is_and_what_it_reads(allocation: str) -> None:
+    allocator = registry.load("allocations", allocation)
+    assert sys.modules[allocator.allocate.__module__].__doc__
+    assert allocator.allocate.__doc__
+    assert allocator.statistic is None or issubclass(allocator.statistic, SquareSum)
 
 
 # NeuronAL's own
@@ -377,7 +392,7 @@ def test_rows_are_not_adapted_to_activations_that_overflowed() -> None:
 
 def test_blocks_rise_and_keep_the_target() -> None:
     case = allocated(
-        neuronal, 0.6, score=lambda lam: abs(lam - 0.15), settings={"steps": "block", "block_lambdas": (0.1, 0.15)}
+        "neuronal", 0.6, score=lambda lam: abs(lam - 0.15), settings={"steps": "block", "block_lambdas": (0.1, 0.15)}
     )
     rates = []
     for specs in LAYOUT.blocks:
@@ -387,14 +402,14 @@ def test_blocks_rise_and_keep_the_target() -> None:
 
 
 def test_rows_stay_as_they_are_at_lambda_0() -> None:
-    found = allocated(neuronal, 0.6, score=lambda lam: lam).found
+    found = allocated("neuronal", 0.6, score=lambda lam: lam).found
     assert found.steps[1].selected == 0.0
     assert found.plan.digest == found.baselines["block"].digest
 
 
 def test_a_row_whose_reader_shrank_most_keeps_most() -> None:
     settings = {"steps": "row", "row_lambdas": (0.0, 0.2)}
-    found = allocated(neuronal, 0.6, score=lambda lam: -lam, settings=settings).found
+    found = allocated("neuronal", 0.6, score=lambda lam: -lam, settings=settings).found
     spec = LAYOUT[Linear(1, "mlp.up")]
     shrunk = some_signals(0)[spec.consumer]  # of the trial of the uniform plan, lambda 0
     removed = found.plan.removed[spec.linear]
@@ -403,7 +418,7 @@ def test_a_row_whose_reader_shrank_most_keeps_most() -> None:
 
 @pytest.mark.parametrize("schedule", ["exp", "log"])
 def test_blocks_rise_by_the_schedule_asked_for(schedule: str) -> None:
-    found = allocated(neuronal, 0.6, settings={"steps": "block", "schedule": schedule}).found
+    found = allocated("neuronal", 0.6, settings={"steps": "block", "schedule": schedule}).found
     levels = {"log": [math.log(block + 1) / math.log(4) for block in range(4)]}
     levels["exp"] = [(4 ** (block / 3) - 1) / 3 for block in range(4)]
     expected = [0.6 + 0.16 * (level - sum(levels[schedule]) / 4) for level in levels[schedule]]
@@ -430,7 +445,7 @@ def test_a_set_that_the_released_code_leaves_out_is_refused() -> None:
 
 def test_both_steps_of_a_continuous_search_spend_no_more_trials_than_their_sets() -> None:
     sets = {"block_lambdas": LAMBDAS, "row_lambdas": ROW_LAMBDAS}
-    case = allocated(neuronal, 0.6, settings={"lambda_search": "continuous"} | sets)
+    case = allocated("neuronal", 0.6, settings={"lambda_search": "continuous"} | sets)
     block, row = case.found.steps
     assert len(block.lambdas) == 14
     assert len(row.lambdas) == 15
@@ -439,6 +454,6 @@ def test_both_steps_of_a_continuous_search_spend_no_more_trials_than_their_sets(
 
 
 def test_under_a_pattern_only_blocks_are_searched() -> None:
-    case = allocated(neuronal, 0.6, pattern=Pattern(None, 8))
+    case = allocated("neuronal", 0.6, pattern=Pattern(None, 8))
     assert [step.name for step in case.found.steps] == ["block"]
     assert {name for name, _, _ in case.probe.asked} == {"block"}

@@ -1,14 +1,14 @@
-"""Does every pruning method keep the contract of `neuronal_ray.algorithms.methods`? A new file there is picked up here."""
+"""Does every file of `neuronal_ray.algorithms.methods` keep the contract of a method? A new file is picked up."""
 
 import inspect
-from collections.abc import Callable
-from types import ModuleType
+import sys
 
 import pytest
 import torch
 from torch import Tensor
 
 from neuronal_ray.algorithms import registry
+from neuronal_ray.algorithms.declarations import Method
 from neuronal_ray.algorithms.methods import Quota
 from neuronal_ray.core.masks import rank_rows
 from neuronal_ray.core.stats import Gram, Moments, RunningGram, RunningNorm, SquareSum, Statistic
@@ -24,12 +24,12 @@ SERVE: dict[type[Statistic] | None, tuple[type[Statistic], ...]] = {
 
 
 @pytest.fixture(params=registry.names("methods"))
-def method(request: pytest.FixtureRequest) -> ModuleType:
+def method(request: pytest.FixtureRequest) -> Method:
     return registry.load("methods", request.param)
 
 
-@pytest.fixture(params=[name for name in registry.names("methods") if registry.load("methods", name).SOLVES])
-def solver(request: pytest.FixtureRequest) -> ModuleType:
+@pytest.fixture(params=[name for name in registry.names("methods") if registry.load("methods", name).solves])
+def solver(request: pytest.FixtureRequest) -> Method:
     return registry.load("methods", request.param)
 
 
@@ -46,8 +46,8 @@ def some_inputs(seed: int, kind: type[Statistic] | None = SquareSum) -> Statisti
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_score_is_finite_float32_of_the_weight_s_shape(method: ModuleType, dtype: torch.dtype) -> None:
-    for kind in SERVE[method.STATISTIC]:
+def test_a_score_is_finite_float32_of_the_weight_s_shape(method: Method, dtype: torch.dtype) -> None:
+    for kind in SERVE[method.statistic]:
         for seed in range(3):
             score = method.score(some_weight(seed, dtype), some_inputs(seed, kind))
             assert score.dtype == torch.float32, kind
@@ -55,35 +55,35 @@ def test_a_score_is_finite_float32_of_the_weight_s_shape(method: ModuleType, dty
             assert score.isfinite().all(), kind
 
 
-def test_weights_and_inputs_are_not_modified(method: ModuleType) -> None:
-    weight, inputs = some_weight(0), some_inputs(0, method.STATISTIC)
+def test_weights_and_inputs_are_not_modified(method: Method) -> None:
+    weight, inputs = some_weight(0), some_inputs(0, method.statistic)
     norm = inputs.norm.clone()
     method.score(weight, inputs)
     assert torch.equal(weight, some_weight(0))
     assert torch.equal(inputs.norm, norm)
 
 
-def test_a_score_is_memory_of_its_own(method: ModuleType) -> None:
+def test_a_score_is_memory_of_its_own(method: Method) -> None:
     weight = some_weight(0)
-    method.score(weight, some_inputs(0, method.STATISTIC)).zero_()
+    method.score(weight, some_inputs(0, method.statistic)).zero_()
     assert torch.equal(weight, some_weight(0))
 
 
-def test_equal_arguments_give_equal_bits(method: ModuleType) -> None:
-    scores = [method.score(some_weight(1), some_inputs(1, method.STATISTIC)) for _ in range(2)]
+def test_equal_arguments_give_equal_bits(method: Method) -> None:
+    scores = [method.score(some_weight(1), some_inputs(1, method.statistic)) for _ in range(2)]
     assert torch.equal(*scores)
 
 
-def test_a_transposed_view_scores_like_its_copy(method: ModuleType) -> None:
+def test_a_transposed_view_scores_like_its_copy(method: Method) -> None:
     """GPT-2's Conv1D weights come as views."""
     stored = some_weight(2).t().contiguous()
-    view, copy = (method.score(weight, some_inputs(2, method.STATISTIC)) for weight in (stored.t(), some_weight(2)))
+    view, copy = (method.score(weight, some_inputs(2, method.statistic)) for weight in (stored.t(), some_weight(2)))
     torch.testing.assert_close(view, copy, rtol=1e-6, atol=0)  # sums over another memory order differ in the last bit
 
 
 @pytest.mark.parametrize("factor", [1.5, 4.0, 100.0])
-def test_a_larger_weight_does_not_go_sooner(method: ModuleType, factor: float) -> None:
-    weight, inputs = some_weight(3), some_inputs(3, method.STATISTIC)
+def test_a_larger_weight_does_not_go_sooner(method: Method, factor: float) -> None:
+    weight, inputs = some_weight(3), some_inputs(3, method.statistic)
     before = method.score(weight, inputs)
     ranks = rank_rows(before)
     for row, column in [(0, 0), (3, 7), (11, 19), (5, 2)]:
@@ -94,52 +94,48 @@ def test_a_larger_weight_does_not_go_sooner(method: ModuleType, factor: float) -
         assert rank_rows(after)[row, column] >= ranks[row, column], (row, column)
 
 
-def test_the_sign_of_a_weight_does_not_matter(method: ModuleType) -> None:
-    weight, inputs = some_weight(4), some_inputs(4, method.STATISTIC)
+def test_the_sign_of_a_weight_does_not_matter(method: Method) -> None:
+    weight, inputs = some_weight(4), some_inputs(4, method.statistic)
     assert torch.equal(rank_rows(method.score(weight, inputs)), rank_rows(method.score(-weight, inputs)))
 
 
-def test_a_zero_goes_first(method: ModuleType) -> None:
+def test_a_zero_goes_first(method: Method) -> None:
     weight = some_weight(5)
     weight[:, 4] = 0
-    assert (rank_rows(method.score(weight, some_inputs(5, method.STATISTIC)))[:, 4] == 0).all()
+    assert (rank_rows(method.score(weight, some_inputs(5, method.statistic)))[:, 4] == 0).all()
 
 
-def test_a_method_says_what_it_reads_and_whether_it_solves(method: ModuleType) -> None:
-    assert method.STATISTIC in SERVE
-    assert isinstance(method.SOLVES, bool)
-    assert hasattr(method, "factorize") is hasattr(method, "solve") is method.SOLVES
-    if method.STATISTIC is None:
+def test_a_method_says_what_it_reads_and_whether_it_solves(method: Method) -> None:
+    assert method.statistic in SERVE
+    assert (method.factorize is not None) is (method.solve is not None) is method.solves
+    if method.statistic is None:
         assert torch.equal(method.score(some_weight(6), None), method.score(some_weight(6), some_inputs(6)))
 
 
-def functions_of(method: ModuleType) -> list[Callable[..., object]]:
-    return [method.score, method.factorize, method.solve] if method.SOLVES else [method.score]
-
-
-def test_an_unknown_setting_is_refused(method: ModuleType) -> None:
-    functions = functions_of(method)
+def test_an_unknown_setting_is_refused(method: Method) -> None:
+    functions = method.functions
     registry.check_settings(functions, {}, owner="method")
     with pytest.raises(ValueError, match=r"--set method\.nonsense: unknown setting, expected "):
         registry.check_settings(functions, {"nonsense": 1.0}, owner="method")
 
 
-def test_every_setting_has_a_default_that_is_accepted(method: ModuleType) -> None:
+def test_every_setting_has_a_default_that_is_accepted(method: Method) -> None:
     """And of one name there is one default, wherever it is read."""
     defaults: dict[str, object] = {}
-    for function in functions_of(method):
+    checked = [] if method.check is None else [method.check]
+    for function in method.functions + checked:
         for name, parameter in inspect.signature(function).parameters.items():
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 assert parameter.default is not parameter.empty, name
                 assert defaults.setdefault(name, parameter.default) == parameter.default, name
-    registry.check_settings(functions_of(method), defaults, owner="method")
+    registry.check_settings(method.functions, defaults, owner="method")
     for name in defaults:
         with pytest.raises(ValueError, match=rf"--set method\.{name}: 'text' is not of type "):
-            registry.check_settings(functions_of(method), {name: "text"}, owner="method")
+            registry.check_settings(method.functions, {name: "text"}, owner="method")
 
 
-def test_a_method_says_what_it_is(method: ModuleType) -> None:
-    assert method.__doc__
+def test_a_method_says_what_it_is(method: Method) -> None:
+    assert sys.modules[method.score.__module__].__doc__
     assert method.score.__doc__
 
 
@@ -155,8 +151,8 @@ def correlated(columns: int, seed: int, *, own: float = 0.3, dead: tuple[int, ..
     return inputs
 
 
-def factor_of(solver: ModuleType, inputs: Tensor) -> object:
-    return solver.factorize(solver.STATISTIC.of(inputs))
+def factor_of(solver: Method, inputs: Tensor) -> object:
+    return solver.factorize(solver.statistic.of(inputs))
 
 
 def layer_error(weight: Tensor, pruned: Tensor, inputs: Tensor) -> float:
@@ -166,7 +162,7 @@ def layer_error(weight: Tensor, pruned: Tensor, inputs: Tensor) -> float:
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 5), (1, 40), (24, 16), (3, 130), (10, 300)])
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8, 0.97])
-def test_a_solver_removes_exactly_its_quota(solver: ModuleType, rows: int, columns: int, rate: float) -> None:
+def test_a_solver_removes_exactly_its_quota(solver: Method, rows: int, columns: int, rate: float) -> None:
     weight = some_weight(0, rows=rows, columns=columns)
     quota = Quota(removed=round(rate * rows * columns))
     found = solver.solve(weight, factor_of(solver, correlated(columns, 1)), quota)
@@ -177,21 +173,21 @@ def test_a_solver_removes_exactly_its_quota(solver: ModuleType, rows: int, colum
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_solver_asked_for_nothing_changes_nothing(solver: ModuleType, dtype: torch.dtype) -> None:
+def test_a_solver_asked_for_nothing_changes_nothing(solver: Method, dtype: torch.dtype) -> None:
     weight = some_weight(2, dtype)
     found = solver.solve(weight, factor_of(solver, correlated(COLUMNS, 3)), Quota(removed=0))
     assert found.dtype == torch.float32
     assert torch.equal(found, weight.float())
 
 
-def test_a_solver_asked_for_all_removes_all(solver: ModuleType) -> None:
+def test_a_solver_asked_for_all_removes_all(solver: Method) -> None:
     found = solver.solve(some_weight(4), factor_of(solver, correlated(COLUMNS, 5)), Quota(removed=ROWS * COLUMNS))
     assert not found.any()
 
 
 @pytest.mark.parametrize(("kept", "group"), [(2, 4), (3, 8)])
 @pytest.mark.parametrize("columns", [16, 136])
-def test_a_solver_keeps_a_pattern_in_every_group(solver: ModuleType, kept: int, group: int, columns: int) -> None:
+def test_a_solver_keeps_a_pattern_in_every_group(solver: Method, kept: int, group: int, columns: int) -> None:
     weight = some_weight(6, rows=5, columns=columns)
     quota = Quota(removed=weight.numel() * (group - kept) // group, group=group)
     found = solver.solve(weight, factor_of(solver, correlated(columns, 7)), quota)
@@ -199,9 +195,9 @@ def test_a_solver_keeps_a_pattern_in_every_group(solver: ModuleType, kept: int, 
     assert (zeros == group - kept).all(), zeros
 
 
-def test_a_solver_modifies_none_of_its_arguments(solver: ModuleType) -> None:
+def test_a_solver_modifies_none_of_its_arguments(solver: Method) -> None:
     weight, inputs = some_weight(8), correlated(COLUMNS, 9)
-    statistic = solver.STATISTIC.of(inputs)
+    statistic = solver.statistic.of(inputs)
     norm = statistic.norm.clone()
     factor = solver.factorize(statistic)
     before = {name: value.clone() for name, value in vars(factor).items() if isinstance(value, Tensor)}
@@ -214,7 +210,7 @@ def test_a_solver_modifies_none_of_its_arguments(solver: ModuleType) -> None:
         assert torch.equal(getattr(factor, name), value), name
 
 
-def test_a_solver_repeats_its_bits(solver: ModuleType) -> None:
+def test_a_solver_repeats_its_bits(solver: Method) -> None:
     factor = factor_of(solver, correlated(COLUMNS, 11))
     found = [solver.solve(some_weight(10), factor, Quota(removed=150)) for _ in range(2)]
     assert torch.equal(*found)
@@ -224,7 +220,7 @@ def test_a_solver_repeats_its_bits(solver: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("quota", [Quota(removed=150), Quota(removed=120, group=4)])
-def test_a_solver_takes_a_transposed_view_for_its_copy(solver: ModuleType, quota: Quota) -> None:
+def test_a_solver_takes_a_transposed_view_for_its_copy(solver: Method, quota: Quota) -> None:
     factor = factor_of(solver, correlated(COLUMNS, 13))
     stored = some_weight(12).t().contiguous()
     kept = stored.clone()
@@ -234,9 +230,7 @@ def test_a_solver_takes_a_transposed_view_for_its_copy(solver: ModuleType, quota
 
 @pytest.mark.parametrize("rate", [0.3, 0.5, 0.7])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_solver_s_error_is_not_above_that_of_removing_the_smallest(
-    solver: ModuleType, rate: float, seed: int
-) -> None:
+def test_a_solver_s_error_is_not_above_that_of_removing_the_smallest(solver: Method, rate: float, seed: int) -> None:
     weight, inputs = some_weight(seed, rows=24, columns=32), correlated(32, 100 + seed, own=2.0)
     removed = round(rate * weight.numel())
     found = solver.solve(weight, factor_of(solver, inputs), Quota(removed=removed))
@@ -247,7 +241,7 @@ def test_a_solver_s_error_is_not_above_that_of_removing_the_smallest(
     assert errors[0] <= errors[1], errors
 
 
-def test_a_solver_removes_the_weights_of_dead_inputs_first(solver: ModuleType) -> None:
+def test_a_solver_removes_the_weights_of_dead_inputs_first(solver: Method) -> None:
     weight, inputs = some_weight(14), correlated(COLUMNS, 15, dead=(0, 7, 19))
     found = solver.solve(weight, factor_of(solver, inputs), Quota(removed=150))
     assert found.isfinite().all()
@@ -255,7 +249,7 @@ def test_a_solver_removes_the_weights_of_dead_inputs_first(solver: ModuleType) -
     assert int((found == 0).sum()) == 150
 
 
-def test_zeros_beyond_the_quota_were_zeros_before(solver: ModuleType) -> None:
+def test_zeros_beyond_the_quota_were_zeros_before(solver: Method) -> None:
     weight = some_weight(16)
     weight[:, 3:12] = 0
     found = solver.solve(weight, factor_of(solver, correlated(COLUMNS, 17)), Quota(removed=30))

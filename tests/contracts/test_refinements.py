@@ -1,13 +1,14 @@
-"""Does every refinement keep the contract of `neuronal_ray.algorithms.refinements`? A new file there is picked up here."""
+"""Does every file of `neuronal_ray.algorithms.refinements` keep the contract? A new file is picked up."""
 
 import inspect
-from types import ModuleType
+import sys
 
 import pytest
 import torch
 from torch import Tensor
 
 from neuronal_ray.algorithms import registry
+from neuronal_ray.algorithms.declarations import Refinement
 from neuronal_ray.core.stats import Statistic
 
 ROWS, COLUMNS = 12, 24
@@ -16,7 +17,7 @@ GROUPS = (0, 4, 8)
 
 
 @pytest.fixture(params=registry.names("refinements"))
-def refinement(request: pytest.FixtureRequest) -> ModuleType:
+def refinement(request: pytest.FixtureRequest) -> Refinement:
     return registry.load("refinements", request.param)
 
 
@@ -44,8 +45,8 @@ def some_mask(seed: int, group: int) -> Tensor:
     return (order < 1 + seed % (group - 1)).flatten(1)  # [rows, groups, group] -> [rows, columns]
 
 
-def refined(refinement: ModuleType, seed: int, group: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    weight, inputs = some_weight(seed, dtype), some_inputs(seed, refinement.STATISTIC)
+def refined(refinement: Refinement, seed: int, group: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    weight, inputs = some_weight(seed, dtype), some_inputs(seed, refinement.statistic)
     score = weight.float().abs() * inputs.norm
     mask: Tensor = refinement.refine(weight, score, some_mask(seed, group), inputs, group)
     return mask
@@ -54,7 +55,7 @@ def refined(refinement: ModuleType, seed: int, group: int, dtype: torch.dtype = 
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_row_and_every_group_removes_as_many_as_before(
-    refinement: ModuleType, dtype: torch.dtype, group: int
+    refinement: Refinement, dtype: torch.dtype, group: int
 ) -> None:
     changed = 0
     for seed in range(4):
@@ -69,8 +70,8 @@ def test_every_row_and_every_group_removes_as_many_as_before(
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_arguments_are_not_modified_and_the_result_is_memory_of_its_own(refinement: ModuleType, group: int) -> None:
-    weight, inputs, mask = some_weight(1), some_inputs(1, refinement.STATISTIC), some_mask(1, group)
+def test_arguments_are_not_modified_and_the_result_is_memory_of_its_own(refinement: Refinement, group: int) -> None:
+    weight, inputs, mask = some_weight(1), some_inputs(1, refinement.statistic), some_mask(1, group)
     score = weight.abs() * inputs.norm
     kept = [tensor.clone() for tensor in (weight, score, mask, inputs.norm)]
     refinement.refine(weight, score, mask, inputs, group).fill_(True)
@@ -79,8 +80,8 @@ def test_arguments_are_not_modified_and_the_result_is_memory_of_its_own(refineme
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_mask_that_leaves_no_choice_stays(refinement: ModuleType, full: bool) -> None:
-    weight, inputs = some_weight(2), some_inputs(2, refinement.STATISTIC)
+def test_a_mask_that_leaves_no_choice_stays(refinement: Refinement, full: bool) -> None:
+    weight, inputs = some_weight(2), some_inputs(2, refinement.statistic)
     mask = torch.full((ROWS, COLUMNS), full)
     found = refinement.refine(weight, weight.abs(), mask, inputs, 0)
     assert torch.equal(found, mask)
@@ -89,13 +90,13 @@ def test_a_mask_that_leaves_no_choice_stays(refinement: ModuleType, full: bool) 
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_equal_arguments_give_equal_masks(refinement: ModuleType, group: int) -> None:
+def test_equal_arguments_give_equal_masks(refinement: Refinement, group: int) -> None:
     assert torch.equal(*[refined(refinement, 3, group) for _ in range(2)])
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_rows_are_refined_each_on_its_own(refinement: ModuleType, group: int) -> None:
-    weight, inputs, mask = some_weight(4), some_inputs(4, refinement.STATISTIC), some_mask(4, group)
+def test_rows_are_refined_each_on_its_own(refinement: Refinement, group: int) -> None:
+    weight, inputs, mask = some_weight(4), some_inputs(4, refinement.statistic), some_mask(4, group)
     score = weight.abs() * inputs.norm
     whole = refinement.refine(weight, score, mask, inputs, group)
     for row in range(0, ROWS, 3):
@@ -103,27 +104,25 @@ def test_rows_are_refined_each_on_its_own(refinement: ModuleType, group: int) ->
         assert torch.equal(one[0], whole[row]), row
 
 
-def test_a_transposed_view_is_refined_like_its_copy(refinement: ModuleType) -> None:
+def test_a_transposed_view_is_refined_like_its_copy(refinement: Refinement) -> None:
     """GPT-2's Conv1D weights come as views."""
-    weight, inputs, mask = some_weight(5), some_inputs(5, refinement.STATISTIC), some_mask(5, 0)
+    weight, inputs, mask = some_weight(5), some_inputs(5, refinement.statistic), some_mask(5, 0)
     score = weight.abs() * inputs.norm
     masks = [refinement.refine(given, score, mask, inputs, 0) for given in (weight, weight.t().contiguous().t())]
     assert torch.equal(*masks)
 
 
-def test_all_weights_zero_are_no_trouble(refinement: ModuleType) -> None:
-    weight, inputs, mask = torch.zeros(ROWS, COLUMNS), some_inputs(6, refinement.STATISTIC), some_mask(6, 0)
+def test_all_weights_zero_are_no_trouble(refinement: Refinement) -> None:
+    weight, inputs, mask = torch.zeros(ROWS, COLUMNS), some_inputs(6, refinement.statistic), some_mask(6, 0)
     found = refinement.refine(weight, weight, mask, inputs, 0)
     assert torch.equal(found.sum(dim=1), mask.sum(dim=1))
 
 
-def test_a_refinement_says_what_it_reads_and_which_parts_it_refines(refinement: ModuleType) -> None:
-    assert isinstance(some_inputs(0, refinement.STATISTIC), Statistic)
-    assert refinement.PARTS
-    assert set(refinement.PARTS) <= {"attention", "mlp"}
+def test_a_refinement_says_what_it_reads(refinement: Refinement) -> None:
+    assert isinstance(some_inputs(0, refinement.statistic), Statistic)
 
 
-def test_settings_have_defaults_and_an_unknown_one_is_refused(refinement: ModuleType) -> None:
+def test_settings_have_defaults_and_an_unknown_one_is_refused(refinement: Refinement) -> None:
     settings = [
         parameter
         for parameter in inspect.signature(refinement.refine).parameters.values()
@@ -131,10 +130,12 @@ def test_settings_have_defaults_and_an_unknown_one_is_refused(refinement: Module
     ]
     given = {parameter.name: parameter.default for parameter in settings}
     registry.check_settings([refinement.refine], given, owner="refinement")
+    for name, argument in ({} if refinement.check is None else registry.arguments_of(refinement.check)).items():
+        assert argument.default == given[name], name
     with pytest.raises(ValueError, match=r"--set refinement\.nonsense: unknown setting, expected "):
         registry.check_settings([refinement.refine], {"nonsense": 1.0}, owner="refinement")
 
 
-def test_a_refinement_says_what_it_is(refinement: ModuleType) -> None:
-    assert refinement.__doc__
+def test_a_refinement_says_what_it_is(refinement: Refinement) -> None:
+    assert sys.modules[refinement.refine.__module__].__doc__
     assert refinement.refine.__doc__

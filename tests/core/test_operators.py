@@ -1,4 +1,4 @@
-"""Are DSA's operators their formulas, whole or in parts, and do expressions have names and numbers?"""
+"""Are DSA's operators their formulas, whole or in parts, and do expressions have names?"""
 
 import math
 from collections.abc import Sequence
@@ -20,8 +20,6 @@ from neuronal_ray.core.operators import (
     Extent,
     Summary,
 )
-
-NUM_EXPRESSIONS = len(PAIRS) * (1 + len(TRANSFORMS)) ** 2
 
 
 def some_elements(seed: int, *, rows: int = 5, columns: int = 7, positive: bool = True) -> torch.Tensor:
@@ -154,26 +152,10 @@ def test_a_transform_is_its_formula_and_has_its_domain(name: str) -> None:
     assert found.tolist() == pytest.approx(wanted.tolist(), rel=1e-12, nan_ok=True)
 
 
-@given(number=st.integers(1, NUM_EXPRESSIONS))
-def test_an_expression_is_found_again_by_its_text_and_by_its_number(number: int) -> None:
-    expression = Expression.numbered(number)
+@given(pair=st.sampled_from(PAIRS), transforms=st.lists(st.sampled_from(list(TRANSFORMS)), max_size=2).map(tuple))
+def test_an_expression_is_found_again_by_its_text(pair: tuple[str, str], transforms: tuple[str, ...]) -> None:
+    expression = Expression(pre_op=pair[0], reduction=pair[1], transforms=transforms)
     assert Expression.parse(str(expression)) == expression
-    assert Expression.numbered(expression.number) == expression
-    if len(expression.transforms) != 1:  # (none, X) is X, whose own place is (X, none)
-        assert expression.number == number
-
-
-def test_no_two_expressions_share_a_number() -> None:
-    names = list(TRANSFORMS)
-    transforms = [(), *((one,) for one in names), *((one, other) for one in names for other in names)]
-    numbers = {
-        Expression(pre_op=pre_op, reduction=reduction, transforms=chosen).number
-        for pre_op, reduction in PAIRS
-        for chosen in transforms
-    }
-    assert len(numbers) == len(PAIRS) * len(transforms)
-    assert min(numbers) == 1
-    assert max(numbers) <= NUM_EXPRESSIONS
 
 
 def test_transforms_are_applied_in_their_order() -> None:

@@ -60,6 +60,9 @@ REFUSED = {
     "--allocation atp --set allocation.step=0": "--set allocation.step: ",
     "--refinement dsnot --set refinement.swaps=2": "--set refinement.swaps: 2.0 is not in",
     "--method sparsegpt --set method.slab=0.5": "--set method.slab: 0.5 is not of type int",
+    "--set row-step.width=1": "--set row-step: no row step follows the allocation; add --row-step",
+    "--row-step trim --set row-step.width=1": "--set row-step.width: unknown setting, expected nothing: row-step",
+    "--allocation owl --row-step neuronal --set row-step.row_lambdas=1": "--set row-step.row_lambdas: has a flag",
 }
 
 
@@ -70,11 +73,16 @@ def test_what_does_not_go_together_is_refused_in_one_line(arguments: str, messag
     assert "\n" not in str(caught.value)
 
 
+def spreads_rows_itself(found: Composition) -> bool:
+    """Whether adaptive's own step over rows runs."""
+    return found.terms.rows_may_differ and found.terms.row_step is None and found.settings.get("rows", True)
+
+
 def test_the_defaults_of_best_mode_are_wanda_and_adaptive_by_kl_at_70_percent() -> None:
     config = parse_config(PruneConfig, ["--model", "m", "--output", "out"], prog="p", description="")
     found = compose(config)
     assert (found.pruner.method, found.allocation, found.criterion, found.target) == ("wanda", "adaptive", "kl", 0.7)
-    assert (found.settings["budget"], found.settings["rows"], found.levels) == (140, True, 0)
+    assert (found.settings["budget"], spreads_rows_itself(found), found.levels) == (140, True, 0)
     assert not found.pruned_stream
 
 
@@ -95,7 +103,7 @@ def test_adaptive_spreads_rows_where_nothing_else_does(arguments: str, rows: boo
     argv = arguments.split() if "--mode" in arguments else ["--mode", "best", *arguments.split()]
     found = composed(*argv)
     assert (found.allocation, found.criterion) == ("adaptive", "kl")
-    assert (found.settings["rows"], found.levels) == (rows, levels)
+    assert (spreads_rows_itself(found), found.levels) == (rows, levels)
 
 
 def test_the_criterion_is_the_mode_s_unless_asked() -> None:
@@ -109,7 +117,7 @@ def test_the_criterion_is_the_mode_s_unless_asked() -> None:
 def test_the_defaults_of_paper_mode_are_wanda_and_neuronal_at_70_percent() -> None:
     found = composed()
     assert (found.pruner.method, found.allocation, found.target, found.row_step) == ("wanda", "neuronal", 0.7, None)
-    assert found.settings["steps"] == "both"
+    assert found.candidates() == {"block": 14, "row": 15}
     assert not found.pruned_stream
     assert not found.released
 
@@ -122,9 +130,9 @@ def test_a_fixed_pattern_says_the_sparsity_and_needs_no_allocation() -> None:
 
 @pytest.mark.parametrize("arguments", ["--method sparsegpt", "--method alps", "--pattern n:8"])
 def test_rows_that_cannot_be_adapted_leave_the_block_step(arguments: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="neuronal_ray.prune.compose"):
+    with caplog.at_level(logging.INFO, logger="neuronal_ray"):
         found = composed(*arguments.split())
-    assert found.settings["steps"] == "block"
+    assert found.candidates() == {"block": 14}
     assert found.row_step is None
     assert "block step only" in caplog.text
 
@@ -139,19 +147,27 @@ def test_a_refinement_takes_the_place_of_the_solver() -> None:
     assert composed("--method", "sparsegpt").pruner.solves
     found = composed("--method", "sparsegpt", "--refinement", "dsnot")
     assert not found.pruner.solves
-    assert found.settings["steps"] == "both", "masks of a ranking: rows can be adapted"
+    assert found.candidates() == {"block": 14, "row": 15}, "masks of a ranking: rows can be adapted"
 
 
 def test_besa_learns_rates_of_rows_where_rows_may_differ() -> None:
-    assert "per" not in composed("--allocation", "besa").settings
-    assert composed("--allocation", "besa", "--method", "sparsegpt").settings["per"] == "linear"
+    assert composed("--allocation", "besa").terms.rows_may_differ
+    assert not composed("--allocation", "besa", "--method", "sparsegpt").terms.rows_may_differ
 
 
 def test_trim_takes_the_place_of_neuronal_s_rows() -> None:
     found = composed("--row-step", "trim")
-    assert (found.row_step, found.settings["steps"]) == ("trim", "block")
-    assert composed("--allocation", "owl", "--row-step", "neuronal").row_step == "neuronal"
+    assert (found.row_step, found.candidates()) == ("trim", {"block": 14})
+    found = composed("--allocation", "owl", "--row-step", "neuronal")
+    assert (found.row_step, found.candidates()) == ("neuronal", {"row": 15})
     assert composed("--allocation", "owl").row_step is None
+
+
+def test_candidates_are_counted_before_the_run() -> None:
+    assert composed("--mode", "best").candidates() == {"adaptive": 140}
+    assert composed("--mode", "best", "--row-step", "neuronal").candidates() == {"adaptive": 140, "row": 15}
+    assert composed("--mode", "authors", "--sparsity", "0.8").candidates() == {"block": 13, "row": 15}
+    assert composed("--allocation", "owl", "--row-step", "trim").candidates() == {}
 
 
 def test_the_dense_pass_gathers_no_more_than_is_read() -> None:

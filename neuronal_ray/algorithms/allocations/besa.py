@@ -1,4 +1,4 @@
-"""BESA: the rates of a block's linears, or of their rows, learned by gradients of the block's output error.
+"""BESA: rates of a block's linears, or of their rows, learned by gradients of the block's output error.
 
 Xu et al., BESA: Pruning Large Language Models with Blockwise Parameter-Efficient Sparsity Allocation, ICLR 2024,
 section 3.
@@ -13,14 +13,12 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int, Int32
 from torch import Tensor
 
+from neuronal_ray.algorithms.declarations import Allocator
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.kernels.cut import apply_cut
 from neuronal_ray.core.layout import Linear
 from neuronal_ray.core.plan import Rates, uniform_rates
-from neuronal_ray.core.problem import Allocation, BlockTask, Problem
-from neuronal_ray.core.stats import Statistic
-
-STATISTIC: type[Statistic] | None = None
+from neuronal_ray.core.problem import Allocation, BlockTask, Problem, Terms
 
 _BISECTIONS = 100
 _STEEPEST = 1e4  # slope of the logits: the rate is within 1e-4 of 0 or 1 there
@@ -29,39 +27,30 @@ _STEEPEST = 1e4  # slope of the logits: the rate is within 1e-4 of 0 or 1 there
 def allocate(
     problem: Problem,
     *,
-    per: str = "row",
+    per: str = "",
     candidates: int = 100,
     steps: int = 128,
     learning_rate: float = 0.02,
     penalty: float = 5.0,
 ) -> Allocation:
-    """The rates that `learn_block` finds for every block, one per linear or one per row.
+    """Return the rates that `learn_block` finds for every block, one per linear or one per row.
 
-    `candidates` is the number of intervals between candidate rates, `steps` the number of optimizer steps, one chunk
-    of the search text each, `penalty` the weight of the block's distance from the target.
-    Differs: every block learns on the dense model's own stream, not on the pruned one, so that blocks do not wait for
-    one another. What the penalty leaves of the budget is shared out by Problem.plan.
+    `per` is "linear" or "row"; if empty, "row" where rows may differ. `candidates` is the number of intervals between
+    candidate rates, `steps` the number of optimizer steps, each on one chunk of the search text, `penalty` the weight
+    of the block's distance from the target.
+    Differs: every block learns on the activations of the dense model, not of the pruned one, so that blocks can learn
+    in parallel. Problem.plan makes up for what the penalty leaves of the budget.
     """
-    if problem.mode == "authors":
-        raise BadInput("--allocation besa: not in the released code; use --mode paper")
-    if per not in ("linear", "row"):
-        raise BadInput(f"--set allocation.per: expected linear or row, got {per}")
-    if candidates < 1:
-        raise BadInput(f"--set allocation.candidates: expected 1 or more, got {candidates}")
-    if steps < 1:
-        raise BadInput(f"--set allocation.steps: expected 1 or more, got {steps}")
-    if not (learning_rate > 0 and math.isfinite(learning_rate)):
-        raise BadInput(f"--set allocation.learning_rate: expected a number above 0, got {learning_rate}")
-    if not (penalty >= 0 and math.isfinite(penalty)):
-        raise BadInput(f"--set allocation.penalty: expected a number from 0 on, got {penalty}")
+    check(problem, per=per, candidates=candidates, steps=steps, learning_rate=learning_rate, penalty=penalty)
+    by_row = per == "row" or (not per and problem.rows_may_differ)
     rates = uniform_rates(problem.layout, lambda _: problem.target)
     uniform = problem.plan(rates, rows_adapted=False)
-    if not 0 < problem.target < 1:  # nothing to share out, and the penalty divides by the target
+    if not 0 < problem.target < 1:  # there is nothing to learn, and the penalty divides by the target
         return Allocation(plan=uniform, rates=rates, baselines={"uniform": uniform})
     learn = partial(
         learn_block,
         target=problem.target,
-        by_row=per == "row",
+        by_row=by_row,
         candidates=candidates,
         steps=steps,
         learning_rate=learning_rate,
@@ -70,13 +59,37 @@ def allocate(
     learned: dict[Linear, Float64[Tensor, " rows"]] = {}
     for block in problem.probe.learn(learn):
         learned |= block
-    plan = problem.plan(learned, rows_adapted=per == "row")
+    plan = problem.plan(learned, rows_adapted=by_row)
     return Allocation(plan=plan, rates=learned, baselines={"uniform": uniform})
+
+
+def check(
+    terms: Terms,
+    *,
+    per: str = "",
+    candidates: int = 100,
+    steps: int = 128,
+    learning_rate: float = 0.02,
+    penalty: float = 5.0,
+) -> None:
+    """Raise BadInput for settings out of range, and for rates of rows where rows cannot differ."""
+    if per not in ("", "linear", "row"):
+        raise BadInput(f"--set allocation.per: expected linear or row, got {per}")
+    if per == "row" and terms.rows_fixed_by:
+        raise BadInput(f"--set allocation.per: {terms.rows_fixed_by}; use allocation.per=linear")
+    if candidates < 1:
+        raise BadInput(f"--set allocation.candidates: expected 1 or more, got {candidates}")
+    if steps < 1:
+        raise BadInput(f"--set allocation.steps: expected 1 or more, got {steps}")
+    if not (learning_rate > 0 and math.isfinite(learning_rate)):
+        raise BadInput(f"--set allocation.learning_rate: expected a number above 0, got {learning_rate}")
+    if not (penalty >= 0 and math.isfinite(penalty)):
+        raise BadInput(f"--set allocation.penalty: expected a number from 0 on, got {penalty}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Mixture:
-    """A linear's learned share of each candidate rate: `logits` [groups, candidates], groups being 1 or the rows.
+    """The learned shares of the candidate rates of one linear: one row of `logits` for the linear or for each row.
 
     `table` [candidates, columns] is 1 where a weight of that rank goes under the candidate.
     """
@@ -88,7 +101,7 @@ class Mixture:
 
     @property
     def shares(self) -> Float32[Tensor, "groups candidates"]:
-        """beta_d, which sum to 1 over the candidates."""
+        """The shares beta_d, which sum to 1 over the candidates."""
         return self.logits.softmax(dim=1)
 
     @property
@@ -107,11 +120,12 @@ def learn_block(
     learning_rate: float,
     penalty: float,
 ) -> Rates:
-    """Rates, float64 [rows] on the host, of the block's linears after `steps` steps of Adam, from the target on.
+    """Return the rates, float64 [rows] on the host, of the block's linears after `steps` steps of Adam.
 
-    Deterministic: step t reads chunk t modulo the number of chunks. The weights are frozen.
+    All rates start at the target. Deterministic: step t reads chunk t modulo the number of chunks. The weights are
+    frozen.
     Differs: Adam, where the released code has Prodigy (one more dependency); a plain softmax as in the paper, where
-    the released code squashes the logits by a sigmoid first, which keeps every rate between 0.37 and 0.63.
+    the released code applies a sigmoid to the logits first, which keeps every rate between 0.37 and 0.63.
     """
     mixtures = {
         spec.linear: _mixture(
@@ -133,13 +147,13 @@ def learn_block(
         optimizer.step()
     rates = {}
     for spec in task.specs:
-        found = mixtures[spec.linear].rates.detach().double().cpu()
-        rates[spec.linear] = found.expand(spec.rows).clone()  # [groups] -> [rows]
+        learned = mixtures[spec.linear].rates.detach().double().cpu()
+        rates[spec.linear] = learned.expand(spec.rows).clone()  # [groups] -> [rows]
     return rates
 
 
 def _mixture(target: float, *, groups: int, candidates: int, columns: int, size: int, device: torch.device) -> Mixture:
-    """All groups at the target rate: candidate d = 0, 1, .. removes the floor(columns * d / candidates) lowest."""
+    """Return all groups at the target rate; candidate d = 0, 1, .. removes floor(columns * d / candidates) weights."""
     steps = torch.arange(candidates + 1, device=device)
     counts = steps * columns // candidates
     table = torch.arange(columns, device=device) < counts[:, None]  # [candidates + 1, columns]
@@ -150,9 +164,9 @@ def _mixture(target: float, *, groups: int, candidates: int, columns: int, size:
 
 
 def initial_logits(target: float, candidates: int) -> Float64[Tensor, " candidates"]:
-    """Logits linear in the rate, that is shares of greatest entropy, whose mean rate is the target (0 < target < 1).
+    """Return logits linear in the rate, whose mean rate is the target (0 < target < 1) at the greatest entropy.
 
-    Differs: the released code starts from equal shares, a rate of 0.5, whatever the target.
+    Differs: the released code starts from equal shares, a rate of 0.5, whatever the target is.
     """
     rates = torch.arange(candidates + 1, dtype=torch.float64) / candidates
     low, high = -_STEEPEST, _STEEPEST
@@ -166,11 +180,11 @@ def initial_logits(target: float, candidates: int) -> Float64[Tensor, " candidat
 def _surrogate(
     task: BlockTask, text: int, mixtures: Mapping[Linear, Mixture], *, target: float, penalty: float
 ) -> Float32[Tensor, ""]:
-    """A scalar whose gradient in the logits is the straight-through one of the loss.
+    """Return a scalar whose gradient in the logits is the straight-through gradient of the loss.
 
-    The loss is the block's error under the hard cut at the current rates plus
-    penalty * ((rate of the block - target) / target)^2. Backwards, a weight's factor is one minus its probability to
-    go, the sum of the shares of the candidates under which it goes.
+    The loss is the block's error under the hard masks of the current rates plus
+    penalty * ((rate of the block - target) / target)^2. In the backward pass the factor of a weight is one minus its
+    probability to go, which is the sum of the shares of the candidates under which the weight goes.
     """
     rates = {linear: mixture.rates for linear, mixture in mixtures.items()}
     with torch.no_grad():
@@ -199,7 +213,7 @@ def _surrogate(
 
 
 def hard_counts(rates: Float32[Tensor, " groups"], weight: Float[Tensor, "rows columns"]) -> Int32[Tensor, " rows"]:
-    """Weights that go from each row at the rate of its group, half to even."""
+    """Return how many weights each row loses at the rate of its group, rounded half to even."""
     rows, columns = weight.shape
     return (rates * columns).round().int().expand(rows)  # [groups] -> [rows]
 
@@ -209,7 +223,7 @@ def influence_by_rank(
     weight: Float[Tensor, "rows columns"],
     ranks: Int[Tensor, "rows columns"],
 ) -> Float32[Tensor, "rows columns"]:
-    """The gradient in each weight's factor, in the order of the ranks; a permutation, hence deterministic."""
+    """Return the gradient in each weight's factor in the order of the ranks; a permutation, hence deterministic."""
     influence = gradient.float() * weight.float()
     return torch.empty_like(influence).scatter_(1, ranks.long(), influence)
 
@@ -217,7 +231,7 @@ def influence_by_rank(
 def output_error(
     dense: Float[Tensor, "sequences tokens features"], sparse: Float[Tensor, "sequences tokens features"]
 ) -> Float32[Tensor, ""]:
-    """Squared error of each feature over its squared norm, over the tokens, in the mean over the features.
+    """Return the mean over features of a feature's squared error over its squared norm, both summed over the tokens.
 
     A feature that is zero everywhere counts with its squared error.
     """
@@ -225,3 +239,6 @@ def output_error(
     norms = dense.square().sum(dim=(0, 1))  # [sequences, tokens, features] -> [features]
     errors = (sparse.float() - dense).square().sum(dim=(0, 1))
     return (errors / norms.where(norms > 0, 1.0)).mean()
+
+
+ALLOCATION = Allocator(allocate=allocate, check=check)

@@ -1,4 +1,4 @@
-"""ALPS: the weights that stay, and their values, as the least squares solution that an operator splitting finds.
+"""ALPS: an operator splitting selects the weights that stay, conjugate gradients give them their values.
 
 Meng et al., ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models, NeurIPS 2024.
 """
@@ -10,15 +10,13 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
+from neuronal_ray.algorithms.declarations import Method
 from neuronal_ray.algorithms.methods import Quota
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.stats import Gram, Statistic
 
-STATISTIC: type[Statistic] | None = Gram
-SOLVES = True
-
 _CHECK_EVERY, _STOP_AFTER = 3, 30  # iterations
-_LARGE_CHANGE, _SMALL_CHANGE, _NO_CHANGE = 0.1, 0.005, 0.0003  # of the support, as parts of the weights kept
+_LARGE_CHANGE, _SMALL_CHANGE, _NO_CHANGE = 0.1, 0.005, 0.0003  # of the support, as fractions of the weights kept
 _LARGE_GROWTH, _MEDIUM_GROWTH, _SMALL_GROWTH, _SHRINKAGE, _MOST_RHO = 1.3, 1.2, 1.1, 0.2, 1e6
 _CONJUGATE_TOLERANCE = 1e-4
 _BIN_SHIFT = 18  # of a float32's bits: the exponent and five bits of the fraction stay
@@ -26,9 +24,9 @@ _BIN_SHIFT = 18  # of a float32's bits: the exponent and five bits of the fracti
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Factor:
-    """What all linears with one input share: its Gram matrix, damped and scaled to a unit diagonal, and its spectrum.
+    """The damped Gram matrix of one input, scaled to a unit diagonal, and its spectrum; shared by the input's linears.
 
-    `scale` multiplies a weight's columns; `dead` inputs are always zero, their rows of `eigenvectors` are zero.
+    `scale` multiplies a weight's columns. `dead` inputs are always zero; their rows of `eigenvectors` are zero.
     """
 
     gram: Float32[Tensor, "columns columns"]
@@ -39,20 +37,19 @@ class Factor:
 
 
 def score(weight: Float[Tensor, "rows columns"], inputs: Statistic) -> Float32[Tensor, "rows columns"]:
-    """|W_ij| * a_j, Wanda's score: what ranks the weights at the solver's starting point, damping apart.
+    """Return |W_ij| * a_j, Wanda's score, which (without damping) ranks the weights at the solver's starting point.
 
-    Read by allocations and refinements, which need a score that depends on no other weight.
+    Allocations that learn rates rank by it: they need a score that depends on no other weight.
     """
     return weight.float().abs() * inputs.norm
 
 
 def factorize(inputs: Statistic, *, damping: float = 0.01) -> Factor:
-    """The Gram matrix H plus `damping` times its mean diagonal, scaled and decomposed (section 3.2).
+    """Return the Gram matrix H plus `damping` times its mean diagonal, scaled and decomposed (section 3.2).
 
-    Raise BadInput when H cannot be decomposed in float32 nor in float64.
+    Raises BadInput when H can be decomposed neither in float32 nor in float64.
     """
-    if not (math.isfinite(damping) and damping >= 0):
-        raise BadInput(f"--set method.damping: {damping}, expected a number that is not negative")
+    check(damping=damping)
     assert isinstance(inputs, Gram), type(inputs)
     diagonal = inputs.total.diagonal()
     dead = diagonal == 0
@@ -69,7 +66,7 @@ def factorize(inputs: Statistic, *, damping: float = 0.01) -> Factor:
 def _decompose(
     gram: Float32[Tensor, "columns columns"],
 ) -> tuple[Float32[Tensor, " columns"], Float32[Tensor, "columns columns"]]:
-    """Eigenvalues and, as columns, eigenvectors; computed in float64 where float32 fails."""
+    """Return the eigenvalues and, as columns, the eigenvectors; computed in float64 where float32 fails."""
     for dtype in (torch.float32, torch.float64):
         try:
             values, vectors = torch.linalg.eigh(gram.to(dtype))
@@ -92,16 +89,18 @@ def solve(
     iterations: int = 300,
     conjugate_steps: int = 10,
 ) -> Float32[Tensor, "rows columns"]:
-    """The W' with `quota.removed` zeros that (nearly) minimizes ||X W - X W'||^2 (section 3.1).
+    """Return the W' with `quota.removed` zeros that (nearly) minimizes ||X W - X W'||^2 (section 3.1).
 
     At most `iterations` of ADMM choose the weights that stay, among all of the linear (or of each group of inputs);
     at most `conjugate_steps` of conjugate gradients refine their values. All float32. Weights of dead inputs are zero
-    and count as removed: where there are more of them than `quota.removed`, or more zeros in `weight`, so there are in
-    the result. With nothing to remove the weight is returned as it is.
+    and count as removed; if they, or the zeros in `weight`, are more than `quota.removed`, so are the zeros of the
+    result. With nothing to remove the weight is returned unchanged.
     Differs: conjugate gradients stop row by row, by the residual on the support; the released code compares one that
     includes the weights removed, and never stops early.
     """
-    _check_settings(quota, rho=rho, iterations=iterations, conjugate_steps=conjugate_steps)
+    if quota.rate is not None:
+        raise BadInput("--method alps: not in the released code; use --mode paper")
+    check(rho=rho, iterations=iterations, conjugate_steps=conjugate_steps)
     if quota.removed == 0:
         return weight.to(torch.float32, copy=True)
     if quota.removed == weight.numel():
@@ -117,9 +116,10 @@ def solve(
     return (refined / factor.scale).masked_fill(~support, 0)
 
 
-def _check_settings(quota: Quota, *, rho: float, iterations: int, conjugate_steps: int) -> None:
-    if quota.rate is not None:
-        raise BadInput("--method alps: not in the released code; use --mode paper")
+def check(*, damping: float = 0.01, rho: float = 0.1, iterations: int = 300, conjugate_steps: int = 10) -> None:
+    """Raise BadInput for settings out of range."""
+    if not (math.isfinite(damping) and damping >= 0):
+        raise BadInput(f"--set method.damping: {damping}, expected a number that is not negative")
     if not (math.isfinite(rho) and rho > 0):
         raise BadInput(f"--set method.rho: {rho}, expected a number greater than 0")
     if iterations < 0:
@@ -137,12 +137,12 @@ def _split(
     rho: float,
     iterations: int,
 ) -> Float32[Tensor, "rows columns"]:
-    """ADMM (section 3.2, Algorithm 1): the last dense iterate, whose projection is the solution.
+    """Return the last dense iterate of ADMM, whose projection is the solution (section 3.2, Algorithm 1).
 
     The paper's W, D (here `dense`, `sparse`) and V = rho * U (`dual` is U), rearranged so that H * target is not
     needed: W = target + (D - U - target) * rho * (H + rho * I)^-1, D = projection of W + U, U = W + U - D.
     Every third iteration the change of D's support decides on rho and on the end, as in the released code: while rho
-    has never grown, a small change means a new start with a fifth of it, and none that it goes on with a fifth.
+    has never grown, a small change restarts with a fifth of rho, and no change goes on with a fifth of rho.
     """
     kept = target.numel() - quota.removed
     support = start
@@ -176,7 +176,7 @@ def _split(
 
 
 def _growth(change: float, *, grown: bool) -> float:
-    """The factor of rho's next value (released code; Algorithm 1 without the shrinkage)."""
+    """Return the factor of rho's next value (released code; Algorithm 1 without the shrinkage)."""
     if change > _LARGE_CHANGE:
         return _LARGE_GROWTH
     if change > _SMALL_CHANGE:
@@ -185,9 +185,9 @@ def _growth(change: float, *, grown: bool) -> float:
 
 
 def _resolvent(factor: Factor, rho: float, *, rows: int) -> list[Float32[Tensor, "columns columns"]]:
-    """rho * (H + rho * I)^-1 as one factor or two, whichever is cheaper until rho changes.
+    """Return rho * (H + rho * I)^-1 as one factor or two, whichever is cheaper until rho changes.
 
-    The second factor costs a product of `rows` rows in each iteration, to save one of `columns` rows per check.
+    A second factor costs a product with `rows` rows in each iteration and saves one with `columns` rows per check.
     """
     scaled = factor.eigenvectors * (rho / (factor.eigenvalues + rho))
     transposed = factor.eigenvectors.t()
@@ -200,7 +200,7 @@ def _times(
     *,
     plus: Float32[Tensor, "rows columns"],
 ) -> Float32[Tensor, "rows columns"]:
-    """`plus` and `left` multiplied by all factors."""
+    """Return `plus` + `left` @ all factors."""
     for factor in factors[:-1]:
         left = left @ factor
     return torch.addmm(plus, left, factors[-1])
@@ -214,7 +214,7 @@ def _conjugate_gradients(
     *,
     steps: int,
 ) -> Float32[Tensor, "rows columns"]:
-    """Least squares on a fixed support, all rows at once (section 3.3, Algorithm 2).
+    """Return the least squares solution on a fixed support, all rows at once (section 3.3, Algorithm 2).
 
     The paper's Jacobi preconditioner is the identity here: the scaled Gram matrix has a unit diagonal. A row whose
     residual has fallen to 1e-4 of its right-hand side is left as it is.
@@ -240,7 +240,7 @@ def _conjugate_gradients(
 
 
 def _support(values: Float32[Tensor, "rows columns"], quota: Quota) -> Bool[Tensor, "rows columns"]:
-    """True where weights stay, False for the `quota.removed` of least magnitude, of all or of each group of inputs.
+    """Return False for the `quota.removed` of least magnitude, of all or of each group of inputs; True for the others.
 
     Tie rule: of equal magnitudes, the lower flat index goes first.
     """
@@ -262,13 +262,25 @@ def _support(values: Float32[Tensor, "rows columns"], quota: Quota) -> Bool[Tens
 
 
 def _kth_value(magnitude: Float32[Tensor, " items"], position: int) -> Float32[Tensor, ""]:
-    """The value at `position`, counted from 1, of the ascending order; no value is negative.
+    """Return the value at `position`, counted from 1, in ascending order; no value may be negative.
 
-    A histogram of the leading bits, in which floats from zero on are ordered as integers are, finds the few items
-    that are worth sorting: some four times as fast as `kthvalue` of all.
+    The bits of floats that are not negative are ordered as integers are: a histogram of the leading bits selects the
+    few items that have to be sorted, which is four times as fast as `kthvalue` of all.
     """
     bins = magnitude.view(torch.int32) >> _BIN_SHIFT
     counts = bins.bincount().cumsum(dim=0)
     found = int(torch.searchsorted(counts, position))
     below = int(counts[found - 1]) if found else 0
     return magnitude[bins == found].kthvalue(position - below).values
+
+
+METHOD = Method(
+    score=score,
+    statistic=Gram,
+    factorize=factorize,
+    solve=solve,
+    check=check,
+    unrefinable=(
+        "moves a mask, alps solves for mask and weights at once; use --method wanda, whose mask alps starts from"
+    ),
+)

@@ -3,14 +3,12 @@
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from neuronal_ray.algorithms.declarations import Method
 from neuronal_ray.core.stats import SquareSum, Statistic
-
-STATISTIC: type[Statistic] | None = SquareSum
-SOLVES = False
 
 
 def score(weight: Float[Tensor, "rows columns"], inputs: Statistic) -> Float32[Tensor, "rows columns"]:
-    """|W_ij| * v_j with v_j the mean over rows of |W_ij| * a_j (MULTIFLOW, CVPR 2024, equation 4).
+    """Return |W_ij| * v_j with v_j the mean over rows of |W_ij| * a_j (MULTIFLOW, CVPR 2024, equation 4).
 
     The row factor u_i of the published score is constant within a row, where it cannot change a ranking: it is left
     out. Computed in float32: the product of three terms underflows in half precision.
@@ -18,3 +16,6 @@ def score(weight: Float[Tensor, "rows columns"], inputs: Statistic) -> Float32[T
     """
     magnitude = weight.float().abs()
     return magnitude * (magnitude * inputs.norm).mean(dim=0)
+
+
+METHOD = Method(score=score, statistic=SquareSum, released=True)

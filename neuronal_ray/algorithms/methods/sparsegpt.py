@@ -1,4 +1,4 @@
-"""SparseGPT: mask and weight update of one linear in a single sweep over its columns."""
+"""SparseGPT: the mask and the weight update of one linear in a single sweep over its columns."""
 
 import logging
 import math
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
+from neuronal_ray.algorithms.declarations import Method
 from neuronal_ray.algorithms.methods import Quota
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.masks import rank_rows, smallest
@@ -15,16 +16,13 @@ from neuronal_ray.core.stats import Gram, RunningGram, Statistic
 
 logger = logging.getLogger(__name__)
 
-STATISTIC: type[Statistic] | None = Gram
-SOLVES = True
-
 _RETRIES = 3
 _LEAF_COLUMNS = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """U, upper triangular with U^T U = H^-1, and which inputs are always zero; one for all readers of an input."""
+    """U, upper triangular with U^T U = H^-1, and the inputs that are always zero; shared by the input's linears."""
 
     upper: Float32[Tensor, "columns columns"]
     dead: Bool[Tensor, " columns"]
@@ -33,9 +31,9 @@ class Factor:
 def score(
     weight: Float[Tensor, "rows columns"], inputs: Statistic, *, damping: float = 0.01
 ) -> Float32[Tensor, "rows columns"]:
-    """W_ij^2 / [H^-1]_jj, the error that removing one weight costs (SparseGPT, ICML 2023, section 3.1).
+    """Return W_ij^2 / [H^-1]_jj, the error that removing one weight costs (SparseGPT, ICML 2023, section 3.1).
 
-    0 for inputs that are always zero.
+    The score is 0 for inputs that are always zero.
     """
     factor = factorize(inputs, damping=damping)
     inverse_diagonal = factor.upper.square().sum(dim=0)  # of U^T U: [columns, columns] -> [columns]
@@ -43,14 +41,13 @@ def score(
 
 
 def factorize(inputs: Statistic, *, damping: float = 0.01) -> Factor:
-    """The Cholesky factor of the inverse Hessian, H = 2 / sequences * X^T X + damping * mean(diag) * I, in float32.
+    """Return the Cholesky factor of the inverse Hessian, H = 2 / sequences * X^T X + damping * mean(diag) * I.
 
-    SparseGPT, ICML 2023, section 3.2; H_jj = 1 for inputs that are always zero.
-    Differs: where the authors' code stops with an error, the damping is raised tenfold up to three times, then all
-    of it is tried in float64, each time with a warning. Raises BadInput when this fails, too.
+    SparseGPT, ICML 2023, section 3.2, in float32; H_jj = 1 for inputs that are always zero.
+    Differs: where the authors' code stops with an error, the damping is raised tenfold up to three times, then the same
+    dampings are tried in float64, each time with a warning. Raises BadInput when float64 fails too.
     """
-    if not 0 < damping < math.inf:
-        raise BadInput(f"--set method.damping: {damping} given, expected a positive number")
+    check(damping=damping)
     hessian = _hessian(inputs)
     if not hessian.isfinite().all():
         raise BadInput("the Hessian of the inputs has values that are not finite")
@@ -72,16 +69,15 @@ def factorize(inputs: Statistic, *, damping: float = 0.01) -> Factor:
 def solve(
     weight: Float[Tensor, "rows columns"], factor: Factor, quota: Quota, *, slab: int = 128
 ) -> Float32[Tensor, "rows columns"]:
-    """The weight with `quota.removed` zeros and the rest moved to make up for them (SparseGPT, algorithm 1).
+    """Return the weight with `quota.removed` zeros, the others updated to compensate (SparseGPT, algorithm 1).
 
-    Slab after slab of columns the lowest W_ij^2 / U_jj^2 of all rows go, by the weights as they are when the slab is
-    reached, until round(removed * stop / columns) have gone in all; of equals the lower row goes first, then the lower
-    column. With groups, the lowest of each row's group when the group is reached, of equals the lower column.
+    When the sweep reaches a slab of columns, the lowest W_ij^2 / U_jj^2 of all rows go, by the weights as updated so
+    far, until round(removed * stop / columns) have gone in all. Tie rule: the lower row goes first, then the lower
+    column. With groups, the lowest of each row's group go when the sweep reaches the group, the lower column first.
     Differs: the authors' code removes all weights up to the one at index floor(numel * rate) of each slab in order, so
     at least one more; `quota.rate` asks for this.
     """
-    if slab < 1:
-        raise BadInput(f"--set method.slab: {slab} given, expected at least 1")
+    check(slab=slab)
     rows, columns = weight.shape
     group = quota.group
     assert 0 <= quota.removed <= rows * columns, (quota, rows, columns)
@@ -119,10 +115,18 @@ def solve(
     return work.t().contiguous()
 
 
+def check(*, damping: float = 0.01, slab: int = 128) -> None:
+    """Raise BadInput for settings out of range."""
+    if not 0 < damping < math.inf:
+        raise BadInput(f"--set method.damping: {damping} given, expected a positive number")
+    if slab < 1:
+        raise BadInput(f"--set method.slab: {slab} given, expected at least 1")
+
+
 def _slab_mask(
     importance: Float32[Tensor, "slab rows"], quota: Quota, *, first: int, columns: int
 ) -> Bool[Tensor, "slab rows"]:
-    """What goes from the slab of columns that begins at `first`."""
+    """Return the mask of the slab of columns that begins at `first`."""
     width = importance.shape[0]
     if quota.rate is not None:
         index = min(int(importance.numel() * quota.rate), importance.numel() - 1)
@@ -132,7 +136,7 @@ def _slab_mask(
 
 
 def _lowest(importance: Float32[Tensor, "slab rows"], count: int) -> Bool[Tensor, "slab rows"]:
-    """True for the `count` lowest; of equals the lower row first, then the lower column."""
+    """Return True for the `count` lowest; of equals the lower row goes first, then the lower column."""
     if count == 0:
         return torch.zeros_like(importance, dtype=torch.bool)
     threshold = smallest(importance, count)
@@ -140,13 +144,13 @@ def _lowest(importance: Float32[Tensor, "slab rows"], count: int) -> Bool[Tensor
     surplus = int(mask.sum()) - count
     if surplus:
         tied = (importance == threshold).t()  # [rows, slab]
-        position = tied.flatten().cumsum(0).view_as(tied)  # of each tied one, from 1
+        position = tied.flatten().cumsum(0).view_as(tied)  # of each tied weight, from 1
         mask &= ~(tied & (position > int(position[-1, -1]) - surplus)).t()
     return mask
 
 
 def _hessian(inputs: Statistic) -> Float32[Tensor, "columns columns"]:
-    """2 / sequences * X^T X, memory of its own."""
+    """Return 2 / sequences * X^T X in memory of its own."""
     if isinstance(inputs, RunningGram):
         return inputs.mean.clone()
     assert isinstance(inputs, Gram), type(inputs)
@@ -156,7 +160,7 @@ def _hessian(inputs: Statistic) -> Float32[Tensor, "columns columns"]:
 def _inverse_factor(
     hessian: Float[Tensor, "columns columns"], damping: Float32[Tensor, ""]
 ) -> Float[Tensor, "columns columns"] | None:
-    """U, upper triangular, with U^T U = (hessian + damping * I)^-1; None when there is none in this precision."""
+    """Return U, upper triangular, with U^T U = (hessian + damping * I)^-1; None if this precision does not suffice."""
     damped = hessian.clone()
     damped.diagonal().add_(damping)
     lower, failed = torch.linalg.cholesky_ex(damped)
@@ -165,3 +169,6 @@ def _inverse_factor(
     upper: Tensor
     upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
     return None if failed or not upper.isfinite().all() else upper
+
+
+METHOD = Method(score=score, statistic=Gram, factorize=factorize, solve=solve, check=check, released=True)

@@ -1,4 +1,4 @@
-"""DSnoT: removed and kept weights change places where that brings the expected output back; no value changes.
+"""DSnoT: removed and kept weights swap places so that the expected output is restored; no weight changes its value.
 
 Zhang et al., Dynamic Sparse No Training, ICLR 2024, section 3.2.
 """
@@ -9,12 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int8, Int32, Int64
 from torch import Tensor
 
+from neuronal_ray.algorithms.declarations import Refinement
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.core.stats import Moments, Statistic
-
-STATISTIC: type[Statistic] = Moments
-PARTS = ("attention",)
-"""As published: the linears of the mlp keep their masks."""
+from neuronal_ray.core.stats import Moments
 
 _LEAST_DIVISOR = 1e-30
 _GREATEST_KEY = torch.finfo(torch.float32).max
@@ -49,20 +46,21 @@ def refine(
     same_sign: bool = False,
     swaps: float = 0.1,
 ) -> Bool[Tensor, "rows columns"]:
-    """The mask after at most `max_cycles` swaps in each row; every row, and every group, removes as many as before.
+    """Return the mask after at most `max_cycles` swaps per row; every row and every group removes as many as before.
 
-    D_ij = W_ij * S_j is what a weight adds to its output, e_i the sum of the removed D of row i, a sum over the tokens
-    of one sequence. While |e_i| > `threshold`, a cycle takes back the removed weight of e_i's sign with the largest
+    D_ij = W_ij * S_j is what a weight adds to its output, e_i the sum of the removed D of row i, both over the tokens
+    of one sequence. While |e_i| > `threshold`, a cycle restores the removed weight of e_i's sign with the largest
     |D_ij| / v_j^p, p being `variance_power`, and removes the kept weight of the other sign with the least Wanda score.
-    No weight moves twice; a row ends when one of the two is missing. `same_sign` ends it before e_i changes its sign.
-    `group` > 0: `same_sign` always holds, and what goes is the weight of least `score` among those of the group that
-    stayed from the start; a cycle is spent in vain where none is left. Ties: the lower column moves first.
+    No weight moves twice; a row ends when either weight does not exist. `same_sign` ends a row before e_i changes sign.
+    With `group` > 0, `same_sign` always holds, and the removed weight is the one of least `score` in the restored
+    weight's group, among those that were kept from the start; a cycle in a group without one does nothing. Tie rule:
+    the lower column moves first.
 
     Differs: a row makes at most `swaps` * min(kept, removed) swaps, rounded down. The released code bounds the cycles
-    alone: 50 of them exchange most of a row that keeps 50 weights, or end in an index error. A constant input
-    (v_j = 0), NaN or infinite there, comes before all others, in the order of |D_ij|; not where `variance_power` is 0.
+    alone: 50 of them exchange most of a row that keeps 50 weights, or end in an index error. Constant inputs (v_j = 0),
+    where the released code divides by 0, come before all others in the order of |D_ij|, unless `variance_power` is 0.
     """
-    _check(max_cycles=max_cycles, threshold=threshold, variance_power=variance_power, swaps=swaps)
+    check(max_cycles=max_cycles, threshold=threshold, variance_power=variance_power, swaps=swaps)
     contribution = weight.float() * inputs.sum
     error = torch.where(mask, contribution, 0.0).sum(dim=1)  # [rows, columns] -> [rows]
     divisor = inputs.variance.pow(variance_power)
@@ -102,7 +100,8 @@ def refine(
     )
 
 
-def _check(*, max_cycles: int, threshold: float, variance_power: float, swaps: float) -> None:
+def check(*, max_cycles: int = 50, threshold: float = 0.1, variance_power: float = 1.0, swaps: float = 0.1) -> None:
+    """Raise BadInput for settings out of range."""
     if max_cycles < 0:
         raise BadInput(f"--set refinement.max_cycles: {max_cycles} is not 0 or more")
     if not threshold >= 0:
@@ -114,20 +113,20 @@ def _check(*, max_cycles: int, threshold: float, variance_power: float, swaps: f
 
 
 def _bits(values: Float32[Tensor, "rows columns"]) -> Int32[Tensor, "rows columns"]:
-    """Integers in the order of `values`, which must not be negative."""
+    """Return integers in the order of `values`, which must not be negative."""
     return values.view(torch.int32)
 
 
 def _first_of_each_sign(
     urgency: Int32[Tensor, "rows columns"], sign: Int8[Tensor, "rows columns"], depth: int
 ) -> tuple[Int64[Tensor, "rows 2 depth"], Int64[Tensor, "rows 2"]]:
-    """The `depth` most urgent columns of a row with sign -1, then with sign 1, and how many there are of each.
+    """Return the `depth` most urgent columns of each row with sign -1 and with sign 1, and the number of each.
 
-    Beyond that number the columns are arbitrary. Tie rule: the lower column first; the column is part of the key,
-    so that a partial sort gives the same everywhere.
+    Beyond that number the columns are arbitrary. Tie rule: the lower column first; the column is part of the key, so
+    that a partial sort is the same everywhere.
     """
     columns = urgency.shape[1]
-    key = urgency.long()  # a copy: what follows is done in place, it is most of the time spent
+    key = urgency.long()  # a copy, changed in place below: this is where most of the time goes
     key += 1
     key <<= 32
     key += torch.arange(columns - 1, -1, -1, device=urgency.device)
@@ -149,7 +148,7 @@ def _swap(
     threshold: float,
     same_sign: bool,
 ) -> Bool[Tensor, "rows columns"]:
-    """`mask` after the swaps: the n-th swap that a row makes at one sign of its error is fixed from the start."""
+    """Return `mask` after the swaps: the n-th swap of a row at one sign of its error is fixed from the start."""
     rows, depth = growth.shape[0], growth.shape[2]
     change = contribution.gather(1, removal.flatten(1)) - contribution.gather(1, growth.flatten(1))  # [rows, 2 * depth]
     error = error[:, None]  # [rows, 1]
@@ -169,7 +168,7 @@ def _swap(
         done.scatter_add_(1, side, active.long())
     moved = torch.arange(depth, device=mask.device) < done[:, :, None]  # [rows, 2, depth]
     flips = torch.zeros_like(mask, dtype=torch.int8)
-    for columns in (growth, removal):  # beyond `available` a column may be in both lists, with nothing to add
+    for columns in (growth, removal):  # beyond `available` a column may be in both lists, where nothing is added
         flips.scatter_add_(1, columns.reshape(rows, -1), moved.reshape(rows, -1).to(torch.int8))
     return mask ^ flips.bool()
 
@@ -186,7 +185,7 @@ def _swap_in_groups(
     group: int,
     threshold: float,
 ) -> Bool[Tensor, "rows columns"]:
-    """`mask` after swaps within aligned groups of inputs; a row's error keeps its sign, hence one list per row."""
+    """Return `mask` after swaps within aligned groups of inputs; a row's error keeps its sign, hence one list a row."""
     rows, columns = mask.shape
     row = torch.arange(rows, device=mask.device)
     start = error.sign()
@@ -212,3 +211,6 @@ def _swap_in_groups(
         flips[row, grown] |= swapped
         flips[row, gone] |= swapped
     return mask ^ flips
+
+
+REFINEMENT = Refinement(refine=refine, statistic=Moments, check=check)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from neuronal_ray.core.layout import Linear, Weighed
 from neuronal_ray.core.plan import Counts, Plan
+from neuronal_ray.core.problem import RankedLinear
 from neuronal_ray.core.stats import Gram
-from neuronal_ray.core.trim_rows import trim_rows
 from neuronal_ray.models.blocks import Recording
 from neuronal_ray.workers.replica import Replica
 from neuronal_ray.workers.search_text import SearchText
@@ -136,21 +136,27 @@ class ProbeTasks(CandidateTasks):
             recordings = outputs
         return self._give([recordings], results, lambda: results)
 
-    def trim(
-        self, blocks: range, plan: Plan, tokens: Int64[Tensor, "sequences length"]
-    ) -> dict[Linear, Float64[Tensor, " rows"]]:
-        """TRIM's row rates of the linears of a range of blocks, on the dense stream (Differs: not the pruned one)."""
-        (recordings,), rates = self._take([self.replica.start(tokens)[1]], dict[Linear, Float64[Tensor, " rows"]]())
+    def map_linears(
+        self,
+        blocks: range,
+        function: Callable[[RankedLinear], Result],
+        plan: Plan,
+        tokens: Int64[Tensor, "sequences length"],
+    ) -> dict[Linear, Result]:
+        """`function` of the linears of a range of blocks, on the dense stream."""
+        (recordings,), results = self._take([self.replica.start(tokens)[1]], dict[Linear, Result]())
         for index, recordings, statistics in self._dense_walk(recordings, (Gram,), wanted=blocks):  # noqa: B007, B020
             for spec in self.layout.blocks[index] if statistics else ():
                 gram = self._inputs(spec, statistics[0])
                 assert isinstance(gram, Gram)
                 with self.stopwatch.measure("rows"):
-                    found = trim_rows(
-                        self.replica.weight(spec),
-                        gram.total,
-                        self._ranking(index)[spec.linear],
-                        plan.removed[spec.linear],
+                    results[spec.linear] = function(
+                        RankedLinear(
+                            spec=spec,
+                            weight=self.replica.weight(spec),
+                            gram=gram.total,
+                            ranks=self._ranking(index)[spec.linear],
+                            removed=plan.removed[spec.linear],
+                        )
                     )
-                rates[spec.linear] = found.cpu()
-        return self._give([recordings], rates, lambda: rates)
+        return self._give([recordings], results, lambda: results)

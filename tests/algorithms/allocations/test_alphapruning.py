@@ -183,11 +183,6 @@ def test_weights_that_are_not_finite_are_refused(value: float) -> None:
         alphapruning.allocate(problem_of(probe, 0.7))
 
 
-def test_authors_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="--allocation alphapruning: not in the released code; use --mode paper"):
-        alphapruning.allocate(problem_of(MadeUp(2, seed=0), 0.7, "authors"))
-
-
 @pytest.mark.parametrize("epsilon", [-0.01, 1.01, math.nan])
 def test_a_bad_epsilon_is_refused(epsilon: float) -> None:
     with pytest.raises(ValueError, match=r"--set allocation\.epsilon: .*expected a number from 0 to 1"):

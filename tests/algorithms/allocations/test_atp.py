@@ -162,5 +162,3 @@ def test_bad_settings_are_refused() -> None:
             atp.allocate(problem_of(4, 0.5), step=step)
     with pytest.raises(ValueError, match=r"^--set allocation\.max_candidates: 0"):
         atp.allocate(problem_of(4, 0.5), max_candidates=0)
-    with pytest.raises(ValueError, match=r"^--allocation atp: not in the released code; use --mode paper$"):
-        atp.allocate(problem_of(4, 0.5, mode="authors"))

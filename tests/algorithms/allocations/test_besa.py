@@ -265,10 +265,11 @@ class Probe:
         return [pickle.loads(pickle.dumps(function))(task) for task in self.tasks]
 
 
-def problem_of(stream: Stream, *, target: float = 0.6, mode: str = "paper") -> tuple[Problem, Probe]:
+def problem_of(stream: Stream, *, target: float = 0.6, rows_fixed_by: str = "") -> tuple[Problem, Probe]:
     probe = Probe([Task(stream, index) for index in range(2)])
     layout = Layout(tuple(spec for task in probe.tasks for spec in task.specs))
-    return Problem(layout=layout, target=target, mode=mode, probe=probe), probe
+    problem = Problem(layout=layout, target=target, mode="paper", probe=probe, rows_fixed_by=rows_fixed_by)
+    return problem, probe
 
 
 def rows_differ(plan: Plan) -> bool:
@@ -289,17 +290,21 @@ def test_the_plan_has_the_budget_to_the_weight(stream: Stream, per: str) -> None
     assert probe.calls == 1
 
 
+@pytest.mark.parametrize("rows_fixed_by", ["", "--method sparsegpt shares a linear's budget"])
+def test_rates_are_of_rows_where_rows_may_differ(stream: Stream, rows_fixed_by: str) -> None:
+    problem, _ = problem_of(stream, rows_fixed_by=rows_fixed_by)
+    found = allocate(problem, steps=20, learning_rate=0.1)
+    per = "linear" if rows_fixed_by else "row"
+    assert found.plan.digest == allocate(problem_of(stream)[0], per=per, steps=20, learning_rate=0.1).plan.digest
+    assert rows_differ(found.plan) == (per == "row")
+
+
 @pytest.mark.parametrize("target", [0.0, 1.0])
 def test_nothing_is_learned_where_nothing_can_be_shared_out(stream: Stream, target: float) -> None:
     problem, probe = problem_of(stream, target=target)
     found = allocate(problem)
     assert probe.calls == 0
     assert found.plan.total == target * problem.layout.prunable
-
-
-def test_the_authors_mode_has_no_besa(stream: Stream) -> None:
-    with pytest.raises(ValueError, match="--allocation besa: not in the released code; use --mode paper"):
-        allocate(problem_of(stream, mode="authors")[0])
 
 
 @pytest.mark.parametrize(

@@ -147,11 +147,6 @@ def test_a_single_weight_that_is_not_finite_is_refused(value: float) -> None:
         dlp.allocate(problem_of(probe, 0.7))
 
 
-def test_authors_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="--allocation dlp: not in the released code; use --mode paper"):
-        dlp.allocate(problem_of(MadeUp(2, seed=0), 0.7, "authors"))
-
-
 @pytest.mark.parametrize("alpha", [-0.01, 1.01, math.nan])
 def test_a_bad_width_is_refused(alpha: float) -> None:
     with pytest.raises(ValueError, match=r"--set allocation\.alpha: .*expected a number from 0 to 1"):

@@ -90,10 +90,10 @@ def test_a_transposed_view_scores_as_its_copy(name: str) -> None:
 
 
 def test_magnitude_needs_no_text() -> None:
-    assert magnitude.STATISTIC is None
+    assert magnitude.METHOD.statistic is None
     assert magnitude.score(torch.tensor([[-2.0, 1.0]]), None).tolist() == [[2.0, 1.0]]
-    assert wanda.STATISTIC is SquareSum
-    assert multiflow.STATISTIC is SquareSum
+    assert wanda.METHOD.statistic is SquareSum
+    assert multiflow.METHOD.statistic is SquareSum
 
 
 def test_an_input_that_is_always_zero_goes_first() -> None:
