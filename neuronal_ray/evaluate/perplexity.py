@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,25 +11,22 @@ from torch import Tensor
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.workers.footprint import CHUNKS_PER_TASK
-from neuronal_ray.workers.pools.protocol import Pool, map_side_by_side
-from neuronal_ray.workers.worker import Worker
+from neuronal_ray.workers.pools.protocol import Pool, map_in_parallel
+from neuronal_ray.workers.tasks.candidates import pass_together
+from neuronal_ray.workers.tasks.final_model import logits
+from neuronal_ray.workers.tasks.parallel import parallel_tasks
+from neuronal_ray.workers.tasks.statistics import sequences_per_chunk
 
 
 def window_losses(
-    worker: Worker, windows: Int64[Tensor, "windows length"], plan: Plan | None
-) -> Float64[Tensor, " windows"]:
-    """Mean cross-entropy, in nats, over the length - 1 predictions of each window; logits taken to float32."""
-    return worker.logits(windows, plan, partial(_losses, windows))
-
-
-def _losses(
     windows: Int64[Tensor, "windows length"], chunks: Iterator[Float[Tensor, "some length vocabulary"]]
 ) -> Float64[Tensor, " windows"]:
+    """Return the mean cross-entropy, in nats, over the length - 1 predictions of each window, from float32 logits."""
     losses = []
     remaining = windows
-    for logits in chunks:
-        part, remaining = remaining[: len(logits)].to(logits.device), remaining[len(logits) :]
-        for row, tokens in zip(logits, part, strict=True):
+    for chunk in chunks:
+        part, remaining = remaining[: len(chunk)].to(chunk.device), remaining[len(chunk) :]
+        for row, tokens in zip(chunk, part, strict=True):
             losses.append(F.cross_entropy(row[:-1].float(), tokens[1:]))
     return torch.stack(losses).double().cpu()
 
@@ -47,15 +43,17 @@ def split_windows(
 
 
 def _tasks(pool: Pool, windows: Int64[Tensor, "windows length"]) -> list[Int64[Tensor, "some length"]]:
-    """What weights cost in a task, cut or come to the device, its chunks share; a chain of shards that hold theirs is
-    busy in all of them only with many tasks under way.
+    """Return the tasks of an evaluation.
+
+    The chunks of a task share the cost of masking or transferring a block. A chain of shards that hold their blocks is
+    busy in all of them only with many tasks under way: there a task has one chunk.
     """
-    shared = pool.shards == 1 or pool.first(Worker.goes_together)
+    shared = pool.shards == 1 or pool.first(pass_together)
     return split_windows(
         windows,
-        chunk=pool.first(Worker.chunk_sequences, windows.shape[1]),
+        chunk=pool.first(sequences_per_chunk, windows.shape[1]),
         most_chunks=CHUNKS_PER_TASK if shared else 1,
-        workers=pool.replicas * pool.first(Worker.at_once),
+        workers=pool.replicas * pool.first(parallel_tasks),
     )
 
 
@@ -76,7 +74,7 @@ def perplexity(
     tasks = _tasks(pool, windows)
     losses = []
     with (progress or Progress(quiet=True)).stage(stage, len(tasks)) as advance:
-        for some in map_side_by_side(pool, window_losses, tasks, plan):
+        for some in map_in_parallel(pool, logits, tasks, plan, window_losses):
             losses.append(some)
             advance("")
     return _perplexity_of(torch.cat(losses))

@@ -28,7 +28,8 @@ from neuronal_ray.prune.search import Search
 from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.protocol import Pool
 from neuronal_ray.workers.replica import shard_blocks
-from neuronal_ray.workers.worker import Worker
+from neuronal_ray.workers.tasks import model_files
+from neuronal_ray.workers.tasks.statistics import describe, device_name
 
 _PATIENCE_S = 5.0
 
@@ -40,7 +41,7 @@ def run(
 
     Finished candidates are kept in, and taken from, the folder `journal`.
     """
-    pool.each(Worker.sees, staging)
+    pool.each(model_files.check_writable, staging)
     session = Session(pool, journal=journal)
     composition, calibration = inputs.composition, inputs.calibration
     found = plan_run(config, composition, session, calibration, progress)
@@ -95,7 +96,7 @@ def run(
         "evaluation": evaluation_summary(results),
         "seconds": {name: round(seconds, 3) for name, seconds in progress.seconds.items()},
         "versions": versions(),
-        "devices": pool.each(Worker.device_name),
+        "devices": pool.each(device_name),
         "config": {key: _plain(value) for key, value in asdict(config).items()},
     }
     write_json(staging / "pruning.json", summary)
@@ -169,10 +170,10 @@ def begin_model(
 
     Each shard writes files of its own.
     """
-    layout = pool.first(Worker.describe)
+    layout = pool.first(describe)
     shards = [shard_blocks(layout.num_blocks, shard, pool.shards) for shard in range(pool.shards)]
     parts = split_parts(checkpoint, layout, shards, trust_remote_code=trust_remote_code)
-    for _ in pool.map(Worker.write_ahead, parts, plan, staging):
+    for _ in pool.map(model_files.write_ahead, parts, plan, staging):
         pass
     return parts
 
@@ -188,14 +189,16 @@ def write_model(
     with progress.stage("checkpoint", len(parts)) as advance:
         waiting = True
         while waiting:
-            begun = {file: found for some in pool.each(Worker.written, _PATIENCE_S) for file, found in some.items()}
+            begun = {
+                file: found for some in pool.each(model_files.written, _PATIENCE_S) for file, found in some.items()
+            }
             waiting = None in begun.values()
             for file in sorted(begun.keys() - zeros.keys()):
                 if (found := begun[file]) is not None:
                     zeros[file] = found
                     advance(file)
         others = [part for part in parts if part.file not in zeros]
-        for part, count in zip(others, pool.map(Worker.write, others, plan, staging), strict=True):
+        for part, count in zip(others, pool.map(model_files.write, others, plan, staging), strict=True):
             zeros[part.file] = count
             advance(part.file)
         copy_rest(checkpoint, parts, staging)
