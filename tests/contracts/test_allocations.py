@@ -1,4 +1,4 @@
-"""Does every file of `neuronal_ray.algorithms.allocations` keep the contract? A new file is picked up.
+"""Does every allocation, and every row step after one, keep its contract? A new file is picked up.
 
 The layout is made by hand, weights and inputs are random, trials and losses are made up: no model runs.
 """
@@ -17,6 +17,7 @@ import torch
 
 from neuronal_ray.algorithms import registry
 from neuronal_ray.algorithms.allocations import neuronal
+from neuronal_ray.algorithms.declarations import RowStep
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.lambdas import LAMBDAS, ROW_LAMBDAS
@@ -24,7 +25,7 @@ from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
 from neuronal_ray.core.masks import rank_rows
 from neuronal_ray.core.pattern import Pattern
 from neuronal_ray.core.plan import Counts, Plan
-from neuronal_ray.core.problem import Allocation, BlockTask, Problem
+from neuronal_ray.core.problem import Allocation, BlockTask, Problem, RankedLinear
 from neuronal_ray.core.stats import SquareSum, Statistic
 from neuronal_ray.prune.compose import compose
 from neuronal_ray.prune.config import PruneConfig
@@ -180,6 +181,20 @@ class FakeProbe:
             function(Block(specs, {spec.linear: self.weights[spec.linear] for spec in specs}))
             for specs in LAYOUT.blocks
         ]
+
+    def map_linears(self, function: Callable[[RankedLinear], Result], plan: Plan) -> dict[Linear, Result]:
+        pickle.dumps(function)
+        return {spec.linear: function(self._ranked(spec, plan)) for spec in LAYOUT}
+
+    def _ranked(self, spec: LinearSpec, plan: Plan) -> RankedLinear:
+        weight, inputs = self.weights[spec.linear], text_of(spec.reads).flatten(0, 2)
+        return RankedLinear(
+            spec=spec,
+            weight=weight,
+            gram=inputs.t() @ inputs,
+            ranks=rank_rows(weight.abs()),
+            removed=plan.removed[spec.linear],
+        )
 
     def asked_for(self, step: str) -> tuple[list[float], list[Plan]]:
         """All that was tried under one name, in order."""
@@ -373,6 +388,58 @@ def test_an_allocation_says_what_it_is_and_what_it_reads(allocation: str) -> Non
     assert sys.modules[allocator.allocate.__module__].__doc__
     assert allocator.allocate.__doc__
     assert allocator.statistic is None or issubclass(allocator.statistic, SquareSum)
+
+
+# Row steps
+
+
+@pytest.fixture(params=registry.names("rows"))
+def row_step(request: pytest.FixtureRequest) -> RowStep:
+    return registry.load("rows", request.param)
+
+
+def with_rows(row_step: RowStep, target: float) -> Case:
+    """The row step after an allocation whose blocks differ."""
+    before = allocated("owl", target)
+    settings = registry.settings_for(row_step.spread_rows, QUICK["neuronal"])
+    found = row_step.spread_rows(before.problem, before.found, **settings)
+    assert found.baselines["before rows"].digest == before.found.plan.digest
+    assert found.baselines.keys() - {"before rows"} == before.found.baselines.keys()
+    assert found.steps[: len(before.found.steps)] == before.found.steps
+    return Case(problem=before.problem, probe=before.probe, found=found)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_row_step_keeps_the_budget_and_fits_the_layout(row_step: RowStep, target: float) -> None:
+    found = with_rows(row_step, target).found
+    found.plan.check(LAYOUT)
+    assert found.plan.total == round(target * LAYOUT.prunable)
+    for spec in LAYOUT:
+        assert found.rates[spec.linear].dtype == torch.float64, spec.linear
+        assert found.rates[spec.linear].shape == (spec.rows,), spec.linear
+        assert bool(found.rates[spec.linear].isfinite().all()), spec.linear
+
+
+def test_a_row_step_makes_rows_differ_and_repeats_itself(row_step: RowStep) -> None:
+    first, second = (with_rows(row_step, 0.6) for _ in range(2))
+    assert first.found.plan.digest == second.found.plan.digest
+    assert first.found.plan.digest == first.problem.plan(first.found.rates, rows_adapted=True).digest
+    assert any(int(counts.max() - counts.min()) > 1 for counts in first.found.plan.removed.values())
+    for linear, weight in some_weights().items():
+        assert torch.equal(first.probe.weights[linear], weight), linear
+
+
+def test_a_row_step_says_what_it_does_and_counts_its_candidates(row_step: RowStep) -> None:
+    assert sys.modules[row_step.spread_rows.__module__].__doc__
+    assert row_step.spread_rows.__doc__
+    settings = registry.arguments_of(row_step.spread_rows)
+    for function in (row_step.check, row_step.candidates):
+        for name, argument in ({} if function is None else registry.arguments_of(function)).items():
+            assert argument.default == settings[name].default, name
+    case = with_rows(row_step, 0.6)
+    if row_step.candidates is not None:
+        given = registry.settings_for(row_step.candidates, QUICK["neuronal"])
+        assert row_step.candidates(case.problem, **given) == {step.name: len(step.lambdas) for step in case.found.steps}
 
 
 # NeuronAL's own
