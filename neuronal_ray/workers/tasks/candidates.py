@@ -32,7 +32,7 @@ def pass_together(worker: Worker) -> bool:
 
 
 def _start_search_text(
-    worker: Worker, tokens: Tokens, reference: Statistics | None, *, chunk: int | None, with_reference: bool
+    worker: Worker, tokens: Tokens, reference: Statistics | None = None, *, chunk: int | None, with_reference: bool
 ) -> Passing[None]:
     kept = worker.kept
     kept.search_text, kept.excerpts = SearchText(worker.replica, tokens, chunk=chunk), {}
@@ -45,7 +45,7 @@ def _observe_search_text(
     worker: Worker,
     passing: Passing[None],
     tokens: Tokens,
-    reference: Statistics | None,
+    reference: Statistics | None = None,
     *,
     chunk: int | None,
     with_reference: bool,
