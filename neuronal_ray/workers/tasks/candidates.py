@@ -98,7 +98,8 @@ def end_trials(
 trials = ChainTask("trials", start=_start_trials, through=_pass_trials, end=end_trials)
 """Return the alignment of the model under each plan with the dense model (Algorithm 1).
 
-The texts of all plans pass each block together. With `divergence`, a trial also has the KL divergence of its next-token distributions from the dense model's.
+The texts of all plans pass each block together. With `divergence`, a trial also has the KL divergence of its
+next-token distributions from the dense model's.
 """
 
 
