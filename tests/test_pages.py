@@ -14,11 +14,11 @@ DESIGN = REPOSITORY / "docs" / "design.md"
 TOP = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 FOLDERS = [REPOSITORY / name / "README.md" for name in ("jobs", "cluster")]
 PAGES = [*TOP, *FOLDERS, *sorted((REPOSITORY / "docs").rglob("*.md"))]
-OF_THE_PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md" and page.parent.name != "results"]
-"""Pages that describe the repository as it is; the others also name files of the past."""
+OF_THE_PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
+"""Pages that describe the repository as it is; a changelog names files of the past."""
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_FILE = re.compile(r"`([\w.-]+(?:/[\w.-]+)+\.(?:py|c|toml|yaml|sh|sbatch|md|json|txt))`")
+_FILE = re.compile(r"`([a-z.][\w.-]*(?:/[\w.-]+)+\.(?:py|c|toml|yaml|sh|sbatch|md|json|txt))`")
 _MOST_FILES_OF_A_WALK = 10
 
 
