@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors.torch import save_file
 
-import neuronal_ray.prune.__main__
 from neuronal_ray.benchmark.device import device_peak, forget_peak, host_peak
 from neuronal_ray.benchmark.record import check_output, machine, publish
 from neuronal_ray.benchmark.shapes import (
@@ -28,6 +27,7 @@ from neuronal_ray.benchmark.shapes import (
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import DONE, Unfinished
 from neuronal_ray.models.checkpoint import open_checkpoint
+from neuronal_ray.prune.__main__ import main as prune
 from neuronal_ray.workers.footprint import GIB
 
 _DESCRIPTION = """Time one whole `neuronal-ray prune` in this process, on random weights and random text: scores from
@@ -149,7 +149,7 @@ def measure_job(
     forget_peak(torch.device(device))
     begin = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        code = neuronal_ray.mainprune.__main__.main(
+        code = prune(
             [word for option, value in options.items() for word in (f"--{option}", value)]
         )
     if code != DONE:

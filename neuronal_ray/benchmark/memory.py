@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="neuronal-ray benchmark memory",
         description="Bytes of tensors alive in a streamed search on a CPU beside the planner's formula, and the "
-        "formula for the shapes of Llama 2. On a GPU `benchmark search --streams` has the allocator's peak beside it.",
+        "formula for the shapes of Llama 2. On a GPU `benchmark search --offload` has the allocator's peak beside it.",
     )
     parser.add_argument("--samples", type=int, default=4, metavar="N", help="search sequences (default: 4)")
     parser.add_argument("--length", type=int, default=1024, metavar="N", help="their tokens (default: 1024)")
@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
                 length=arguments.length,
                 calibration_samples=arguments.samples,
                 threads=arguments.threads,
-                streams=True,
+                offload=True,
             )
             lived.append(measure_lived(setting))
     planned = tuple(planned_streaming(name) for name in AIMS_GIB)
@@ -136,7 +136,7 @@ def measure_lived(setting: Setting) -> Lived:
         name=setting.name,
         tokens=work.held,
         measured=outside + live.peak,
-        formula=footprint.streaming() - max(footprint.weights),
+        formula=footprint.offloaded() - max(footprint.weights),
     )
 
 
@@ -152,5 +152,5 @@ def planned_streaming(name: str) -> Planned:
         "a linear being ranked": footprint.passing - unranked.passing,
         "outside the blocks": footprint.outside,
     }
-    terms["text and activations"] = footprint.streaming() - sum(terms.values())
+    terms["text and activations"] = footprint.offloaded() - sum(terms.values())
     return Planned(name=name, terms=terms, aim=AIMS_GIB[name] * GIB)

@@ -47,6 +47,9 @@ from neuronal_ray.benchmark.timed import (
 from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.workers.footprint import GIB, Footprint, Work
 from neuronal_ray.workers.pools.in_process import InProcessPool
+from neuronal_ray.workers.tasks.candidates import pass_together, trial
+from neuronal_ray.workers.tasks.parallel import InParallel, parallel_tasks
+from neuronal_ray.workers.tasks.statistics import device_name, observe
 from neuronal_ray.workers.worker import Worker
 
 _DESCRIPTION = """Time NeuronAL's search in `paper` mode (the dense pass over the calibration text, ranking, 14 block
@@ -88,7 +91,7 @@ class SearchMeasured:
     samples: int
     length: int
     calibration_samples: int
-    streams: bool
+    offload: bool
     asked: int
     candidates: int
     load_s: float
@@ -111,7 +114,7 @@ class SearchMeasured:
         memory = "" if self.device_bytes is None else f"device {self.device_bytes / GIB:.2f} GiB, "
         rows = [
             f"{self.name} ({self.dtype}, {self.device}): {self.blocks} blocks of {self.prunable / 1e6:,.0f} M prunable "
-            f"weights in all, {self.samples} x {self.length} search tokens{', blocks visit' * self.streams}",
+            f"weights in all, {self.samples} x {self.length} search tokens{', blocks offloaded' * self.offload}",
             f"  ceilings: {self.ceilings}",
             *(stage.line(self.staged_s, self.ceilings) for stage in self.stages),
             f"  {'load':<28} {self.load_s:9.2f} s",
@@ -148,13 +151,15 @@ def main(argv: Sequence[str]) -> None:
         metavar="N",
         help="sequences for the scores, the search's first (default: --samples)",
     )
-    parser.add_argument("--streams", action="store_true", help="weights stay on the host, blocks visit the device")
+    parser.add_argument(
+        "--offload", action="store_true", help="keep weights on the host, copy each block to the device for its turn"
+    )
     parser.add_argument(
         "--literal-candidates",
         type=int,
         default=3,
         metavar="N",
-        help="of the literal search (default: 3); 0 leaves it out, as --streams does",
+        help="of the literal search (default: 3); 0 leaves it out, as --offload does",
     )
     parser.add_argument(
         "--repeats", type=int, default=5, metavar="N", help="passes of the floor, scaled to the candidates (default: 5)"
@@ -179,9 +184,9 @@ def main(argv: Sequence[str]) -> None:
                 length=arguments.length or length_of(name),
                 calibration_samples=arguments.calibration_samples or arguments.samples,
                 threads=arguments.threads,
-                streams=arguments.streams,
+                offload=arguments.offload,
             )
-            literal = 0 if arguments.streams else arguments.literal_candidates
+            literal = 0 if arguments.offload else arguments.literal_candidates
             results.append(measure_search(setting, repeats=arguments.repeats, literal_candidates=literal))
             print("\n".join(results[-1].lines()), flush=True)
             publish(results, arguments.output)
@@ -197,7 +202,7 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
     load_s = time.perf_counter() - begin
     worker = worker_of(pool)
     tokens = random_tokens(setting, worker)
-    worker.observe(tokens[:1])  # warm up
+    observe(worker, tokens[:1])  # warm up
 
     search = staged = timed_search(setting, pool, tokens, quiet=False)
     if device.type == "cuda":  # its stages by a run that waits for the device at each
@@ -209,7 +214,7 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
     text, layout, dtype = tokens[: setting.samples], worker.layout, worker.replica.stream.model.dtype
     alone_s = forwards_alone(worker, text, search.plans[-1], repeats=repeats) * search.distinct
     beside_s = alone_s  # where nothing goes side by side
-    if worker.at_once() > 1:
+    if parallel_tasks(worker) > 1:
         beside_s = forwards_beside(worker, text, search.plans[-1], repeats=repeats) * search.distinct
     literal = _literal(worker, text, search, literal_candidates) if literal_candidates else None
     ceilings = measure_ceilings(device, dtype)
@@ -219,20 +224,20 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
         calibration_tokens=tokens.numel(),
         candidates=search.distinct,
         item=dtype.itemsize,
-        rankings=2 if setting.streams else 1,  # in each step
+        rankings=2 if setting.offload else 1,  # in each step
     )
     work = Work(item=dtype.itemsize, held=text.numel(), device=device.type)
     footprint = Footprint.of(empty_model(worker.replica.checkpoint), work)
     return SearchMeasured(
         name=setting.name,
-        device=worker.device_name(),
+        device=device_name(worker),
         dtype=setting.dtype,
         blocks=layout.num_blocks,
         prunable=layout.prunable,
         samples=setting.samples,
         length=setting.length,
         calibration_samples=setting.calibration_samples,
-        streams=setting.streams,
+        offload=setting.offload,
         asked=search.asked,
         candidates=search.distinct,
         load_s=load_s,
@@ -247,7 +252,7 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
         token_forwards=search.distinct * text.numel() + tokens.numel(),
         device_bytes=device_bytes,
         host_bytes=host_bytes,
-        formula_bytes=footprint.streaming() if setting.streams else footprint.worker(1),
+        formula_bytes=footprint.offloaded() if setting.offload else footprint.worker(1),
         literal=literal,
     )
 
@@ -262,9 +267,9 @@ def _literal(worker: Worker, text: Tokens, search: TimedSearch, candidates: int)
     for number in range(candidates):
         plan = search.plans[number % 2]
         ours_s = search.candidates_s / search.distinct
-        if not worker.goes_together():
-            beside = [plan] * worker.at_once()
-            ours_s = seconds(worker.device, partial(worker.side_by_side, beside, Worker.trial)) / len(beside)
+        if not pass_together(worker):
+            beside = [plan] * parallel_tasks(worker)
+            ours_s = seconds(worker.device, partial(InParallel(trial), worker, beside)) / len(beside)
         for all_statistics, found in ratios.items():
             call = partial(literal_candidate, worker, inputs, plan, all_statistics=all_statistics)
             found.append(seconds(worker.device, call) / (ours_s + shared_s))

@@ -84,8 +84,8 @@ def _said(machine: Mapping[str, Any]) -> str:
 
 
 def _model(one: Mapping[str, Any]) -> str:
-    visiting = ", visiting" if one.get("streams") else ""
-    return f"{one['name']}, {one['blocks']} blocks, {one['dtype']}{visiting}"
+    offloaded = ", offloaded" if one.get("offload") else ""
+    return f"{one['name']}, {one['blocks']} blocks, {one['dtype']}{offloaded}"
 
 
 def _gib(size: int | None) -> str:

@@ -266,7 +266,7 @@ class Replica:
         *,
         sequences: int,
     ) -> Iterator[None]:
-        """Hook the first linear of each group: linears that read one tensor share its statistic."""
+        """Observe the first linear of each group: linears that read one tensor share its statistic."""
         handles = []
         if kinds:
             for group, first in self.layout.first_readers(index).items():

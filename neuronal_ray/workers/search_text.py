@@ -25,7 +25,7 @@ class SearchText:
         self._distributions = Distributions(self.chunks, recordings) if recordings else None
 
     def divergence(self, sparse: Sequence[Recording], replica: Replica) -> tuple[float, ...]:
-        """Return the mean KL(dense || sparse) of each sequence, nats a token; `sparse` is the text after the last block."""
+        """Return the mean KL(dense || sparse) of each sequence, nats a token; `sparse` has left the last block."""
         assert self._distributions is not None, "the search text was set without the dense model's reference"
         with replica.stopwatch.measure("divergence"):
             return tuple(self._distributions.divergence(sparse, replica.stream))

@@ -1,7 +1,7 @@
 """Thread lanes: on a CPU, twins of a replica that share its weights and run tasks in parallel, a thread pool each.
 
-Small operations do not keep several threads busy, and all threads wait between them. Candidates on lanes of their own do
-not wait for each other.
+Small operations do not keep several threads busy, and all threads wait between them. Candidates on lanes of their own
+do not wait for each other.
 """
 
 import queue
@@ -94,6 +94,6 @@ class ThreadLanes:
 
 
 def _begin_lane(threads: int) -> None:
-    """Set the number of threads in a lane's thread; one that never reads it would take the number set last elsewhere."""
+    """Set a lane's number of threads; a thread that never reads it would take the number last set elsewhere."""
     torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -360,7 +360,7 @@ def test_a_disk_without_room_for_the_model(
 
 
 def test_a_failed_run_leaves_the_earlier_one(capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
-    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, tmp_path / "out", evaluate="none")) == 0
+    assert neuronal_ray.prune.__main__.main(prune_arguments(folder, tmp_path / "out", evaluate="none")) == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     run_main(capfd, prune_arguments(folder, tmp_path / "out", overwrite="", model=str(folder / "nan")))
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ import neuronal_ray.prune.__main__
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group
 from neuronal_ray.prune.journal import Journal, Number
+from neuronal_ray.workers.shard import ChainTask
+from neuronal_ray.workers.tasks import candidates, probes
 from neuronal_ray.workers.worker import Worker
 
 BYTE_EQUAL = ("model.safetensors", "allocation.parquet")
@@ -44,21 +47,19 @@ def test_a_resumed_run_asks_nothing_twice(
     options = {name: value for name, value in options.items() if value}
     asked: list[str] = []
     stop_after = 10**9
-    own = {name: getattr(Worker, name) for name in ("trials", "changed", "divergences")}
 
-    def counted(name: str) -> object:
-        def task(worker: Worker, *args: object, **kwargs: object) -> object:
+    def counted(task: ChainTask) -> ChainTask:
+        def start(worker: Worker, *args: object, **kwargs: object) -> object:
             if len(asked) >= stop_after:
                 raise KeyboardInterrupt
-            asked.append(name)
-            return own[name](worker, *args, **kwargs)
+            asked.append(task.name)
+            return task.start(worker, *args, **kwargs)
 
-        task.__qualname__ = f"Worker.{name}"
-        return task
+        return replace(task, start=start)
 
-    for name in own:
-        monkeypatch.setattr(Worker, name, counted(name))
-    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, tmp_path / "whole", **options)) == 0
+    for module, name in ((candidates, "trials"), (candidates, "divergences"), (probes, "changed")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    assert neuronal_ray.prune.__main__.main(prune_arguments(folder, tmp_path / "whole", **options)) == 0
     total = len(asked)
     assert total > 3
     arguments = prune_arguments(folder, tmp_path / "out", **options)
@@ -66,12 +67,12 @@ def test_a_resumed_run_asks_nothing_twice(
     for at in (1, total // 2, total - 1):
         asked.clear()
         stop_after = at - done
-        assert neuronal_ray.mainprune.__main__.main([*arguments, "--resume"]) == 130
+        assert neuronal_ray.prune.__main__.main([*arguments, "--resume"]) == 130
         done = at
         assert {path.name for path in tmp_path.iterdir()} == {"whole", ".out.journal"}
     asked.clear()
     stop_after = 10**9
-    assert neuronal_ray.mainprune.__main__.main([*arguments, "--resume"]) == 0
+    assert neuronal_ray.prune.__main__.main([*arguments, "--resume"]) == 0
     assert len(asked) == total - done, "a finished candidate was asked for again"
     assert "finished candidates are taken from" in capsys.readouterr().err
     for name in BYTE_EQUAL:
@@ -85,7 +86,7 @@ def test_a_resumed_run_asks_nothing_twice(
 def test_a_driver_killed_outright_is_resumed(folder: Path, tmp_path: Path) -> None:
     options = MODES["paper"]
     whole = prune_arguments(folder, tmp_path / "whole", **options)
-    assert neuronal_ray.mainprune.__main__.main(whole) == 0
+    assert neuronal_ray.prune.__main__.main(whole) == 0
     arguments = prune_arguments(folder, tmp_path / "out", **options)
     command = [sys.executable, "-m", "neuronal_ray.prune", *arguments]
     driver = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -108,7 +109,7 @@ def test_a_driver_killed_outright_is_resumed(folder: Path, tmp_path: Path) -> No
 def test_a_full_disk_is_one_line_and_nothing_half_written(folder: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk: the write fails in the middle in the same way."""
     options = MODES["paper"]
-    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, tmp_path / "whole", **options)) == 0
+    assert neuronal_ray.prune.__main__.main(prune_arguments(folder, tmp_path / "whole", **options)) == 0
     arguments = prune_arguments(folder, tmp_path / "out", **options)
     command = [sys.executable, "-m", "neuronal_ray.prune", *arguments]
     size = (folder / "model" / "model.safetensors").stat().st_size
@@ -123,7 +124,7 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(folder: Path, tmp_path
     )
     assert full.returncode == 1, full.stderr
     assert "Traceback" not in full.stderr
-    assert "Worker.written, worker 1: model.safetensors: [Errno 27]" in full.stderr
+    assert "written, worker 1: model.safetensors: [Errno 27]" in full.stderr
     assert "--resume goes on" in full.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"whole", ".out.journal"}
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300, check=False)
@@ -136,7 +137,7 @@ def test_without_resume_an_earlier_journal_is_dropped_aloud(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / ".out.journal" / "old").mkdir(parents=True)
-    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, tmp_path / "out")) == 0
+    assert neuronal_ray.prune.__main__.main(prune_arguments(folder, tmp_path / "out")) == 0
     assert "--resume would go on where it was" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 

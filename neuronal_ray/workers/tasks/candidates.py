@@ -32,7 +32,7 @@ def pass_together(worker: Worker) -> bool:
 
 
 def _start_search_text(
-    worker: Worker, tokens: Tokens, reference: Statistics | None, *, chunk: int | None, with_reference: bool
+    worker: Worker, tokens: Tokens, reference: Statistics | None = None, *, chunk: int | None, with_reference: bool
 ) -> Passing[None]:
     kept = worker.kept
     kept.search_text, kept.excerpts = SearchText(worker.replica, tokens, chunk=chunk), {}
@@ -45,7 +45,7 @@ def _observe_search_text(
     worker: Worker,
     passing: Passing[None],
     tokens: Tokens,
-    reference: Statistics | None,
+    reference: Statistics | None = None,
     *,
     chunk: int | None,
     with_reference: bool,
@@ -58,9 +58,9 @@ def _observe_search_text(
 
 
 set_search_text = ChainTask("set_search_text", start=_start_search_text, through=_observe_search_text, end=nothing)
-"""Keep the search text's embeddings and, `with_reference`, the dense model's activation norms (A_D) and last hidden states.
+"""Keep the search text's embeddings; `with_reference`, also the dense model's activation norms (A_D) and last states.
 
-`reference`: the norms, where they are known already and all that is wanted. Solved levels are dropped.
+`reference`: the norms, where they are known already and all that is needed. Solved levels are dropped.
 """
 
 
@@ -96,9 +96,10 @@ def end_trials(
 
 
 trials = ChainTask("trials", start=_start_trials, through=_pass_trials, end=end_trials)
-"""Return the alignment of the model under each plan with the dense model (Algorithm 1); the plans pass each block together.
+"""Return the alignment of the model under each plan with the dense model (Algorithm 1).
 
-With `divergence`, a trial also has the KL divergence of its next-token distributions from the dense model's.
+The texts of all plans pass each block together. With `divergence`, a trial also has the KL divergence of its
+next-token distributions from the dense model's.
 """
 
 
@@ -135,7 +136,7 @@ divergences = ChainTask("divergences", start=_start_plans, through=_pass_plans, 
 
 
 def search_text_loss(worker: Worker, recordings: list[Recording]) -> float:
-    """Return the mean cross-entropy per predicted token of the search text after the last block, infinite on overflow."""
+    """Return the mean cross-entropy of the search text per predicted token, infinite on overflow."""
     total, count = 0.0, 0
     chunks = worker.search_text.chunks
     texts = (row for tokens in chunks for row in tokens)

@@ -1,4 +1,4 @@
-"""Tasks that write the final model's files, each of which lies within a shard; in the background where that is possible."""
+"""Tasks that write the final model's files, in the background where possible; each file lies within a shard."""
 
 import os
 import platform

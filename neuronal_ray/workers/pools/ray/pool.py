@@ -37,9 +37,9 @@ class RayPool:
     """See Pool. Joins the Ray at `address` ("local": starts one, ended by `close`).
 
     A chain that loses an actor, with its process or its node, or whose task takes longer than `task_timeout_s`, is
-    replaced: the new chain repeats the calls of `each` since `begin`, and the tasks of the lost one are given out again.
-    Tasks are pure: the results are the same. A task that loses its chain three times is an error. Where there is no room
-    for a new chain, the others go on without it until there is.
+    replaced. The new chain repeats the calls of `each` since `begin`; the tasks of the lost one are given out again.
+    Tasks are pure: the results are the same. A task that loses its chain three times is an error. Where there is no
+    room for a new chain, the others go on without it until there is.
     """
 
     def __init__(
