@@ -149,9 +149,7 @@ def measure_job(
     forget_peak(torch.device(device))
     begin = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        code = prune(
-            [word for option, value in options.items() for word in (f"--{option}", value)]
-        )
+        code = prune([word for option, value in options.items() for word in (f"--{option}", value)])
     if code != DONE:
         raise Unfinished(f"the job ended with {code}")
     total_s = time.perf_counter() - begin

@@ -1,6 +1,6 @@
-"""How a task passes along a chain of shards: what it does at the first shard, in every shard, and at the last."""
+"""How a task passes along a chain of shards: what it does at the first shard, between shards and at the last."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -48,37 +48,60 @@ class Handover(Generic[State]):
         return Passing(texts, self.state)
 
 
+Steps = Generator[Passing[State], Passing[State], Result]
+"""What a chain task is written as: a generator with two yields, which are described in ChainTask."""
+
+
 @dataclass(frozen=True)
 class ChainTask(Generic[P, State, Result]):
-    """A task whose texts pass through every block, whichever shards hold them.
+    """A task whose texts pass through every block of the model, whichever shards hold them.
 
-    `start` returns the texts as they enter the first block of the model and the initial state. It is called in every
-    shard: later shards need the arguments that their blocks are called with. `through` passes the texts through the
-    blocks of one shard and adds to the state. `end` makes the result in the last shard.
+    `steps` is a generator function of the worker and the task's arguments, with two yields. The first gives the texts
+    as they enter the first block of the model, and the initial state; it receives the texts as they enter this shard,
+    and the state so far. The second gives the texts as they leave this shard, and the state. What follows runs in the
+    last shard only and returns the result. What comes before the first yield runs in every shard: later shards need
+    the arguments that their blocks are called with.
     """
 
-    name: str
-    start: Callable[Concatenate[Worker, P], Passing[State]]
-    through: Callable[Concatenate[Worker, Passing[State], P], Passing[State]]
-    end: Callable[Concatenate[Worker, Passing[State], P], Result]
+    steps: Callable[Concatenate[Worker, P], Steps[State, Result]]
+
+    @property
+    def name(self) -> str:
+        """What errors and metrics call the task."""
+        return self.steps.__name__.lstrip("_")
 
     def __call__(self, worker: Worker, /, *args: P.args, **kwargs: P.kwargs) -> Result:
         """Return the result on a worker that holds all blocks."""
         assert worker.spec.shards == 1, "one shard of several hands over, see run"
-        passing = self.through(worker, self.start(worker, *args, **kwargs), *args, **kwargs)
-        return self.end(worker, passing, *args, **kwargs)
+        return _ended(self._leaving(worker, None, *args, **kwargs)[0])
 
     def run(
         self, worker: Worker, handover: Handover[State] | None, /, *args: P.args, **kwargs: P.kwargs
     ) -> Handover[State] | Result:
         """Run on one shard, given what the shard before handed over: the result in the last, else a handover."""
-        passing = self.start(worker, *args, **kwargs)
-        if handover is not None:
-            passing = handover.entering(passing, worker.device)
-        passing = self.through(worker, passing, *args, **kwargs)
+        steps, leaving = self._leaving(worker, handover, *args, **kwargs)
         if worker.is_last:
-            return self.end(worker, passing, *args, **kwargs)
-        return Handover([[recording.hidden for recording in text] for text in passing.texts], passing.state)
+            return _ended(steps)
+        return Handover([[recording.hidden for recording in text] for text in leaving.texts], leaving.state)
+
+    def _leaving(
+        self, worker: Worker, handover: Handover[State] | None, /, *args: P.args, **kwargs: P.kwargs
+    ) -> tuple[Steps[State, Result], Passing[State]]:
+        """Return the steps at their second yield, and what they gave there."""
+        steps = self.steps(worker, *args, **kwargs)
+        entering = next(steps)
+        if handover is not None:
+            entering = handover.entering(entering, worker.device)
+        return steps, steps.send(entering)
+
+
+def _ended(steps: Steps[Any, Result]) -> Result:
+    try:
+        next(steps)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+    raise AssertionError("a chain task has two yields")
 
 
 @dataclass(frozen=True)
@@ -127,12 +150,3 @@ def task_name(task: Callable[..., object]) -> str:
     """Return what errors and metrics call a task."""
     name: str = getattr(task, "name", None) or task.__name__
     return name
-
-
-def gathered(worker: Worker, passing: Passing[State], /, *_: object, **__: object) -> State:
-    """Return what a task has gathered: the `end` of tasks whose state is their result."""
-    return passing.state
-
-
-def nothing(worker: Worker, passing: Passing[Any], /, *_: object, **__: object) -> None:
-    """End a task that is called for what it keeps on the workers."""

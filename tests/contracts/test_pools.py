@@ -35,7 +35,7 @@ from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.pools.protocol import Pool, TaskError
 from neuronal_ray.workers.pools.ray.pool import RayPool
-from neuronal_ray.workers.shard import ChainTask, Passing, gathered
+from neuronal_ray.workers.shard import ChainTask, Passing, Steps
 from neuronal_ray.workers.spec import WorkerSpec
 from neuronal_ray.workers.tasks.statistics import describe
 from neuronal_ray.workers.worker import Worker
@@ -92,16 +92,15 @@ def fail(worker: Worker) -> None:
     raise RuntimeError("out of luck")
 
 
-def _no_shards(worker: Worker, *_: object) -> Passing[str]:
-    return Passing([], "")
+def _pass_on(worker: Worker, *_: object) -> Steps[str, str]:
+    """The numbers of the shards that it came by."""
+    passing = yield Passing([], "")
+    passed = f"{passing.state}-{worker.spec.shard}"
+    yield Passing([], passed)
+    return passed
 
 
-def _one_more_shard(worker: Worker, passing: Passing[str], *_: object) -> Passing[str]:
-    return Passing([], f"{passing.state}-{worker.spec.shard}")
-
-
-pass_on = ChainTask("pass_on", start=_no_shards, through=_one_more_shard, end=gathered)
-"""The numbers of the shards that it came by."""
+pass_on = ChainTask(_pass_on)
 
 
 def note(worker: Worker, word: str) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from neuronal_ray.sweep import pipeline as sweep_run
 from neuronal_ray.sweep.config import Study, read_override, read_study
 from neuronal_ray.sweep.files import SCHEMA, Store, read_results
 from neuronal_ray.workers.pools.protocol import TaskError
+from neuronal_ray.workers.shard import ChainTask
 from neuronal_ray.workers.tasks import candidates, statistics
 
 REPOSITORY = Path(__file__).parents[2]
@@ -143,6 +145,7 @@ def test_what_cells_share_is_done_once(folder: Path, tmp_path: Path, monkeypatch
     calls: Counter[str] = Counter()
 
     def counted(name: str, function: Any) -> Any:
+        @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             calls[name] += 1
             return function(*args, **kwargs)
@@ -151,7 +154,7 @@ def test_what_cells_share_is_done_once(folder: Path, tmp_path: Path, monkeypatch
 
     for module, name in ((statistics, "observe_all"), (candidates, "trials")):
         task = getattr(module, name)
-        monkeypatch.setattr(module, name, replace(task, start=counted(name, task.start)))
+        monkeypatch.setattr(module, name, ChainTask(counted(name, task.steps)))
     monkeypatch.setattr(statistics, "rank", counted("rank", statistics.rank))
     variants = {name: VARIANTS[name] for name in ("Uniform", "OWL", "NeuronAL")}
     variants["Block"] = {"allocation": "neuronal", "neuronal-steps": "block"}

@@ -17,7 +17,7 @@ from neuronal_ray.workers.passes import dense_statistics, pass_under_plans
 from neuronal_ray.workers.pruned_blocks import candidate_weights, pruned_block
 from neuronal_ray.workers.replica import Statistics
 from neuronal_ray.workers.search_text import SearchText
-from neuronal_ray.workers.shard import ChainTask, Passing, nothing
+from neuronal_ray.workers.shard import ChainTask, Passing, Steps
 from neuronal_ray.workers.worker import Worker
 
 Tokens = Int64[Tensor, "sequences length"]
@@ -31,76 +31,63 @@ def pass_together(worker: Worker) -> bool:
 # -- the search text
 
 
-def _start_search_text(
+def _set_search_text(
     worker: Worker, tokens: Tokens, reference: Statistics | None = None, *, chunk: int | None, with_reference: bool
-) -> Passing[None]:
-    kept = worker.kept
+) -> Steps[None, None]:
+    """Keep the search text's embeddings and, `with_reference`, what the dense model makes of it.
+
+    That is its activation norms (A_D) and, in the last shard, its last hidden states.
+    `reference`: the norms, where they are known already and all that is needed. Solved levels are dropped.
+    """
+    kept, needs_pass = worker.kept, with_reference and reference is None
     kept.search_text, kept.excerpts = SearchText(worker.replica, tokens, chunk=chunk), {}
     kept.solved_levels = None
     kept.dense_norms = {} if reference is None else worker.on_device(reference)
-    return Passing([worker.search_text.recordings] if with_reference and reference is None else [], None)
+    passing = yield Passing([worker.search_text.recordings] if needs_pass else [], None)
+    texts = passing.texts
+    if needs_pass:
+        recordings, (kept.dense_norms,) = dense_statistics(worker, texts[0], (SquareSum,))
+        worker.search_text.keep_dense_end(recordings if worker.is_last else ())
+        texts = [recordings]
+    yield Passing(texts, None)
 
 
-def _observe_search_text(
-    worker: Worker,
-    passing: Passing[None],
-    tokens: Tokens,
-    reference: Statistics | None = None,
-    *,
-    chunk: int | None,
-    with_reference: bool,
-) -> Passing[None]:
-    if not passing.texts:
-        return passing
-    recordings, (worker.kept.dense_norms,) = dense_statistics(worker, passing.texts[0], (SquareSum,))
-    worker.search_text.keep_dense_end(recordings if worker.is_last else ())
-    return Passing([recordings], None)
-
-
-set_search_text = ChainTask("set_search_text", start=_start_search_text, through=_observe_search_text, end=nothing)
-"""Keep the search text's embeddings; `with_reference`, also the dense model's activation norms (A_D) and last states.
-
-`reference`: the norms, where they are known already and all that is needed. Solved levels are dropped.
-"""
+set_search_text = ChainTask(_set_search_text)
 
 
 # -- alignment with the dense model's own activations (Algorithm 1)
 
 
-def _start_trials(worker: Worker, plans: Sequence[Plan], *, divergence: bool = False) -> Passing[list[Comparison]]:
-    return Passing([worker.search_text.recordings] * len(plans), [Comparison() for _ in plans])
+def _trials(worker: Worker, plans: Sequence[Plan], *, divergence: bool = False) -> Steps[list[Comparison], list[Trial]]:
+    """Return the alignment of the model under each plan with the dense model (Algorithm 1).
 
-
-def _pass_trials(
-    worker: Worker, passing: Passing[list[Comparison]], plans: Sequence[Plan], *, divergence: bool = False
-) -> Passing[list[Comparison]]:
-    texts = list(passing.texts)
+    The texts of all plans pass each block together. With `divergence`, a trial also has the KL divergence of its
+    next-token distributions from the dense model's.
+    """
+    passing = yield Passing([worker.search_text.recordings] * len(plans), [Comparison() for _ in plans])
+    texts, comparisons = list(passing.texts), passing.state
     for index in worker.replica.visited(worker.blocks):
         last = index == worker.layout.num_blocks - 1 and not divergence
         with worker.replica.without_output(index) if last else nullcontext():
-            for number, (plan, comparison) in enumerate(zip(plans, passing.state, strict=True)):
+            for number, (plan, comparison) in enumerate(zip(plans, comparisons, strict=True)):
                 weights = candidate_weights(worker, index, plan)
                 texts[number], (observed,) = worker.replica.run_with(index, texts[number], weights, (SquareSum,))
                 comparison.add(worker.layout, index, worker.kept.dense_norms, observed)
-    return Passing(texts, passing.state)
+    yield Passing(texts, comparisons)
+    return ended_trials(worker, comparisons, texts, divergence=divergence)
 
 
-def end_trials(
-    worker: Worker, passing: Passing[list[Comparison]], plans: Sequence[Plan], *, divergence: bool = False
+def ended_trials(
+    worker: Worker, comparisons: Sequence[Comparison], texts: Sequence[list[Recording]], *, divergence: bool
 ) -> list[Trial]:
-    """Return the trial of each plan."""
+    """Return the trial of each text that has passed the last block."""
     return [
         comparison.trial(worker.search_text.divergence(text, worker.replica) if divergence else ())
-        for comparison, text in zip(passing.state, passing.texts, strict=True)
+        for comparison, text in zip(comparisons, texts, strict=True)
     ]
 
 
-trials = ChainTask("trials", start=_start_trials, through=_pass_trials, end=end_trials)
-"""Return the alignment of the model under each plan with the dense model (Algorithm 1).
-
-The texts of all plans pass each block together. With `divergence`, a trial also has the KL divergence of its
-next-token distributions from the dense model's.
-"""
+trials = ChainTask(_trials)
 
 
 def trial(worker: Worker, plan: Plan, *, divergence: bool = False) -> Trial:
@@ -112,27 +99,23 @@ def trial(worker: Worker, plan: Plan, *, divergence: bool = False) -> Trial:
 # -- cross-entropy and divergence
 
 
-def _start_plans(worker: Worker, plans: Sequence[Plan]) -> Passing[None]:
-    return Passing([worker.search_text.recordings] * len(plans), None)
+def _losses(worker: Worker, plans: Sequence[Plan]) -> Steps[None, list[float]]:
+    """Return the mean cross-entropy of the search text under each plan, nats per predicted token."""
+    passing = yield Passing([worker.search_text.recordings] * len(plans), None)
+    texts = pass_under_plans(worker, passing.texts, plans)
+    yield Passing(texts, None)
+    return [search_text_loss(worker, text) for text in texts]
 
 
-def _pass_plans(worker: Worker, passing: Passing[None], plans: Sequence[Plan]) -> Passing[None]:
-    return Passing(pass_under_plans(worker, passing.texts, plans), None)
+def _divergences(worker: Worker, plans: Sequence[Plan]) -> Steps[None, list[tuple[float, ...]]]:
+    """Return, for each plan, each search sequence's mean KL divergence of next-token distributions, nats a token."""
+    passing = yield Passing([worker.search_text.recordings] * len(plans), None)
+    texts = pass_under_plans(worker, passing.texts, plans)
+    yield Passing(texts, None)
+    return [worker.search_text.divergence(text, worker.replica) for text in texts]
 
 
-def _end_losses(worker: Worker, passing: Passing[None], plans: Sequence[Plan]) -> list[float]:
-    return [search_text_loss(worker, text) for text in passing.texts]
-
-
-def _end_divergences(worker: Worker, passing: Passing[None], plans: Sequence[Plan]) -> list[tuple[float, ...]]:
-    return [worker.search_text.divergence(text, worker.replica) for text in passing.texts]
-
-
-losses = ChainTask("losses", start=_start_plans, through=_pass_plans, end=_end_losses)
-"""Return the mean cross-entropy of the search text under each plan, nats per predicted token."""
-
-divergences = ChainTask("divergences", start=_start_plans, through=_pass_plans, end=_end_divergences)
-"""Return, for each plan, each search sequence's mean KL divergence of next-token distributions, nats a token."""
+losses, divergences = ChainTask(_losses), ChainTask(_divergences)
 
 
 def search_text_loss(worker: Worker, recordings: list[Recording]) -> float:
@@ -150,25 +133,19 @@ def search_text_loss(worker: Worker, recordings: list[Recording]) -> float:
 # -- the released code's criterion
 
 
-def _start_local_trial(worker: Worker, plan: Plan) -> Passing[Comparison]:
-    return Passing([worker.search_text.recordings], Comparison(dead_is_infinite=True))
-
-
-def _pass_local_trial(worker: Worker, passing: Passing[Comparison], plan: Plan) -> Passing[Comparison]:
+def _local_trial(worker: Worker, plan: Plan) -> Steps[Comparison, Trial]:
+    """Return the alignment block by block with dense weights on the sparse stream, ranking anew (released code)."""
     kind = RunningGram if worker.pruner.solves else RunningNorm
-    recordings = passing.texts[0]
+    passing = yield Passing([worker.search_text.recordings], Comparison(dead_is_infinite=True))
+    recordings, comparison = passing.texts[0], passing.state
     for index in worker.replica.visited(worker.blocks):
         with worker.stopwatch.measure("dense pass"):
             _, (reference,) = worker.replica.run(index, recordings, (kind,))
         weights, _ = pruned_block(worker, index, plan, [reference])
         recordings, (observed,) = worker.replica.run_with(index, recordings, weights, (kind,))
-        passing.state.add(worker.layout, index, reference, observed)
-    return Passing([recordings], passing.state)
+        comparison.add(worker.layout, index, reference, observed)
+    yield Passing([recordings], comparison)
+    return comparison.trial()
 
 
-def _end_local_trial(worker: Worker, passing: Passing[Comparison], plan: Plan) -> Trial:
-    return passing.state.trial()
-
-
-local_trial = ChainTask("local_trial", start=_start_local_trial, through=_pass_local_trial, end=_end_local_trial)
-"""Return the alignment block by block with dense weights on the sparse stream, ranking anew (released code)."""
+local_trial = ChainTask(_local_trial)

@@ -13,7 +13,7 @@ from neuronal_ray.core.masks import cut
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.workers.passes import check_finite
 from neuronal_ray.workers.pruned_blocks import final_block, on_host, pruned_block, ranking, refined_ranks
-from neuronal_ray.workers.shard import ChainTask, Passing, nothing
+from neuronal_ray.workers.shard import ChainTask, Passing, Steps
 from neuronal_ray.workers.spec import Walk
 from neuronal_ray.workers.worker import Worker
 
@@ -26,29 +26,21 @@ def unsettle(worker: Worker) -> None:
     worker.kept.final_ranks, worker.kept.solved = {}, {}
 
 
-# -- settle: masks, or weights, of the final model
+def _settle(worker: Worker, plan: Plan, tokens: Tokens, walk: Walk) -> Steps[None, None]:
+    """Settle the masks, or weights, of the final model under `plan`.
 
-
-def _needs_text(worker: Worker, walk: Walk) -> bool:
-    """Tell whether text passes through the blocks to settle the model; a ranking on the dense model needs none."""
-    return walk.pruned or worker.pruner.walks
-
-
-def _start_settling(worker: Worker, plan: Plan, tokens: Tokens, walk: Walk) -> Passing[None]:
-    worker.kept.final_ranks, worker.kept.solved = dict(worker.kept.ranks), {}
-    if not _needs_text(worker, walk):
-        return Passing([], None)
-    return Passing([worker.replica.start(tokens, chunk=1 if walk.released else None)[1]], None)
-
-
-def _settle_shard(worker: Worker, passing: Passing[None], plan: Plan, tokens: Tokens, walk: Walk) -> Passing[None]:
+    `tokens` pass through the blocks one after the other, unless masks read off the ranking are final as they are.
+    """
     kept, pruner = worker.kept, worker.pruner
-    if not _needs_text(worker, walk):
+    kept.final_ranks, kept.solved = dict(kept.ranks), {}
+    if not (walk.pruned or pruner.walks):
         if pruner.refinement is not None:
             for index in worker.replica.visited(worker.blocks):
                 refined = refined_ranks(worker, index, plan, ranking(worker, index), kept.statistics, kept.statistics)
                 kept.final_ranks |= on_host(worker, refined)
-        return passing
+        yield (yield Passing([], None))
+        return
+    passing = yield Passing([worker.replica.start(tokens, chunk=1 if walk.released else None)[1]], None)
     recordings, kinds = passing.texts[0], walk.kinds(pruner.final_statistics)
     for index in worker.replica.visited(worker.blocks):
         with worker.stopwatch.measure("dense pass"):
@@ -62,54 +54,29 @@ def _settle_shard(worker: Worker, passing: Passing[None], plan: Plan, tokens: To
         if walk.pruned:
             outputs, _ = worker.replica.run_with(index, recordings, weights)
         recordings = outputs
-    return Passing([recordings], None)
+    yield Passing([recordings], None)
 
 
-settle = ChainTask("settle", start=_start_settling, through=_settle_shard, end=nothing)
-"""Settle the masks, or weights, of the final model under `plan`.
-
-`tokens` pass through the blocks one after the other, unless masks read off the ranking are final as they are.
-"""
+settle = ChainTask(_settle)
 
 
-# -- text through the final model
-
-
-def _start_logits(
+def _logits(
     worker: Worker, tokens: Tokens, plan: Plan | None, read: Callable[[Tokens, Iterator[Logits]], Any]
-) -> Passing[list[Tokens]]:
+) -> Steps[None, Any]:
+    """Return `read(tokens, chunks of logits)` for the final model under `plan`; None is the dense model."""
     chunks, recordings = worker.replica.start(tokens)
-    return Passing([recordings], chunks)
-
-
-def _pass_final(
-    worker: Worker,
-    passing: Passing[list[Tokens]],
-    tokens: Tokens,
-    plan: Plan | None,
-    read: Callable[[Tokens, Iterator[Logits]], Any],
-) -> Passing[list[Tokens]]:
+    passing = yield Passing([recordings], None)
     recordings = passing.texts[0]
     for index in worker.replica.visited(worker.blocks):
         if plan is None:
             recordings, _ = worker.replica.run(index, recordings)
         else:
             recordings, _ = worker.replica.run_with(index, recordings, final_block(worker, index, plan))
-    return Passing([recordings], passing.state)
+    yield Passing([recordings], None)
+    return read(tokens, worker.replica.finish(chunks, recordings))
 
 
-def _read_logits(
-    worker: Worker,
-    passing: Passing[list[Tokens]],
-    tokens: Tokens,
-    plan: Plan | None,
-    read: Callable[[Tokens, Iterator[Logits]], Any],
-) -> Any:
-    return read(tokens, worker.replica.finish(passing.state, passing.texts[0]))
-
-
-logits = ChainTask("logits", start=_start_logits, through=_pass_final, end=_read_logits)
-"""Return `read(tokens, chunks of logits)` for the final model under `plan`; None is the dense model."""
+logits = ChainTask(_logits)
 
 
 def logits_on_demand(worker: Worker, tokens: Tokens, plan: Plan | None) -> Logits:

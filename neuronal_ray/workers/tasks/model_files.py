@@ -23,7 +23,7 @@ from neuronal_ray.models.output_files import Part, stored_tensors
 from neuronal_ray.models.tensor_copies import copy_tensors, new_part, write_weights, zero_masked
 from neuronal_ray.workers.pruned_blocks import ranking
 from neuronal_ray.workers.replica import Replica, Stopped
-from neuronal_ray.workers.shard import ChainTask, Passing
+from neuronal_ray.workers.shard import ChainTask, Passing, Steps
 from neuronal_ray.workers.worker import Worker
 
 
@@ -69,7 +69,7 @@ def write_ahead(worker: Worker, part: Part, plan: Plan, target: Path) -> None:
     kept = worker.kept
     if part.blocks.start in worker.blocks and (not worker.spec.offload or kept.solved or kept.final_ranks):
         final, queue = _FinalWeights.of(worker, plan), _device_queue(worker.device)
-        worker.files.begin(part.file, lambda stop: _write(worker.replica, final, part, target, stop, queue=queue))
+        worker.files.begin(part.file, lambda stop: _write_file(worker.replica, final, part, target, stop, queue=queue))
 
 
 def written(worker: Worker, patience_s: float) -> dict[str, int | None]:
@@ -77,22 +77,17 @@ def written(worker: Worker, patience_s: float) -> dict[str, int | None]:
     return worker.files.results(patience_s)
 
 
-def _start_writing(worker: Worker, part: Part, plan: Plan, target: Path) -> Passing[int]:
-    return Passing([], 0)
+def _write(worker: Worker, part: Part, plan: Plan, target: Path) -> Steps[int, int]:
+    """Write one file of the final model under `plan` into `target`; return the zeros among its linears' weights."""
+    passing = yield Passing([], 0)
+    zeros = passing.state
+    if part.blocks.start in worker.blocks:
+        zeros = _write_file(worker.replica, _FinalWeights.of(worker, plan), part, target, threading.Event())
+    yield Passing([], zeros)
+    return zeros
 
 
-def _write_shard(worker: Worker, passing: Passing[int], part: Part, plan: Plan, target: Path) -> Passing[int]:
-    if part.blocks.start not in worker.blocks:
-        return passing
-    return Passing([], _write(worker.replica, _FinalWeights.of(worker, plan), part, target, threading.Event()))
-
-
-def _end_writing(worker: Worker, passing: Passing[int], part: Part, plan: Plan, target: Path) -> int:
-    return passing.state
-
-
-write = ChainTask("write", start=_start_writing, through=_write_shard, end=_end_writing)
-"""Write one file of the final model under `plan` into `target`; return the zeros among its linears' weights."""
+write = ChainTask(_write)
 
 
 def _device_queue(device: torch.device) -> torch.cuda.Stream | None:
@@ -104,7 +99,7 @@ def _device_queue(device: torch.device) -> torch.cuda.Stream | None:
     return queue
 
 
-def _write(
+def _write_file(
     replica: Replica,
     final: _FinalWeights,
     part: Part,
@@ -116,12 +111,12 @@ def _write(
     assert part.blocks.stop <= replica.blocks.stop, "a file lies within a shard"
     try:
         with nullcontext() if queue is None else torch.cuda.stream(queue):
-            return _write_file(replica, final, part, target, stop)
+            return _write_tensors(replica, final, part, target, stop)
     except OSError as error:  # a full disk, for example
         raise OSError(f"{part.file}: {error}") from error
 
 
-def _write_file(replica: Replica, final: _FinalWeights, part: Part, target: Path, stop: threading.Event) -> int:
+def _write_tensors(replica: Replica, final: _FinalWeights, part: Part, target: Path, stop: threading.Event) -> int:
     keep_freed_memory()  # for one mask after the other
     source = replica.checkpoint
     file = new_part(source, part, target)

@@ -17,7 +17,7 @@ from neuronal_ray.workers.passes import dense_statistics, dense_walk, pass_under
 from neuronal_ray.workers.pruned_blocks import candidate_weights, inputs_of, ranking
 from neuronal_ray.workers.replica import Replica
 from neuronal_ray.workers.search_text import SearchText
-from neuronal_ray.workers.shard import ChainTask, Passing, gathered, nothing
+from neuronal_ray.workers.shard import ChainTask, Passing, Steps
 from neuronal_ray.workers.worker import Worker
 
 Tokens = Int64[Tensor, "sequences length"]
@@ -27,20 +27,17 @@ RowSquares = dict[Linear, Float64[Tensor, " rows"]]
 # -- small changes of a plan
 
 
-def _start_excerpt(worker: Worker, sequences: range) -> Passing[None]:
+def _set_excerpt(worker: Worker, sequences: range) -> Steps[None, None]:
+    """Keep some of the search sequences as a text of their own, for `changed`."""
     excerpt = SearchText(worker.replica, worker.search_text.tokens[sequences.start : sequences.stop])
     worker.kept.excerpts[sequences] = excerpt
-    return Passing([excerpt.recordings], None)
-
-
-def _pass_excerpt(worker: Worker, passing: Passing[None], sequences: range) -> Passing[None]:
+    passing = yield Passing([excerpt.recordings], None)
     recordings, _ = dense_statistics(worker, passing.texts[0], ())
-    worker.kept.excerpts[sequences].keep_dense_end(recordings if worker.is_last else ())
-    return Passing([recordings], None)
+    excerpt.keep_dense_end(recordings if worker.is_last else ())
+    yield Passing([recordings], None)
 
 
-set_excerpt = ChainTask("set_excerpt", start=_start_excerpt, through=_pass_excerpt, end=nothing)
-"""Keep some of the search sequences as a text of their own, for `changed`."""
+set_excerpt = ChainTask(_set_excerpt)
 
 
 def _first_blocks(worker: Worker, numbers: Sequence[int], changes: Sequence[Counts]) -> dict[int, int]:
@@ -49,29 +46,18 @@ def _first_blocks(worker: Worker, numbers: Sequence[int], changes: Sequence[Coun
     return {number: min((linear.block for linear in changes[number]), default=last) for number in numbers}
 
 
-def _begun(worker: Worker, firsts: Mapping[int, int]) -> list[int]:
-    """Return the numbers of the changes that touch a block of an earlier shard."""
-    return [number for number, first in firsts.items() if first < worker.blocks.start]
-
-
-def _start_changed(
+def _changed(
     worker: Worker, numbers: Sequence[int], changes: Sequence[Counts], plan: Plan, sequences: range
-) -> Passing[dict[int, float]]:
-    begun = _begun(worker, _first_blocks(worker, numbers, changes))
-    return Passing([worker.kept.excerpts[sequences].recordings] * (1 + len(begun)), {})
+) -> Steps[dict[int, float], list[float]]:
+    """Return the mean divergence over an excerpt of `plan` with each of some `changes` made to it.
 
-
-def _pass_changed(
-    worker: Worker,
-    passing: Passing[dict[int, float]],
-    numbers: Sequence[int],
-    changes: Sequence[Counts],
-    plan: Plan,
-    sequences: range,
-) -> Passing[dict[int, float]]:
+    `numbers` are the places of those changes in `changes`, which all tasks share. The text passes through the blocks
+    before a change once for all changes.
+    """
     text, num_blocks = worker.kept.excerpts[sequences], worker.layout.num_blocks
     firsts = _first_blocks(worker, numbers, changes)
-    begun = _begun(worker, firsts)
+    begun = [number for number, first in firsts.items() if first < worker.blocks.start]  # changed in earlier shards
+    passing = yield Passing([text.recordings] * (1 + len(begun)), {})
     recordings, means = passing.texts[0], dict(passing.state)
     changed_texts = dict(zip(begun, passing.texts[1:], strict=True))
 
@@ -95,40 +81,25 @@ def _pass_changed(
         for number, first in firsts.items():
             if first == num_blocks:
                 pass_changed(number, recordings, first=num_blocks)
-    return Passing([recordings, *(changed_texts[number] for number in numbers if number in changed_texts)], means)
+    yield Passing([recordings, *(changed_texts[number] for number in numbers if number in changed_texts)], means)
+    return [means[number] for number in numbers]
 
 
-def _end_changed(
-    worker: Worker,
-    passing: Passing[dict[int, float]],
-    numbers: Sequence[int],
-    changes: Sequence[Counts],
-    plan: Plan,
-    sequences: range,
-) -> list[float]:
-    return [passing.state[number] for number in numbers]
-
-
-changed = ChainTask("changed", start=_start_changed, through=_pass_changed, end=_end_changed)
-"""Return the mean divergence over an excerpt of `plan` with each of some `changes` made to it.
-
-`numbers` are the places of those changes in `changes`, which all tasks share. The text passes through the blocks before
-a change once for all changes.
-"""
+changed = ChainTask(_changed)
 
 
 # -- rows
 
 
-def _start_differences(worker: Worker, sequences: range, plan: Plan) -> Passing[RowSquares]:
-    _, recordings = worker.replica.start(worker.search_text.tokens[sequences.start : sequences.stop])
-    return Passing([recordings, recordings], {})
+def _differences(worker: Worker, sequences: range, plan: Plan) -> Steps[RowSquares, RowSquares]:
+    """Return, over some search sequences, each row's sum of squared differences of its output, dense and under `plan`.
 
-
-def _pass_differences(
-    worker: Worker, passing: Passing[RowSquares], sequences: range, plan: Plan
-) -> Passing[RowSquares]:
-    (dense, sparse), squares, replica = passing.texts, dict(passing.state), worker.replica
+    Both models run next to each other, each on its own text. Experts are left out: other tokens may reach them.
+    """
+    replica = worker.replica
+    _, recordings = replica.start(worker.search_text.tokens[sequences.start : sequences.stop])
+    passing = yield Passing([recordings, recordings], {})
+    (dense, sparse), squares = passing.texts, dict(passing.state)
     for index in replica.visited(worker.blocks):
         specs = [spec for spec in worker.layout.blocks[index] if spec.expert is None]
         with replica.outputs(specs) as dense_outputs:
@@ -139,30 +110,18 @@ def _pass_differences(
             pairs = zip(dense_outputs[spec.linear], sparse_outputs[spec.linear], strict=True)
             sums = [(one.float() - other.float()).square().flatten(0, -2).sum(dim=0) for one, other in pairs]
             squares[spec.linear] = torch.stack(sums).sum(dim=0).double().cpu()
-    return Passing([dense, sparse], squares)
+    yield Passing([dense, sparse], squares)
+    return squares
 
 
-differences = ChainTask("differences", start=_start_differences, through=_pass_differences, end=gathered)
-"""Return, over some search sequences, each row's sum of squared differences of its output, dense and under `plan`.
-
-Both models run next to each other, each on its own text. Experts are left out: other tokens may reach them.
-"""
+differences = ChainTask(_differences)
 
 
-def _start_map(
+def _map_linears(
     worker: Worker, blocks: range, function: Callable[[RankedLinear], Any], plan: Plan, tokens: Tokens
-) -> Passing[dict[Linear, Any]]:
-    return Passing([worker.replica.start(tokens)[1]], {})
-
-
-def _map_shard(
-    worker: Worker,
-    passing: Passing[dict[Linear, Any]],
-    blocks: range,
-    function: Callable[[RankedLinear], Any],
-    plan: Plan,
-    tokens: Tokens,
-) -> Passing[dict[Linear, Any]]:
+) -> Steps[dict[Linear, Any], dict[Linear, Any]]:
+    """Return `function` of each linear of a range of blocks, with the Gram of its inputs on the dense model."""
+    passing = yield Passing([worker.replica.start(tokens)[1]], {})
     recordings, results = passing.texts[0], dict(passing.state)
     for index, after, statistics in dense_walk(worker, recordings, (Gram,), wanted=blocks):
         recordings = after
@@ -178,46 +137,36 @@ def _map_shard(
             )
             with worker.stopwatch.measure("rows"):
                 results[spec.linear] = function(linear)
-    return Passing([recordings], results)
+    yield Passing([recordings], results)
+    return results
 
 
-map_linears = ChainTask("map_linears", start=_start_map, through=_map_shard, end=gathered)
-"""Return `function` of each linear of a range of blocks, with the Gram of its inputs on the dense model."""
+map_linears = ChainTask(_map_linears)
 
 
 # -- blocks
 
 
-def _start_measuring(worker: Worker, block: int, function: Callable[[Sequence[Weighed]], Any]) -> Passing[list[Any]]:
-    return Passing([], [])
+def _measure(worker: Worker, block: int, function: Callable[[Sequence[Weighed]], Any]) -> Steps[list[Any], Any]:
+    """Return `function` of the dense linears of one block and their inputs' statistics."""
+    passing = yield Passing([], [])
+    results = list(passing.state)
+    if block in worker.blocks:
+        with worker.replica.stream.resident(block):
+            linears = [
+                Weighed(
+                    spec=spec,
+                    weight=worker.replica.weight(spec),
+                    inputs=inputs_of(worker, spec, worker.kept.statistics),
+                )
+                for spec in worker.layout.blocks[block]
+            ]
+            results.append(function(linears))
+    yield Passing([], results)
+    return results[0]
 
 
-def _measure_shard(
-    worker: Worker, passing: Passing[list[Any]], block: int, function: Callable[[Sequence[Weighed]], Any]
-) -> Passing[list[Any]]:
-    if block not in worker.blocks:
-        return passing
-    with worker.replica.stream.resident(block):
-        linears = [
-            Weighed(
-                spec=spec,
-                weight=worker.replica.weight(spec),
-                inputs=inputs_of(worker, spec, worker.kept.statistics),
-            )
-            for spec in worker.layout.blocks[block]
-        ]
-        return Passing([], [function(linears)])
-
-
-def _end_measuring(
-    worker: Worker, passing: Passing[list[Any]], block: int, function: Callable[[Sequence[Weighed]], Any]
-) -> Any:
-    (result,) = passing.state
-    return result
-
-
-measure = ChainTask("measure", start=_start_measuring, through=_measure_shard, end=_end_measuring)
-"""Return `function` of the dense linears of one block and their inputs' statistics."""
+measure = ChainTask(_measure)
 
 
 class BlockText:
@@ -248,21 +197,17 @@ class BlockText:
         return self._replica.differentiable(self._index, self._inputs[text], weights)
 
 
-def _start_learning(worker: Worker, blocks: range, function: Callable[[BlockTask], Any]) -> Passing[list[Any]]:
-    return Passing([worker.search_text.recordings], [])
-
-
-def _learn_shard(
-    worker: Worker, passing: Passing[list[Any]], blocks: range, function: Callable[[BlockTask], Any]
-) -> Passing[list[Any]]:
+def _learn(worker: Worker, blocks: range, function: Callable[[BlockTask], Any]) -> Steps[list[Any], list[Any]]:
+    """Return `function` of each block of a range, with the search text as it enters the block in the dense model."""
+    passing = yield Passing([worker.search_text.recordings], [])
     recordings, results = passing.texts[0], list(passing.state)
     for index in worker.replica.visited(worker.blocks_until(blocks.stop)):
         outputs, _ = worker.replica.run(index, recordings)
         if index in blocks:
             results.append(function(BlockText(worker.replica, index, recordings, outputs, ranking(worker, index))))
         recordings = outputs
-    return Passing([recordings], results)
+    yield Passing([recordings], results)
+    return results
 
 
-learn = ChainTask("learn", start=_start_learning, through=_learn_shard, end=gathered)
-"""Return `function` of each block of a range, with the search text as it enters the block in the dense model."""
+learn = ChainTask(_learn)

@@ -14,9 +14,9 @@ from neuronal_ray.models.blocks import Recording
 from neuronal_ray.workers.comparison import Comparison
 from neuronal_ray.workers.passes import dense_walk
 from neuronal_ray.workers.pruned_blocks import factorized, solve_block
-from neuronal_ray.workers.shard import ChainTask, Passing, gathered
+from neuronal_ray.workers.shard import ChainTask, Passing, Steps
 from neuronal_ray.workers.solved_levels import LevelStore, solve_at_levels
-from neuronal_ray.workers.tasks.candidates import end_trials, search_text_loss
+from neuronal_ray.workers.tasks.candidates import ended_trials, search_text_loss
 from neuronal_ray.workers.worker import Worker
 
 Tokens = Int64[Tensor, "sequences length"]
@@ -47,77 +47,38 @@ def _solved_walk(
         yield index, [after, *sparse], [observed for _, observed in passed]
 
 
-# -- trials and losses
-
-
-def _start_trials(
+def _solved_trials(
     worker: Worker, plans: Sequence[Plan], tokens: Tokens, *, divergence: bool = False
-) -> Passing[list[Comparison]]:
-    return Passing(_texts(worker, plans, tokens), [Comparison() for _ in plans])
-
-
-def _pass_trials(
-    worker: Worker,
-    passing: Passing[list[Comparison]],
-    plans: Sequence[Plan],
-    tokens: Tokens,
-    *,
-    divergence: bool = False,
-) -> Passing[list[Comparison]]:
-    texts = passing.texts
+) -> Steps[list[Comparison], list[Trial]]:
+    """Return `trials` for a method that solves: statistics of `tokens` on the dense model, shared by all plans."""
+    passing = yield Passing(_texts(worker, plans, tokens), [Comparison() for _ in plans])
+    texts, comparisons = passing.texts, passing.state
     for index, after, observed in _solved_walk(worker, texts, plans, (SquareSum,)):
         texts = after
-        for comparison, (sparse,) in zip(passing.state, observed, strict=True):
+        for comparison, (sparse,) in zip(comparisons, observed, strict=True):
             comparison.add(worker.layout, index, worker.kept.dense_norms, sparse)
-    return Passing(texts, passing.state)
+    yield Passing(texts, comparisons)
+    return ended_trials(worker, comparisons, texts[1:], divergence=divergence)
 
 
-def _end_trials(
-    worker: Worker,
-    passing: Passing[list[Comparison]],
-    plans: Sequence[Plan],
-    tokens: Tokens,
-    *,
-    divergence: bool = False,
-) -> list[Trial]:
-    return end_trials(worker, Passing(passing.texts[1:], passing.state), plans, divergence=divergence)
-
-
-solved_trials = ChainTask("solved_trials", start=_start_trials, through=_pass_trials, end=_end_trials)
-"""Return `trials` for a method that solves: statistics of `tokens` on the dense model, shared by all plans."""
-
-
-def _start_losses(worker: Worker, plans: Sequence[Plan], tokens: Tokens) -> Passing[None]:
-    return Passing(_texts(worker, plans, tokens), None)
-
-
-def _pass_losses(worker: Worker, passing: Passing[None], plans: Sequence[Plan], tokens: Tokens) -> Passing[None]:
+def _solved_losses(worker: Worker, plans: Sequence[Plan], tokens: Tokens) -> Steps[None, list[float]]:
+    """Return `losses` for a method that solves."""
+    passing = yield Passing(_texts(worker, plans, tokens), None)
     texts = passing.texts
     for _, after, _ in _solved_walk(worker, texts, plans, ()):
         texts = after
-    return Passing(texts, None)
+    yield Passing(texts, None)
+    return [search_text_loss(worker, recordings) for recordings in texts[1:]]
 
 
-def _end_losses(worker: Worker, passing: Passing[None], plans: Sequence[Plan], tokens: Tokens) -> list[float]:
-    return [search_text_loss(worker, recordings) for recordings in passing.texts[1:]]
-
-
-solved_losses = ChainTask("solved_losses", start=_start_losses, through=_pass_losses, end=_end_losses)
-"""Return `losses` for a method that solves."""
-
-
-# -- solved levels
-
-
-def _start_levels(worker: Worker, blocks: range, levels: Sequence[int], tokens: Tokens) -> Passing[LevelStore]:
-    return Passing([worker.replica.start(tokens)[1]], LevelStore(worker.pruner.levels))
-
-
-def _solve_shard(
-    worker: Worker, passing: Passing[LevelStore], blocks: range, levels: Sequence[int], tokens: Tokens
-) -> Passing[LevelStore]:
-    pruner, recordings, solved = worker.pruner, passing.texts[0], {}
+def _solve_levels(
+    worker: Worker, blocks: range, levels: Sequence[int], tokens: Tokens
+) -> Steps[LevelStore, LevelStore]:
+    """Return the linears of a range of blocks solved at each of `levels` on the dense model, on the host."""
+    pruner, solved = worker.pruner, {}
     assert pruner.statistic is not None
+    passing = yield Passing([worker.replica.start(tokens)[1]], LevelStore(pruner.levels))
+    recordings = passing.texts[0]
     for index, after, statistics in dense_walk(worker, recordings, (pruner.statistic,), wanted=blocks):
         recordings = after
         if not statistics:
@@ -127,12 +88,16 @@ def _solve_shard(
             for spec in worker.layout.blocks[index]:
                 weight, factor = worker.replica.weight(spec), factors[spec.reads]
                 solved[spec.linear] = solve_at_levels(spec, weight, factor, pruner, levels)
-    store = LevelStore(pruner.levels, solved).to(torch.device("cpu"))
-    return Passing([recordings], passing.state.merge(store))
+    store = passing.state.merge(LevelStore(pruner.levels, solved).to(torch.device("cpu")))
+    yield Passing([recordings], store)
+    return store
 
 
-solve_levels = ChainTask("solve_levels", start=_start_levels, through=_solve_shard, end=gathered)
-"""Return the linears of a range of blocks solved at each of `levels` on the dense model, on the host."""
+solved_trials, solved_losses, solve_levels = (
+    ChainTask(_solved_trials),
+    ChainTask(_solved_losses),
+    ChainTask(_solve_levels),
+)
 
 
 def keep_levels(worker: Worker, store: LevelStore) -> None:

@@ -14,7 +14,7 @@ from neuronal_ray.models.wiring import Kinds
 from neuronal_ray.workers.passes import dense_statistics, dense_walk
 from neuronal_ray.workers.pruned_blocks import on_host, rank_block
 from neuronal_ray.workers.replica import Statistics, chunk_sequences
-from neuronal_ray.workers.shard import ChainTask, Passing, gathered, nothing
+from neuronal_ray.workers.shard import ChainTask, Passing, Steps
 from neuronal_ray.workers.worker import Worker
 
 Tokens = Int64[Tensor, "sequences length"]
@@ -24,20 +24,14 @@ Observed = list[dict[Group, Statistic]]
 # -- the model and the device
 
 
-def _no_kinds(worker: Worker) -> Passing[Kinds]:
-    return Passing([], Kinds())
-
-
-def _trace_shard(worker: Worker, passing: Passing[Kinds]) -> Passing[Kinds]:
-    return Passing([], worker.replica.trace(passing.state))
-
-
-def _layout(worker: Worker, passing: Passing[Kinds]) -> Layout:
+def _trace(worker: Worker) -> Steps[Kinds, Layout]:
+    """Find the layout of the model; each shard adds the kinds of blocks that it has."""
+    passing = yield Passing([], Kinds())
+    yield Passing([], worker.replica.trace(passing.state))
     return worker.layout
 
 
-trace = ChainTask("trace", start=_no_kinds, through=_trace_shard, end=_layout)
-"""Find the layout of the model; each shard adds the kinds of blocks that it has."""
+trace = ChainTask(_trace)
 
 
 def keep_layout(worker: Worker, layout: Layout) -> None:
@@ -89,22 +83,18 @@ def use_pruner(worker: Worker, pruner: LinearPruner) -> None:
 # -- statistics
 
 
-def _start_observing(worker: Worker, tokens: Tokens, kinds: tuple[type[Statistic], ...]) -> Passing[Observed]:
-    return Passing([worker.replica.start(tokens)[1]], [{} for _ in kinds])
-
-
-def _observe_shard(
-    worker: Worker, passing: Passing[Observed], tokens: Tokens, kinds: tuple[type[Statistic], ...]
-) -> Passing[Observed]:
+def _observe_all(worker: Worker, tokens: Tokens, kinds: tuple[type[Statistic], ...]) -> Steps[Observed, Observed]:
+    """Return statistics of one chunk of calibration text on the dense model, on the host: one mapping for each kind."""
+    passing = yield Passing([worker.replica.start(tokens)[1]], [{} for _ in kinds])
     recordings, statistics = dense_statistics(worker, passing.texts[0], kinds)
     host = torch.device("cpu")
     for known, seen in zip(passing.state, statistics, strict=True):
         known |= {group: statistic.to(host) for group, statistic in seen.items()}
-    return Passing([recordings], passing.state)
+    yield Passing([recordings], passing.state)
+    return passing.state
 
 
-observe_all = ChainTask("observe_all", start=_start_observing, through=_observe_shard, end=gathered)
-"""Return statistics of one chunk of calibration text on the dense model, on the host: one mapping for each kind."""
+observe_all = ChainTask(_observe_all)
 
 
 def observe(worker: Worker, tokens: Tokens, kind: type[Statistic] = SquareSum) -> Statistics:
@@ -132,18 +122,15 @@ def rank(worker: Worker) -> None:
         worker.kept.ranks |= rank_block(worker, index, worker.kept.statistics)
 
 
-def _start_text(worker: Worker, tokens: Tokens) -> Passing[None]:
-    return Passing([worker.replica.start(tokens)[1]], None)
-
-
-def _rank_shard(worker: Worker, passing: Passing[None], tokens: Tokens) -> Passing[None]:
+def _rank_on_walk(worker: Worker, tokens: Tokens) -> Steps[None, None]:
+    """Rank every linear by statistics that are held for one block at a time, on the dense model."""
     assert worker.pruner.statistic is not None
+    passing = yield Passing([worker.replica.start(tokens)[1]], None)
     recordings = passing.texts[0]
     for index, after, (statistics,) in dense_walk(worker, recordings, (worker.pruner.statistic,)):
         worker.kept.ranks |= on_host(worker, rank_block(worker, index, statistics))
         recordings = after
-    return Passing([recordings], None)
+    yield Passing([recordings], None)
 
 
-rank_on_walk = ChainTask("rank_on_walk", start=_start_text, through=_rank_shard, end=nothing)
-"""Rank every linear by statistics that are held for one block at a time, on the dense model."""
+rank_on_walk = ChainTask(_rank_on_walk)
