@@ -1,7 +1,6 @@
 """What Ray costs and what replicas gain: the same search in this process, on one replica, on two, and on two shards."""
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from neuronal_ray.algorithms.allocations import neuronal
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.benchmark.record import check_output, publish
 from neuronal_ray.benchmark.shapes import kept_or_temporary, length_of, model_path
+from neuronal_ray.cli.memory import private_bytes
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.lambdas import LAMBDAS
 from neuronal_ray.core.plan import uniform_rates
@@ -124,14 +124,14 @@ def measure_cluster(model: Path, *, name: str, length: int, samples: int = 2) ->
                 problem = Problem(layout=layout, target=_TARGET, mode="paper", probe=search)
                 uniform = problem.plan(uniform_rates(layout, lambda _: _TARGET), rows_adapted=False)
                 search.losses("warm-up", [0.0], [uniform])
-                before_search = _resident()
+                before_search = private_bytes()
                 begin = time.perf_counter()
                 allocation = neuronal.allocate(problem, block_lambdas=_LAMBDAS, row_lambdas=_LAMBDAS)
                 seconds = time.perf_counter() - begin
                 best[setting] = min(best.get(setting, seconds), seconds)
                 found.add(tuple(step.scores for step in allocation.steps))
                 if setting != _HERE:
-                    growth = max(growth, _resident() - before_search)
+                    growth = max(growth, private_bytes() - before_search)
                 candidates = search.evaluations
                 opened.pop(setting).close()
         assert len(found) == 1, "the settings disagree"
@@ -150,9 +150,3 @@ def measure_cluster(model: Path, *, name: str, length: int, samples: int = 2) ->
         driver_growth=growth,
         hidden_bytes=hidden,
     )
-
-
-def _resident() -> int:
-    """Bytes of this process that lie in memory and are its own."""
-    pages = Path("/proc/self/statm").read_text().split()
-    return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE")

@@ -1,12 +1,12 @@
 """What can a device do at most, and how much memory was taken? Ceilings that other figures are compared with."""
 
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+
+from neuronal_ray.cli.memory import reset_peak
 
 _ROUNDS = 7
 
@@ -62,25 +62,13 @@ def settle(device: torch.device) -> None:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Peaks are counted from here on; the host's only where Linux allows it."""
+    """Count the peaks of the device and of this process from now on."""
     if device.type == "cuda":
         torch.cuda.init()  # counting needs it
         torch.cuda.reset_peak_memory_stats(device)
-    clear = Path("/proc/self/clear_refs")
-    try:
-        clear.write_text("5")  # the largest resident size becomes the present one
-    except OSError:
-        return
+    reset_peak()
 
 
 def device_peak(device: torch.device) -> int | None:
-    """The most bytes allocated on a GPU; None on the host, whose peak is `host_peak`."""
+    """Return the most bytes that were allocated on a GPU; None for the host, whose peak is `cli.memory.peak_bytes`."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-
-
-def host_peak() -> int:
-    """The most bytes that this process was resident in."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

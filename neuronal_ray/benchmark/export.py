@@ -14,6 +14,7 @@ import torch
 
 from neuronal_ray.benchmark.record import check_output, publish
 from neuronal_ray.benchmark.shapes import kept_or_temporary
+from neuronal_ray.cli.memory import peak_bytes, reset_peak, resident_bytes
 from neuronal_ray.core.packing import pack_words, unpack_words
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.models.formats.packed import open_packed, write_packed
@@ -232,14 +233,8 @@ def _forget(folder: Path) -> None:
 
 
 def _growth(call: Callable[[], object]) -> int:
-    """Bytes by which this process was larger while `call` ran, at the most."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _resident("VmRSS")
+    """Return the bytes by which this process was larger, at the most, while `call` ran."""
+    reset_peak()
+    before = resident_bytes()
     call()
-    return _resident("VmHWM") - before
-
-
-def _resident(what: str) -> int:
-    """Bytes in memory by a line of /proc: VmRSS now, VmHWM at the peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
+    return peak_bytes() - before

@@ -13,8 +13,7 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors.torch import save_file
 
-import neuronal_ray.prune.__main__
-from neuronal_ray.benchmark.device import device_peak, forget_peak, host_peak
+from neuronal_ray.benchmark.device import device_peak, forget_peak
 from neuronal_ray.benchmark.record import check_output, machine, publish
 from neuronal_ray.benchmark.shapes import (
     add_model_options,
@@ -27,7 +26,9 @@ from neuronal_ray.benchmark.shapes import (
 )
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import DONE, Unfinished
+from neuronal_ray.cli.memory import peak_bytes
 from neuronal_ray.models.checkpoint import open_checkpoint
+from neuronal_ray.prune.__main__ import main as prune
 from neuronal_ray.workers.footprint import GIB
 
 _DESCRIPTION = """Time one whole `neuronal-ray prune` in this process, on random weights and random text: scores from
@@ -149,9 +150,7 @@ def measure_job(
     forget_peak(torch.device(device))
     begin = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        code = neuronal_ray.mainprune.__main__.main(
-            [word for option, value in options.items() for word in (f"--{option}", value)]
-        )
+        code = prune([word for option, value in options.items() for word in (f"--{option}", value)])
     if code != DONE:
         raise Unfinished(f"the job ended with {code}")
     total_s = time.perf_counter() - begin
@@ -168,5 +167,5 @@ def measure_job(
         stages=summary["seconds"],
         total_s=total_s,
         device_bytes=device_peak(torch.device(device)),
-        host_bytes=host_peak(),
+        host_bytes=peak_bytes(),
     )

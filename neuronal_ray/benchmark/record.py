@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.memory import machine_bytes
 
 
 class Measured(Protocol):
@@ -53,7 +54,7 @@ def machine() -> Machine:
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)),
         threads=torch.get_num_threads(),
-        host_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        host_bytes=machine_bytes(),
         devices=tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())),
         versions={"python": platform.python_version()} | {name: version(name) for name in ("torch", "transformers")},
     )

@@ -17,7 +17,6 @@ from neuronal_ray.benchmark.device import (
     Ceilings,
     device_peak,
     forget_peak,
-    host_peak,
     measure_ceilings,
     seconds,
     settle,
@@ -44,6 +43,7 @@ from neuronal_ray.benchmark.timed import (
     timed_search,
     worker_of,
 )
+from neuronal_ray.cli.memory import peak_bytes
 from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.workers.footprint import GIB, Footprint, Work
 from neuronal_ray.workers.pools.in_process import InProcessPool
@@ -204,7 +204,7 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
         worker.stopwatch.synchronize = True
         staged = timed_search(setting, pool, tokens, quiet=False)
         worker.stopwatch.synchronize = False
-    device_bytes, host_bytes = device_peak(device), host_peak()
+    device_bytes, host_bytes = device_peak(device), peak_bytes()
 
     text, layout, dtype = tokens[: setting.samples], worker.layout, worker.replica.stream.model.dtype
     alone_s = forwards_alone(worker, text, search.plans[-1], repeats=repeats) * search.distinct

@@ -1,4 +1,4 @@
-"""Perplexity by the protocol of the pruning papers: consecutive windows, mean of the windows' mean losses."""
+"""Perplexity by the protocol of the pruning papers: consecutive windows, exp of the mean of their mean losses."""
 
 import math
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from neuronal_ray.workers.worker import Worker
 def window_losses(
     worker: Worker, windows: Int64[Tensor, "windows length"], plan: Plan | None
 ) -> Float64[Tensor, " windows"]:
-    """Mean cross-entropy, in nats, over the length - 1 predictions of each window; logits taken to float32."""
+    """Return each window's mean cross-entropy over its length - 1 predictions, in nats, from float32 logits."""
     return worker.logits(windows, plan, partial(_losses, windows))
 
 
@@ -29,8 +29,8 @@ def _losses(
     losses = []
     remaining = windows
     for logits in chunks:
-        part, remaining = remaining[: len(logits)].to(logits.device), remaining[len(logits) :]
-        for row, tokens in zip(logits, part, strict=True):
+        chunk, remaining = remaining[: len(logits)].to(logits.device), remaining[len(logits) :]
+        for row, tokens in zip(logits, chunk, strict=True):
             losses.append(F.cross_entropy(row[:-1].float(), tokens[1:]))
     return torch.stack(losses).double().cpu()
 
@@ -38,8 +38,9 @@ def _losses(
 def split_windows(
     windows: Int64[Tensor, "windows length"], *, chunk: int, most_chunks: int, workers: int
 ) -> list[Int64[Tensor, "some length"]]:
-    """Tasks of whole chunks of `chunk` windows, so that no bit depends on how many; of `most_chunks` at most, and as
-    many as `workers` finish at the same time.
+    """Split `windows` into tasks of whole chunks of `chunk` windows, at most `most_chunks` each.
+
+    Chunks are never divided, so no bit depends on the number of tasks, which is such that all `workers` end together.
     """
     chunks = math.ceil(len(windows) / chunk)
     rounds = math.ceil(chunks / (workers * most_chunks))
@@ -47,8 +48,10 @@ def split_windows(
 
 
 def _tasks(pool: Pool, windows: Int64[Tensor, "windows length"]) -> list[Int64[Tensor, "some length"]]:
-    """What weights cost in a task, cut or come to the device, its chunks share; a chain of shards that hold theirs is
-    busy in all of them only with many tasks under way.
+    """Return the windows of each task.
+
+    The chunks of a task share the cost of masking or transferring a block. A chain of shards that hold their weights
+    has none to share, and is busy in all its shards only with many tasks under way: one chunk each.
     """
     shared = pool.shards == 1 or pool.first(Worker.goes_together)
     return split_windows(
@@ -67,22 +70,17 @@ def perplexity(
     progress: Progress | None = None,
     stage: str = "perplexity",
 ) -> float:
-    """exp of the mean of the windows' losses of the model under `plan` (None: dense); infinite on overflow.
+    """Return exp of the mean of the windows' losses of the model under `plan` (None: dense); infinite on overflow.
 
-    The originals multiply each window's mean over length - 1 predictions by length and divide by all tokens: the
-    same number. Differs: their losses are taken from half-precision logits. Windows are merged in their order: the
-    bits do not depend on the pool.
+    The released codes multiply each window's mean over length - 1 predictions by length and divide by all tokens: the
+    same number. Differs: they take losses from half-precision logits. Losses are merged in the order of the windows,
+    so no bit depends on the pool.
     """
     tasks = _tasks(pool, windows)
     losses = []
     with (progress or Progress(quiet=True)).stage(stage, len(tasks)) as advance:
-        for some in map_side_by_side(pool, window_losses, tasks, plan):
-            losses.append(some)
+        for of_task in map_side_by_side(pool, window_losses, tasks, plan):
+            losses.append(of_task)
             advance("")
-    return _perplexity_of(torch.cat(losses))
-
-
-def _perplexity_of(losses: Float64[Tensor, " windows"]) -> float:
-    """exp of the mean; infinite on overflow."""
-    mean = float(losses.mean())
+    mean = float(torch.cat(losses).mean())
     return math.exp(mean) if mean < 700 else math.inf

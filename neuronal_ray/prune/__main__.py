@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.cli.exit_codes import Unfinished, exit_code
+from neuronal_ray.cli.exit_codes import InternalError, Unfinished, exit_code
 from neuronal_ray.cli.options import parse_config
 from neuronal_ray.prune.config import PruneConfig
 
 _DESCRIPTION = """Prune the linear weights of a language model to an unstructured sparsity, without re-training.
 By default: Wanda's scores, spread over blocks, parts and rows by output divergence (--mode best). Example:
 neuronal-ray prune --model huggyllama/llama-7b --output pruned --sparsity 0.7 --evaluate wikitext2,c4,ptb"""
+_KEPT = "what is finished was kept: the same command with --resume goes on from there"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +36,6 @@ def _main(argv: Sequence[str]) -> None:
     from neuronal_ray.prune.pipeline import run
     from neuronal_ray.report.__main__ import write_report
     from neuronal_ray.workers.pools.launch import check_device, open_pool
-    from neuronal_ray.workers.pools.protocol import TaskError
 
     if config.output is not None:
         check_output(config.output, overwrite=config.overwrite)
@@ -66,10 +66,12 @@ def _main(argv: Sequence[str]) -> None:
                 advance(f"{pool.replicas} replica{'s' * (pool.replicas > 1)}{shards}")
             summary = run(config, inputs, pool, staging, progress, journal=journal)
             write_report(staging)
-    except (TaskError, OSError) as error:
-        raise Unfinished(
-            f"{error}\nwhat is finished was kept: the same command with --resume goes on from there"
-        ) from error
+    except BadInput:
+        raise
+    except (Unfinished, OSError) as error:  # a full disk, say, or workers that are gone
+        raise Unfinished(f"{error}\n{_KEPT}") from error
+    except Exception as error:
+        raise InternalError(_KEPT) from error
     print(_table(summary, config.output))
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from jaxtyping import Int64
 from torch import Tensor
 
-from neuronal_ray import __version__
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.cli.progress import Progress
+from neuronal_ray.cli.versions import score_versions
 from neuronal_ray.core.layout import Group, Layout
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import RunningNorm, Statistic
@@ -150,10 +150,18 @@ class Session:
         """What an earlier run of the same question on the same devices was answered."""
         if self.journal is None:
             return Answers()
-        device, model = self.pool.first(Worker.device_name), self.pool.first(Worker.fingerprint)
-        answers = Answers.kept(Journal(self.journal, f"{__version__} {asked} {mode} {device} {model}"))
+        pruner = asked.ranked.pruner
+        question = score_versions(pruner.method, pruner.refinement or "") | {
+            "search": f"{asked} {mode}",
+            "device": self.pool.first(Worker.device_name),
+            "model": self.pool.first(Worker.fingerprint),
+        }
+        journal = Journal(self.journal, question)
+        answers = Answers.kept(journal)
         if len(answers):
             logger.warning("%d finished candidates are taken from %s", len(answers), self.journal)
+        elif others := journal.differences():
+            logger.warning("no finished candidate is taken from %s: another %s", self.journal, ", ".join(others))
         return answers
 
     def settle(self, composition: Composition, plan: Plan, calibration: Tokens, progress: Progress) -> None:

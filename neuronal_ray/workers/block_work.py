@@ -146,7 +146,7 @@ class BlockWork(Shard):
 
     @contextmanager
     def _naming(self, linear: Linear) -> Iterator[None]:
-        """A method's ValueError with the method and the linear in front."""
+        """Put the method and the linear in front of a method's BadInput."""
         try:
             yield
         except BadInput as error:

@@ -7,7 +7,6 @@ allocations ask), workers/tasks/final_model.py (the final model and its files).
 
 import copy
 import hashlib
-import resource
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -16,6 +15,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
+from neuronal_ray.cli.memory import peak_bytes
 from neuronal_ray.core.layout import Group
 from neuronal_ray.core.stats import SquareSum, Statistic
 from neuronal_ray.workers.replica import Statistics, chunk_sequences
@@ -79,7 +79,7 @@ class Worker(ResultTasks):
         """Bytes: the most that was allocated on a GPU, or that this process was resident in."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+        return peak_bytes()
 
     def device_name(self) -> str:
         """The name of the device, for the report."""

@@ -31,7 +31,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(models: Path, *options: str, model: str = "sparse") -> int:
     command = ["inference", "--model", str(models / model), "--against", str(models / "dense"), *QUICK, *options]
-    return neuronal_ray.mainbenchmark.__main__.main(command)
+    return neuronal_ray.benchmark.__main__.main(command)
 
 
 def test_the_table_has_both_models_and_the_file_the_figures(

@@ -50,7 +50,7 @@ def test_a_model_is_pruned_reported_and_measured(tmp_path: Path) -> None:
     job = ["job", *common, "--calibration-samples", "3", "--search-samples", "2", "--windows", "2,3,1"]
     job += ["--output", str(tmp_path / "job.json")]
     code = "assert main(['cluster']) == 2\n"
-    code += f"sys.exit(neuronal_ray.mainprune.__main__.main({prune!r}) or main({search!r}) or main({job!r}))"
+    code += f"sys.exit(neuronal_ray.prune.__main__.main({prune!r}) or main({search!r}) or main({job!r}))"
     done = subprocess.run([sys.executable, "-c", BARE + SHAPE + code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "whole job" in done.stdout

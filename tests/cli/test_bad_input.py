@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from tiny import CONTEXT, LENGTH, VOCABULARY, prune_arguments, write_model, write_texts
 from transformers import T5Config
 
-import neuronal_ray.evaluate.__main__
-import neuronal_ray.prune.__main__
+import neuronal_ray
+from neuronal_ray.evaluate.__main__ import main as evaluate
+from neuronal_ray.prune.__main__ import main as prune
 
 TIED_MODEL = """
 from transformers import LlamaForCausalLM
@@ -103,7 +105,7 @@ def write_bad_texts(folder: Path) -> None:
 
 
 def run_main(
-    capfd: pytest.CaptureFixture[str], arguments: list[str], command: object = neuronal_ray.prune
+    capfd: pytest.CaptureFixture[str], arguments: list[str], command: Callable[[list[str]], int] = prune
 ) -> list[str]:
     """Lines on stderr of a run in this process that ends with exit code 2, progress aside.
 
@@ -117,7 +119,7 @@ def run_main(
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", UserWarning)
             try:
-                code = command.main(arguments)
+                code = command(arguments)
             except SystemExit as stopped:
                 code = stopped.code
     finally:
@@ -229,7 +231,7 @@ def test_calibration(
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("c5", "is no text and no task of lm-eval"),
+        ("c5", "is neither a text nor a task of lm-eval"),
         ("text.csv", ".jsonl"),
         ("absent.txt", "does not exist"),
         ("empty.txt", "at least one window"),
@@ -360,7 +362,7 @@ def test_a_disk_without_room_for_the_model(
 
 
 def test_a_failed_run_leaves_the_earlier_one(capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
-    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, tmp_path / "out", evaluate="none")) == 0
+    assert prune(prune_arguments(folder, tmp_path / "out", evaluate="none")) == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     run_main(capfd, prune_arguments(folder, tmp_path / "out", overwrite="", model=str(folder / "nan")))
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
@@ -417,7 +419,7 @@ def test_evaluate_s_options(
     options |= changes
     options |= {"model": str(folder / options["model"]), "output": str(tmp_path / options["output"])}
     arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
-    lines = run_main(capfd, arguments, neuronal_ray.evaluate)
+    lines = run_main(capfd, arguments, evaluate)
     assert len(lines) == 1, lines
     assert lines[0].startswith("neuronal-ray evaluate: "), lines
     assert flag in lines[0]
@@ -430,7 +432,7 @@ def test_as_a_program(folder: Path, tmp_path: Path, name: str) -> None:
     arguments = prune_arguments(folder, tmp_path / "out", model=str(folder / name))
     command = [sys.executable, "-m", "neuronal_ray.prune", *arguments]
     finished = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, cwd=Path(neuronal_ray.__path__[0]).parent
+        command, capture_output=True, text=True, timeout=120, cwd=Path(neuronal_ray.__file__).parents[1]
     )
     assert finished.returncode == 2, finished
     lines = [line for line in finished.stderr.splitlines() if not line.startswith("[")]

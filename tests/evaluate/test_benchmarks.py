@@ -226,7 +226,7 @@ def test_accuracies_equal_those_of_lm_evals_own_command(model: Path, data: Path,
     words = tiny.prune_arguments(
         folder, tmp_path / "out", model=str(model), allocation="uniform", evaluate=",".join(tasks), task_data=str(data)
     )
-    assert neuronal_ray.mainprune.__main__.main(words) == 0
+    assert neuronal_ray.prune.__main__.main(words) == 0
     ours = json.loads((tmp_path / "out" / "pruning.json").read_text())["evaluation"]
     included = tmp_path / "configurations"
     included.mkdir()
@@ -298,7 +298,7 @@ def test_evaluate_prints_the_score_and_its_error(model: Path, data: Path, capsys
         "--address",
         "none",
     ]
-    assert neuronal_ray.mainevaluate.__main__.main(words) == 0
+    assert neuronal_ray.evaluate.__main__.main(words) == 0
     printed = capsys.readouterr().out
     assert "rte: accuracy" in printed
     assert "(8 questions)" in printed
@@ -331,7 +331,7 @@ def test_the_seven_tasks_have_a_mean(
     shutil.copytree(data, rows)
     shutil.copy(rows / "arc_easy_test.jsonl", rows / "arc_challenge_test.jsonl")
     words = ["--evaluate", "zero-shot", "--task-data", str(rows), "--output", str(tmp_path / "found.json")]
-    assert neuronal_ray.mainevaluate.__main__.main(["--model", str(model), "--address", "none", *words]) == 0
+    assert neuronal_ray.evaluate.__main__.main(["--model", str(model), "--address", "none", *words]) == 0
     found = json.loads((tmp_path / "found.json").read_text())["evaluation"]
     assert list(found) == [*ZERO_SHOT, "mean"]
     assert found["mean"]["accuracy"] == pytest.approx(sum(found[task]["accuracy"] for task in ZERO_SHOT) / 7)
@@ -346,8 +346,8 @@ def test_rows_that_the_hub_does_not_give_are_said_before_any_work(
     folder.mkdir()
     tiny.write_texts(folder)
     words = tiny.prune_arguments(folder, tmp_path / "out", model=str(model), evaluate="winogrande")
-    assert neuronal_ray.mainprune.__main__.main(words) == 2
+    assert neuronal_ray.prune.__main__.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--evaluate: the rows of winogrande could not be had" in line
+    assert "--evaluate: the rows of winogrande could not be read" in line
     assert "--task-data" in line
     assert not (tmp_path / "out").exists()

@@ -25,13 +25,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(folder / "model", dtype=torch.bfloat16)
     write_texts(folder)
     changes = {"evaluate": "none", "allocation": "uniform", "block_lambdas": None, "row_lambdas": None}
-    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, folder / "pruned", **changes)) == 0
+    assert neuronal_ray.prune.__main__.main(prune_arguments(folder, folder / "pruned", **changes)) == 0
     return folder
 
 
 def export(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     """What a run that ends well prints."""
-    code = neuronal_ray.mainexport.__main__.main([str(argument) for argument in arguments])
+    code = neuronal_ray.export.__main__.main([str(argument) for argument in arguments])
     printed = capsys.readouterr()
     assert code == 0, printed.err
     return printed.out
@@ -39,7 +39,7 @@ def export(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     """The one line on stderr of a run that is refused."""
-    assert neuronal_ray.mainexport.__main__.main([str(argument) for argument in arguments]) == 2
+    assert neuronal_ray.export.__main__.main([str(argument) for argument in arguments]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]
     assert len(lines) == 1, lines
     return lines[0].removeprefix("neuronal-ray export: error: ")
@@ -126,7 +126,7 @@ def test_models_that_are_none_are_refused(folder: Path, tmp_path: Path, capsys: 
 
 def test_an_unknown_format_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        neuronal_ray.mainexport.__main__.main(["--model", "builtin", "--format", "zip"])
+        neuronal_ray.export.__main__.main(["--model", "builtin", "--format", "zip"])
     assert ended.value.code == 2
     assert "--format" in capsys.readouterr().err
 

@@ -58,7 +58,7 @@ def test_a_resumed_run_asks_nothing_twice(
 
     for name in own:
         monkeypatch.setattr(Worker, name, counted(name))
-    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, tmp_path / "whole", **options)) == 0
+    assert neuronal_ray.prune.__main__.main(prune_arguments(folder, tmp_path / "whole", **options)) == 0
     total = len(asked)
     assert total > 3
     arguments = prune_arguments(folder, tmp_path / "out", **options)
@@ -66,12 +66,12 @@ def test_a_resumed_run_asks_nothing_twice(
     for at in (1, total // 2, total - 1):
         asked.clear()
         stop_after = at - done
-        assert neuronal_ray.mainprune.__main__.main([*arguments, "--resume"]) == 130
+        assert neuronal_ray.prune.__main__.main([*arguments, "--resume"]) == 130
         done = at
         assert {path.name for path in tmp_path.iterdir()} == {"whole", ".out.journal"}
     asked.clear()
     stop_after = 10**9
-    assert neuronal_ray.mainprune.__main__.main([*arguments, "--resume"]) == 0
+    assert neuronal_ray.prune.__main__.main([*arguments, "--resume"]) == 0
     assert len(asked) == total - done, "a finished candidate was asked for again"
     assert "finished candidates are taken from" in capsys.readouterr().err
     for name in BYTE_EQUAL:
@@ -85,7 +85,7 @@ def test_a_resumed_run_asks_nothing_twice(
 def test_a_driver_killed_outright_is_resumed(folder: Path, tmp_path: Path) -> None:
     options = MODES["paper"]
     whole = prune_arguments(folder, tmp_path / "whole", **options)
-    assert neuronal_ray.mainprune.__main__.main(whole) == 0
+    assert neuronal_ray.prune.__main__.main(whole) == 0
     arguments = prune_arguments(folder, tmp_path / "out", **options)
     command = [sys.executable, "-m", "neuronal_ray.prune", *arguments]
     driver = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -108,7 +108,7 @@ def test_a_driver_killed_outright_is_resumed(folder: Path, tmp_path: Path) -> No
 def test_a_full_disk_is_one_line_and_nothing_half_written(folder: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk: the write fails in the middle in the same way."""
     options = MODES["paper"]
-    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, tmp_path / "whole", **options)) == 0
+    assert neuronal_ray.prune.__main__.main(prune_arguments(folder, tmp_path / "whole", **options)) == 0
     arguments = prune_arguments(folder, tmp_path / "out", **options)
     command = [sys.executable, "-m", "neuronal_ray.prune", *arguments]
     size = (folder / "model" / "model.safetensors").stat().st_size
@@ -136,13 +136,13 @@ def test_without_resume_an_earlier_journal_is_dropped_aloud(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / ".out.journal" / "old").mkdir(parents=True)
-    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, tmp_path / "out")) == 0
-    assert "--resume would go on where it was" in capsys.readouterr().err
+    assert neuronal_ray.prune.__main__.main(prune_arguments(folder, tmp_path / "out")) == 0
+    assert "--resume would keep them" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
 def test_a_journal_gives_back_what_it_was_given_and_nothing_cut_short(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, "question")
+    journal = Journal(tmp_path, {"search": "one"})
     trial = Trial(
         misalignment=float("inf"),
         signals={Group(2, 0): torch.randn(5), Group(0, 1): torch.randn(3)},
@@ -155,12 +155,12 @@ def test_a_journal_gives_back_what_it_was_given_and_nothing_cut_short(tmp_path: 
     (whole.parent / "ff.safetensors").write_bytes(whole.read_bytes()[:-4])
     (lines,) = tmp_path.rglob("*.jsonl")
     lines.write_text(lines.read_text() + '\n{"kind": "loss", "key": "05", "val')
-    again = Journal(tmp_path, "question")
+    again = Journal(tmp_path, {"search": "one"})
     assert list(again.numbers()) == [Number("loss", b"\x03", (1 / 3,)), Number("kl", b"\x04", (0.1, float("inf")))]
     ((digest, found),) = again.trials()
     assert (digest, found.misalignment, found.divergences) == (b"\x01\x02", trial.misalignment, trial.divergences)
     assert found.signals.keys() == trial.signals.keys()
     assert all(torch.equal(found.signals[group], trial.signals[group]) for group in trial.signals)
     again.note(Number("loss", b"\x06", (2.0,)))
-    assert Number("loss", b"\x06", (2.0,)) in set(Journal(tmp_path, "question").numbers())
-    assert list(Journal(tmp_path, "other").numbers()) == []
+    assert Number("loss", b"\x06", (2.0,)) in set(Journal(tmp_path, {"search": "one"}).numbers())
+    assert list(Journal(tmp_path, {"search": "other"}).numbers()) == []

@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from statistics import median
 
+from neuronal_ray.cli.memory import peak_bytes, resident_bytes
+
 ANSWER = "@measured "
 
 
@@ -41,19 +43,12 @@ def main() -> None:
             chosen = session.decode(chosen)
             steps.append(time.perf_counter() - begin)
         _answer(prefill_s=prefill_s, step_s=median(steps))
-    held, peak = _memory()
+    held, peak = resident_bytes(), peak_bytes()
     if opening.device == "cuda":
         import torch
 
         held, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
     _answer(held_bytes=held, peak_bytes=peak)
-
-
-def _memory() -> tuple[int, int]:
-    """Bytes that this process has now, and the most that it had."""
-    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    found = {words[0]: int(words[1]) * 1024 for words in lines if words and words[0] in ("VmRSS:", "VmHWM:")}
-    return found["VmRSS:"], found["VmHWM:"]
 
 
 def _answer(**values: float) -> None:

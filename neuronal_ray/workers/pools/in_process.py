@@ -6,7 +6,7 @@ from functools import partial
 from typing import TypeVar
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.workers.pools.protocol import TaskError, task_name
+from neuronal_ray.workers.pools.protocol import ResourceError, TaskError, task_name
 from neuronal_ray.workers.spec import WorkerSpec
 from neuronal_ray.workers.worker import Worker
 
@@ -78,12 +78,12 @@ def _on_device(spec: WorkerSpec) -> WorkerSpec:
 
 
 def _said_once(task: Callable[..., Result], item: str, call: Callable[[], Result]) -> Result:
-    """`call()`; its ValueError as it is, any other error of it as TaskError."""
+    """Return `call()`; raise its BadInput as it is, any other error of it as TaskError from that error."""
     try:
         return call()
     except BadInput:
         raise
     except OSError as error:  # a full disk, say: where in the code is no help
-        raise TaskError(f"{task_name(task)}, {item}: {error}") from error
+        raise ResourceError(f"{task_name(task)}, {item}: {error}") from error
     except Exception as error:
         raise TaskError(f"{task_name(task)}, {item} failed: {type(error).__name__}: {error}") from error

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
 
+from neuronal_ray.cli.exit_codes import Unfinished
 from neuronal_ray.workers.worker import Worker
 
 Item = TypeVar("Item")
@@ -17,7 +18,11 @@ Result = TypeVar("Result")
 
 
 class TaskError(RuntimeError):
-    """A task failed for a reason of its own; says which item, and where."""
+    """A task failed by a fault of ours; the message names the task and the item, the cause has the traceback."""
+
+
+class ResourceError(TaskError, Unfinished):
+    """A task failed for want of disk space, memory or workers: where in the code it did is no help."""
 
 
 class Pool(Protocol):

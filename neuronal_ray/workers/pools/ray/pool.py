@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.workers.footprint import Devices, Fit
-from neuronal_ray.workers.pools.protocol import TaskError, task_name
+from neuronal_ray.workers.pools.protocol import ResourceError, TaskError, task_name
 from neuronal_ray.workers.pools.ray.actor import Call, ShardActor
 from neuronal_ray.workers.pools.ray.devices import connect, find_devices
 from neuronal_ray.workers.pools.ray.tensors import send_bytes_of_tensors
@@ -297,7 +297,7 @@ class RayPool:
         """A new chain in the place of a lost one, on its way to the others' state."""
         self._retries.inc()
         if losses >= _MOST_LOSSES:
-            raise TaskError(f"{what}, {losses} times; was the node short of memory?")
+            raise ResourceError(f"{what}, {losses} times; was the node short of memory?")
         if chain not in self._chains:  # another of its tasks said so
             return self._chains[0]
         logger.warning("%s; a new worker takes its place", what)
@@ -351,7 +351,8 @@ class RayPool:
 
 
 def _result(reference: ray.ObjectRef, item: str, *, timeout: float | None = None) -> Any:
-    """The value, or the error of the task said once: ValueError as it was, anything else as TaskError.
+    """Return the task's value; raise its BadInput as it was, any other error of it as TaskError from Ray's own error,
+    which has the remote traceback.
 
     _WorkerLost when there is nobody left to say it, or when it was not said in time.
     """
@@ -360,11 +361,14 @@ def _result(reference: ray.ObjectRef, item: str, *, timeout: float | None = None
     except _LOSSES as error:  # before RayTaskError: one that wraps it is both
         raise _WorkerLost(f"its worker died ({str(error).strip().splitlines()[0]})") from error
     except RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            raise error.cause from None
-        if isinstance(error.cause, OSError):  # a full disk, say: where in the code is no help
-            raise TaskError(f"{item}: {error.cause}") from error
-        raise TaskError(f"{item} failed:\n{error}") from error
+        cause = error.cause
+        while isinstance(cause, RayTaskError):  # of a shard that a later one waited for
+            cause = cause.cause
+        if isinstance(cause, BadInput):
+            raise cause from None
+        if isinstance(cause, OSError):  # a full disk, say: where in the code is no help
+            raise ResourceError(f"{item}: {cause}") from error
+        raise TaskError(f"{item} failed: {type(cause).__name__}: {cause}") from error
     except GetTimeoutError as error:
         free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
         raise _WorkerLost(f"not done after {timeout:.0f} s, free in the cluster: {free}") from error
