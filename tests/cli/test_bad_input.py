@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import CONTEXT, LENGTH, VOCABULARY, prune_arguments, write_model, write_texts
-from transformers import T5Config
+from transformers import DistilBertConfig, T5Config
 
 import neuronal_ray
 from neuronal_ray.evaluate.__main__ import main as evaluate
@@ -78,6 +78,8 @@ def write_bad_models(folder: Path) -> None:
         (variant(name) / "config.json").write_text(json.dumps(tied))
         (folder / name / "tied.py").write_text(TIED_MODEL.format(block))
     T5Config(num_layers=2).save_pretrained(variant("translator"))
+    DistilBertConfig(n_layers=3).save_pretrained(variant("encoder"))
+    (variant("garbled") / "tokenizer.json").write_text("{]")
 
 
 def write_bad_texts(folder: Path) -> None:
@@ -174,6 +176,8 @@ def test_sparsity(capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Pat
         ("overflowing", "NaN or infinite activations in block"),
         ("quantized", "quantized"),
         ("translator", "encoder-decoder"),
+        ("encoder", "Unrecognized configuration class"),
+        ("garbled", "tokenizer"),
     ],
 )
 def test_model(capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, name: str, expected: str) -> None:
@@ -193,8 +197,13 @@ def test_a_model_with_tied_linears(
 def test_weights_that_make_activations_overflow(
     capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, changes: dict[str, str]
 ) -> None:
-    model = str(folder / "overflowing")
-    assert_refused(capfd, folder, tmp_path, "--model", "infinite activations", model=model, **changes)
+    arguments = prune_arguments(folder, tmp_path / "out", model=str(folder / "overflowing"), **changes)
+    (line,) = run_main(capfd, arguments)
+    assert "--model" in line
+    assert "infinite activations" in line
+    kept = {path for path in tmp_path.rglob("*.safetensors") if path.parts[-3] == ".out.journal"}
+    assert {path for path in tmp_path.rglob("*") if path.is_file() and path.name != "question.json"} == kept
+    assert bool(kept) == (changes == {"mode": "authors"}), "candidates that were finished before stay for --resume"
 
 
 @pytest.mark.parametrize(
