@@ -1,6 +1,5 @@
-"""How is a measurement said and kept: as lines, as JSON, with the machine it was made on?"""
+"""Measurements as JSON files, with the machine that they were made on."""
 
-import json
 import os
 import platform
 from collections.abc import Sequence
@@ -12,23 +11,24 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from neuronal_ray.cli.atomic import write_json
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.memory import machine_bytes
 
 
 class Measured(Protocol):
-    """A frozen dataclass that can say itself."""
+    """A frozen dataclass of figures that can be printed."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def lines(self) -> list[str]:
-        """The rows of the printed table."""
+        """Return the lines of the printed table."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What figures depend on besides the program."""
+    """The machine and the versions that figures depend on."""
 
     date: str
     processor: str
@@ -48,7 +48,7 @@ class Machine:
 
 
 def machine() -> Machine:
-    """This one, today."""
+    """Return this machine, today."""
     return Machine(
         date=date.today().isoformat(),
         processor=_processor(),
@@ -61,15 +61,15 @@ def machine() -> Machine:
 
 
 def _processor() -> str:
-    """As Linux names it."""
+    """Return the processor's name as Linux has it."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
 
 
-def _named(one: Measured) -> dict[str, object]:
-    return {"kind": type(one).__name__} | asdict(one)
+def _named(figures: Measured) -> dict[str, object]:
+    return {"kind": type(figures).__name__} | asdict(figures)
 
 
 def check_output(path: Path | None) -> None:
@@ -79,10 +79,8 @@ def check_output(path: Path | None) -> None:
 
 
 def publish(measured: Sequence[Measured], output: Path | None) -> None:
-    """The figures as JSON, where that was asked for; they were printed when they came."""
+    """Write the figures as JSON, if there is an output file."""
     if output is None:
         return
-    document = {"machine": asdict(machine()), "measured": [_named(one) for one in measured]}
-    temporary = output.with_name(f".{output.name}.partial")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    temporary.replace(output)
+    document = {"machine": asdict(machine()), "measured": [_named(figures) for figures in measured]}
+    write_json(output, document)

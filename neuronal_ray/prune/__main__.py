@@ -1,4 +1,4 @@
-"""`python -m neuronal_ray.prune`: prune a model, say what it cost in perplexity, write it down."""
+"""`python -m neuronal_ray.prune`: prune a model, evaluate it and write it."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,14 @@ from neuronal_ray.cli.options import parse_config
 from neuronal_ray.prune.config import PruneConfig
 
 _DESCRIPTION = """Prune the linear weights of a language model to an unstructured sparsity, without re-training.
-By default: Wanda's scores, spread over blocks, parts and rows by output divergence (--mode best). Example:
+By default: Wanda's scores, with sparsity spread over blocks, sub-blocks and rows by output divergence (--mode best).
+Example:
 neuronal-ray prune --model huggyllama/llama-7b --output pruned --sparsity 0.7 --evaluate wikitext2,c4,ptb"""
 _KEPT = "what is finished was kept: the same command with --resume goes on from there"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 when done, 2 for bad input, 1 for anything else."""
+    """Run the command; return 0 when done, 2 for bad input, 1 for anything else."""
     return exit_code("neuronal-ray prune", lambda: _main(sys.argv[1:] if argv is None else argv))
 
 
@@ -26,7 +27,7 @@ def _main(argv: Sequence[str]) -> None:
     config = parse_config(PruneConfig, argv, prog="neuronal-ray prune", description=_DESCRIPTION)
     if config.output is None and not config.dry_run:
         raise BadInput("--output: missing, expected the directory to write")
-    # What follows imports torch and transformers: after the options are known to be good.
+    # The imports below load torch and transformers: only once the options are known to be good.
     from neuronal_ray.cli.atomic import check_output, staged
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.models.tensor_files import check_room
@@ -76,7 +77,7 @@ def _main(argv: Sequence[str]) -> None:
 
 
 def _what(summary: Mapping[str, Any]) -> str:
-    """Method, allocation and what else shaped the masks."""
+    """Return the method, the allocation and what else shaped the masks, in words."""
     parts = [summary["method"], summary["allocation"]]
     parts += [f"{summary['row_step']} rows"] if summary["row_step"] else []
     parts += [
@@ -86,7 +87,7 @@ def _what(summary: Mapping[str, Any]) -> str:
 
 
 def _table(summary: Mapping[str, Any], output: Path) -> str:
-    """What a run found, for the terminal."""
+    """Return the results of a run as a table for the terminal."""
     sparsity, search = summary["sparsity"], summary["search"]
     lines = [
         "",

@@ -90,7 +90,7 @@ def test_without_a_part_the_search_is_measured(tmp_path: Path, capsys: pytest.Ca
     document = json.loads(file.read_text())
     assert document["machine"]["versions"]["torch"] == torch.__version__
     (found,) = document["measured"]
-    assert (found["asked"], found["candidates"]) == (29, 28), "the row step's lambda 0 is the block step's winner"
+    assert (found["tried"], found["candidates"]) == (29, 28), "the row step's lambda 0 is the block step's winner"
     assert (found["blocks"], found["prunable"]) == (2, PRUNABLE * 2 // 3)
     spent = {stage["name"]: stage["seconds"] for stage in found["stages"]}
     assert {"masks", "ranking", "sparse forwards", "dense pass, calibration text", "statistics, candidates"} <= set(
@@ -102,7 +102,7 @@ def test_without_a_part_the_search_is_measured(tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     for line in (
         "sparse forwards alone",
-        "the same, side by side",
+        "the same, in parallel",
         "arithmetic floor",
         "literal / search",
         "peak memory",
@@ -121,7 +121,7 @@ def test_the_search_of_a_random_model_is_valid_and_the_same_where_blocks_visit(t
         pool = InProcessPool(own.spec)
         tokens = random_tokens(own, worker_of(pool))
         first, second = (timed_search(own, pool, tokens) for _ in range(2))
-        assert (first.asked, first.distinct) == (7, 6)
+        assert (first.tried, first.distinct) == (7, 6)
         assert [plan.digest for plan in first.plans] == [plan.digest for plan in second.plans]
         for plan in first.plans:
             plan.check(worker_of(pool).layout)

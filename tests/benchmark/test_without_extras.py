@@ -46,7 +46,7 @@ def test_a_model_is_pruned_reported_and_measured(tmp_path: Path) -> None:
     prune = prune_arguments(tmp_path, tmp_path / "out")
     common = ["--shape", "tiny", "--threads", "1", "--device", "cpu", "--dtype", "bfloat16"]
     common += ["--checkpoints", str(tmp_path / "models")]
-    search = ["search", *common, "--samples", "2", "--streams", "--output", str(tmp_path / "search.json")]
+    search = ["search", *common, "--samples", "2", "--offload", "--output", str(tmp_path / "search.json")]
     job = ["job", *common, "--calibration-samples", "3", "--search-samples", "2", "--windows", "2,3,1"]
     job += ["--output", str(tmp_path / "job.json")]
     code = "assert main(['cluster']) == 2\n"
@@ -61,7 +61,7 @@ def test_a_model_is_pruned_reported_and_measured(tmp_path: Path) -> None:
     assert "torch" in summary["versions"]
     assert (tmp_path / "out" / "report.html").is_file()
     (found,) = json.loads((tmp_path / "search.json").read_text())["measured"]
-    assert (found["streams"], found["candidates"], found["literal"]) == (True, 28, None)
+    assert (found["offload"], found["candidates"], found["literal"]) == (True, 28, None)
     (found,) = json.loads((tmp_path / "job.json").read_text())["measured"]
     texts = {f"text{number}: {model}" for number in (1, 2, 3) for model in ("dense", "pruned")}
     stages = {"loading", "statistics", "ranking", "block search", "row search", "checkpoint"} | texts

@@ -26,7 +26,7 @@ SEARCH = {
     "name": "7b",
     "blocks": 32,
     "dtype": "bfloat16",
-    "streams": True,
+    "offload": True,
     "samples": 8,
     "length": 2048,
     "search_s": 30.0,
@@ -130,7 +130,7 @@ def test_the_table_has_the_machine_and_the_figures() -> None:
     assert lines[0] == "2026-01-01, a GPU, 16 cores (a CPU), 128 GiB; torch 2"
     assert len(lines) == 6, "the machine once, a header, two rows"
     cells = [cell.strip() for cell in lines[-1].split("|")[1:-1]]
-    assert cells[:5] == ["7b, 32 blocks, bfloat16, visiting", "8 x 2048", "30.0 s", "20.0 s", "1.50"]
+    assert cells[:5] == ["7b, 32 blocks, bfloat16, offloaded", "8 x 2048", "30.0 s", "20.0 s", "1.50"]
     assert cells[7:9] == ["25.0%", "1.50 s"]
     assert cells[10:12] == ["6.00 GiB", "7.00 GiB"]
     assert {line.count("|") for line in lines[2:]} == {len(cells) + 1}

@@ -1,7 +1,7 @@
-"""`python -m neuronal_ray.benchmark.runtimes.child JSON`: one model in one runtime, timed at the word of another process.
+"""`python -m neuronal_ray.benchmark.runtimes.child JSON`: time one model in one runtime, commanded by another process.
 
-Answers are lines of stdout that start with ANSWER: one when the model is loaded, one for each line of stdin, which
-asks for a round, and one with the memory at the end of stdin. Runs under Pythons that have no torch.
+Every line of stdin starts a round. Results are lines of stdout that start with ANSWER: one when the model is loaded,
+one for each round, and one with the memory when stdin ends. This also runs under Pythons without torch.
 """
 
 import json
@@ -17,16 +17,16 @@ ANSWER = "@measured "
 
 
 def main() -> None:
-    """Serve until stdin ends."""
-    asked = json.loads(sys.argv[1])
-    module = import_module(asked.pop("module"))  # imports are not load time
+    """Load the model and run rounds until stdin ends."""
+    order = json.loads(sys.argv[1])
+    module = import_module(order.pop("module"))  # imports are not load time
 
     import numpy as np
 
     from neuronal_ray.benchmark.runtimes import Opening
 
-    vocabulary = asked.pop("vocabulary")
-    opening = Opening(**(asked | {"path": Path(asked["path"])}))
+    vocabulary = order.pop("vocabulary")
+    opening = Opening(**(order | {"path": Path(order["path"])}))
     begin = time.perf_counter()
     session = module.open_session(opening)
     _answer(load_s=time.perf_counter() - begin)
