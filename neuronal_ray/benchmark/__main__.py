@@ -1,4 +1,4 @@
-"""`python -m neuronal_ray.benchmark PART`: choose a measurement and run it."""
+"""`python -m neuronal_ray.benchmark MEASUREMENT`: choose a measurement and run it."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from neuronal_ray.cli.exit_codes import exit_code
 
 _DEFAULT = "search"
 
-PARTS = {
+MEASUREMENTS = {
     "search": ("neuronal_ray.benchmark.search", "the search by stage, its lower bounds, a literal search (default)"),
     "kernels": (
         "neuronal_ray.benchmark.kernels",
@@ -38,19 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> None:
     first = argv[0] if argv else ""
     if first in ("-h", "--help"):
-        width = max(map(len, PARTS))
-        print("usage: neuronal-ray benchmark [PART] [options]\n")
-        print("\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in PARTS.items()))
-        print("\nOptions of a part: neuronal-ray benchmark PART --help")
+        width = max(map(len, MEASUREMENTS))
+        print("usage: neuronal-ray benchmark [MEASUREMENT] [options]\n")
+        print("\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in MEASUREMENTS.items()))
+        print("\nOptions of a measurement: neuronal-ray benchmark MEASUREMENT --help")
         return
     named = bool(first) and not first.startswith("-")
-    part = first if named else _DEFAULT
-    if part not in PARTS:
-        raise BadInput(f"unknown part {part!r}, expected one of: {', '.join(PARTS)}")
+    name = first if named else _DEFAULT
+    if name not in MEASUREMENTS:
+        raise BadInput(f"unknown measurement {name!r}, expected one of: {', '.join(MEASUREMENTS)}")
     try:
-        module = import_module(PARTS[part][0])
+        module = import_module(MEASUREMENTS[name][0])
     except ModuleNotFoundError as error:
-        raise BadInput(f"{part}: {error.name} is not installed") from error
+        raise BadInput(f"{name}: {error.name} is not installed") from error
     module.main(argv[1:] if named else argv)
 
 

@@ -241,7 +241,9 @@ class _Places:
         return Place(python=python, module=runtime.module, opening=opening, disk_bytes=num_bytes)
 
     def _exported(self, which: str) -> Path:
-        """Export in a process of its own, so that its memory is freed."""
+        """Export in a process of its own, so that its memory is freed. Raises RuntimeFailed."""
+        from neuronal_ray.benchmark.runtimes.pair import RuntimeFailed
+
         folder = self._folder / which
         if not (folder / "model.onnx").is_file():
             folder.mkdir(exist_ok=True)
@@ -252,5 +254,5 @@ class _Places:
             command = [sys.executable, "-c", code, str(self._models[which].path), str(folder)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
-                raise BadInput(f"export to ONNX failed: {done.stderr.strip().splitlines()[-1]}")
+                raise RuntimeFailed(f"export to ONNX failed: {done.stderr.strip().splitlines()[-1]}")
         return folder / "model.onnx"

@@ -10,7 +10,7 @@ from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.workers.footprint import GIB
 
 _DESCRIPTION = """Print Markdown tables of files that `benchmark search` and `benchmark job` wrote with --output; of the
-files of other parts only the machine is printed."""
+files of other measurements only the machine is printed."""
 _SEARCH = (
     "model",
     "search tokens",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuronal_ray.benchmark.__main__ import PARTS, main
+from neuronal_ray.benchmark.__main__ import MEASUREMENTS, main
 from neuronal_ray.benchmark.device import Ceilings, measure_ceilings
 from neuronal_ray.benchmark.kernels import measure_kernels
 from neuronal_ray.benchmark.shapes import SHAPES, Shape, model_path
@@ -53,10 +53,10 @@ def setting(folder: Path, **changes: object) -> Setting:
 # The command
 
 
-def test_every_part_is_a_module_with_main(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_measurement_is_a_module_with_main(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    for name, (module, what) in PARTS.items():
+    for name, (module, what) in MEASUREMENTS.items():
         assert callable(import_module(module).main), name
         assert f"  {name} " in listed
         assert what in listed
@@ -65,7 +65,7 @@ def test_every_part_is_a_module_with_main(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["serach"], "unknown part 'serach', expected one of: search, "),
+        (["serach"], "unknown measurement 'serach', expected one of: search, "),
         (["search", "--shape", "9b"], "--shape: unknown name '9b', expected one of: builtin, wide, "),
         (["--shape", "tiny", "--blocks", "4"], "--blocks: 4 of a model of 3 blocks"),
         (["--shape", "builtin", "--blocks", "2"], "--blocks: the built-in model is measured whole"),
@@ -83,7 +83,7 @@ def test_bad_input_is_refused_in_one_line(
     assert len(said.splitlines()) == 1
 
 
-def test_without_a_part_the_search_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_name_the_search_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
     words = ["--shape", "tiny", "--samples", "2", "--device", "cpu", "--threads", "1", "--literal-candidates", "2"]
     assert main([*words, "--repeats", "1", "--blocks", "2", "--output", str(file)]) == 0

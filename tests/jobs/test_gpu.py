@@ -10,7 +10,7 @@ import pytest
 from neuronal_ray.benchmark import job as benchmark_job
 from neuronal_ray.benchmark import search as benchmark_search
 from neuronal_ray.benchmark import table as benchmark_table
-from neuronal_ray.benchmark.__main__ import PARTS, main
+from neuronal_ray.benchmark.__main__ import MEASUREMENTS, main
 from neuronal_ray.benchmark.timed import Setting
 
 TESTS = Path(__file__).parents[1]
@@ -100,7 +100,7 @@ def test_the_tests_come_first_and_the_table_last(calls: list[list[str]]) -> None
     assert calls[-1][:3] == ["-m", "neuronal_ray.benchmark", "table"]
     parts = [call[2] for call in calls[1:]]
     assert parts == ["kernels", "search", "job", "search", "search", "search", "table"]
-    assert set(parts) <= set(PARTS)
+    assert set(parts) <= set(MEASUREMENTS)
 
 
 def test_the_benchmark_takes_the_options(calls: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from neuronal_ray.benchmark.runtimes.measured import Pair, Side
 
 
 class RuntimeFailed(RuntimeError):
-    """A measuring process ended too early; the message is the last line that it wrote."""
+    """A process that exports or measures a model ended too early; the message has the last line that it wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
