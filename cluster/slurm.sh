@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Start Ray on all nodes of a Slurm allocation, run a command as its driver, and end Ray when that ends.
 # Usage, inside an allocation:  cluster/slurm.sh python -m neuronal_ray.prune --model .. --output ..
-# Everything on the nodes' shared storage: the checkout, its .venv, models, outputs.
+# The checkout, its .venv, models and outputs must be on storage that the nodes share.
 set -euo pipefail
 
 : "${SLURM_JOB_ID:?run this inside a Slurm allocation (sbatch or salloc)}"
@@ -10,14 +10,14 @@ if (($# == 0)); then
     exit 2
 fi
 
-# Ports and folders of this job alone: other jobs may run Ray on the same nodes.
-base=$((20000 + (SLURM_JOB_ID % 240) * 50)) # below the ports that systems hand out
+# Ports and folders are this job's own: other jobs may run Ray on the same nodes.
+base=$((20000 + (SLURM_JOB_ID % 240) * 50)) # below the range of ephemeral ports
 sockets="/tmp/ray-${SLURM_JOB_ID}" # sockets need short paths
 private="${NEURONAL_RAY_PRIVATE:-${SLURM_SUBMIT_DIR:-$PWD}}/.ray-${SLURM_JOB_ID}"
 
 started=()
 finish() {
-    # srun ends its step when it is told to end, and Slurm what the step left: Ray of this job and no other
+    # srun ends its step on SIGTERM, and Slurm ends what the step started: this job's Ray and no other
     for step in "${started[@]}"; do kill "$step" 2>/dev/null || true; done
     wait || true
     rm -rf "$private"
@@ -40,13 +40,13 @@ ports=(
     "--object-manager-port=$((base + 1))" "--node-manager-port=$((base + 2))"
     "--dashboard-agent-listen-port=$((base + 3))" "--dashboard-agent-grpc-port=$((base + 4))"
     "--runtime-env-agent-port=$((base + 5))" "--metrics-export-port=$((base + 6))"
-    --min-worker-port=0 --max-worker-port=0 # any free ones: Ray's own range is the same for every Ray on a node
+    --min-worker-port=0 --max-worker-port=0 # any free ports: Ray's default range is the same for every Ray on a node
 )
 
-start() { # node, then what `ray start` is told
+start() { # NODE, then arguments of `ray start`
     local node=$1
     shift
-    # a step gets one core unless told otherwise: Slurm no longer hands it the allocation's --cpus-per-task
+    # a step gets one core by default: Slurm no longer passes on the allocation's --cpus-per-task
     srun --nodes=1 --ntasks=1 --cpus-per-task="$cpus" --overlap --nodelist="$node" \
         ray start --block --num-cpus="$cpus" --num-gpus="$gpus" "${ports[@]}" "$@" >"$private/ray-$node.log" 2>&1 &
     started+=("$!")
@@ -62,7 +62,7 @@ for attempt in $(seq 60); do
         2>/dev/null || echo 0)
     if ((alive >= ${#nodes[@]})); then break; fi
     if ((attempt == 60)); then
-        echo "$0: ${alive} of ${#nodes[@]} nodes joined; the ends of their logs:" >&2
+        echo "$0: ${alive} of ${#nodes[@]} nodes joined; the last lines of their logs:" >&2
         tail -n 20 "$private"/ray-*.log >&2
         exit 1
     fi

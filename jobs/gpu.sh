@@ -17,7 +17,7 @@ python=${PYTHON:-python3}
 device=${DEVICE:-cuda}
 read -r -a blocks <<<"${BLOCKS:-}"
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
-all="tests kernels search-7b job-7b streams-7b streams-13b streams-70b"
+all="tests kernels search-7b job-7b offload-7b offload-13b offload-70b"
 steps=" ${STEPS:-$all} "
 for step in $steps; do
     if [[ " $all " != *" $step "* ]]; then
@@ -59,9 +59,9 @@ run tests "$python" -m pytest -o addopts= -q -m gpu tests/gpu tests/kernels test
 run kernels "$python" -m neuronal_ray.benchmark kernels --device "$device" || true
 measure search-7b search 7b --literal-candidates 2 "${blocks[@]}" || true
 measure job-7b job 7b "${blocks[@]}" || true
-measure streams-7b search 7b --offload --repeats 2 "${blocks[@]}" || true
+measure offload-7b search 7b --offload --repeats 2 "${blocks[@]}" || true
 forget 7b
-measure streams-13b search 13b --offload --repeats 2 "${blocks[@]}" || true
+measure offload-13b search 13b --offload --repeats 2 "${blocks[@]}" || true
 forget 13b
 room=$(df --output=avail -B1G "$checkpoints" | tail -n 1)
 memory=$(awk '/^MemAvailable/ {print int($2 / 1048576)}' /proc/meminfo)
@@ -69,7 +69,7 @@ if ((room < 145 || memory < 150)) && ((${#blocks[@]} == 0)); then
     echo "== 70B whole needs 145 GB on disk and 150 GB of memory; there are $room and $memory: the first 16 blocks"
     blocks=(--blocks 16)
 fi
-measure streams-70b search 70b --offload --repeats 2 "${blocks[@]}" || true
+measure offload-70b search 70b --offload --repeats 2 "${blocks[@]}" || true
 forget 70b
 rmdir "$checkpoints" 2>/dev/null || true
 

@@ -15,6 +15,8 @@ from quality_tables import IN, OUT, Row
 
 from neuronal_ray.cli.options import parse_config
 from neuronal_ray.prune.config import PruneConfig
+from neuronal_ray.workers.tasks.final_model import mask, settle
+from neuronal_ray.workers.tasks.statistics import describe, device_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,21 +144,20 @@ def measure(cell: Cell, settings: Settings, flags: str, *, target: float, budget
     from neuronal_ray.prune.session import Session
     from neuronal_ray.workers.pools.in_process import InProcessPool
     from neuronal_ray.workers.spec import Walk
-    from neuronal_ray.workers.worker import Worker
 
     config = configure(cell, settings, flags, target=target)
     composition = compose(config)
     dense = dense_model(cell.model, settings)
     calibration = draw(cell.model, settings, cell.seed)
     pool = InProcessPool(_spec(dense.checkpoint, composition.pruner))
-    layout, progress, marks = pool.first(Worker.describe), Progress(), [time.perf_counter()]
+    layout, progress, marks = pool.first(describe), Progress(), [time.perf_counter()]
     session = Session(pool)
     session.hold(composition, calibration, progress, samples=config.search_samples)
     marks.append(time.perf_counter())
     search = session.search(composition, calibration, progress, samples=config.search_samples, mode=config.mode)
     plan = allocate(config, composition, layout, search).plan
     marks.append(time.perf_counter())
-    pool.each(Worker.finish, plan, calibration, Walk(pruned=composition.pruned_stream, released=composition.released))
+    pool.each(settle, plan, calibration, Walk(pruned=composition.pruned_stream, released=composition.released))
     marks.append(time.perf_counter())
     zeros = pool.first(_zeros, plan)
     if budget is not None:
@@ -177,7 +178,7 @@ def measure(cell: Cell, settings: Settings, flags: str, *, target: float, budget
         "token_forwards": round(search.evaluations * passes * calibration[: config.search_samples].numel()),
         "rounds": search.rounds,
         "versions": versions(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores; {pool.first(Worker.device_name)}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores; {pool.first(device_name)}",
         "date": date.today().isoformat(),
     }
 
@@ -189,7 +190,7 @@ def check_budget(zeros: int, *, planned: int, budget: int, solves: bool) -> None
 
 
 def _zeros(worker: "Worker", plan: "Plan") -> int:
-    return sum(int(worker.mask(spec.linear, plan).sum()) for spec in worker.layout)
+    return sum(int(mask(worker, spec.linear, plan).sum()) for spec in worker.layout)
 
 
 def _spec(checkpoint: "Checkpoint", pruner: "LinearPruner") -> "WorkerSpec":

@@ -11,6 +11,7 @@ from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.models.output_files import copy_rest, split_parts
 from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.tasks.model_files import write
 from neuronal_ray.workers.worker import Worker
 
 CONTEXT = 64
@@ -121,6 +122,6 @@ def write_pruned(worker: Worker, plan: Plan, target: Path) -> int:
     """The final model under `plan` as a directory, as the pipeline writes it; the zeros of its linears."""
     checkpoint = worker.replica.checkpoint
     parts = split_parts(checkpoint, worker.layout, [worker.blocks])
-    zeros = sum(worker.write(part, plan, target) for part in parts)
+    zeros = sum(write(worker, part, plan, target) for part in parts)
     copy_rest(checkpoint, parts, target)
     return zeros

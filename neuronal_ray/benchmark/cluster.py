@@ -24,7 +24,7 @@ from neuronal_ray.workers.pools.protocol import Pool
 from neuronal_ray.workers.pools.ray.devices import connect, disconnect
 from neuronal_ray.workers.pools.ray.pool import RayPool
 from neuronal_ray.workers.spec import WorkerSpec
-from neuronal_ray.workers.worker import Worker
+from neuronal_ray.workers.tasks.statistics import describe, keep_statistics, observe_all, rank
 
 _ROUNDS = 3
 _HERE = "in process"
@@ -107,11 +107,11 @@ def measure_cluster(model: Path, *, name: str, length: int, samples: int = 2) ->
             for setting, open_pool in pools.items():
                 pool = open_pool()
                 opened[setting] = pool
-                layout = pool.first(Worker.describe)
+                layout = pool.first(describe)
                 hidden = text.numel() * layout.specs[0].columns * 4
-                (statistics,) = pool.first(Worker.observe_all, text, (SquareSum,))
-                pool.each(Worker.keep_statistics, statistics)
-                pool.each(Worker.rank)
+                (statistics,) = pool.first(observe_all, text, (SquareSum,))
+                pool.each(keep_statistics, statistics)
+                pool.each(rank)
                 search = Search(
                     pool,
                     layout=layout,

@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
                 length=arguments.length,
                 calibration_samples=arguments.samples,
                 threads=arguments.threads,
-                streams=True,
+                offload=True,
             )
             lived.append(measure_lived(setting))
     planned = tuple(planned_streaming(name) for name in AIMS_GIB)
@@ -137,7 +137,7 @@ def measure_lived(setting: Setting) -> Lived:
         name=setting.name,
         tokens=work.held,
         measured=outside + live.peak,
-        formula=footprint.streaming() - max(footprint.weights),
+        formula=footprint.offloaded() - max(footprint.weights),
     )
 
 
@@ -153,5 +153,5 @@ def planned_streaming(name: str) -> Planned:
         "a linear being ranked": footprint.passing - unranked.passing,
         "outside the blocks": footprint.outside,
     }
-    terms["text and activations"] = footprint.streaming() - sum(terms.values())
+    terms["text and activations"] = footprint.offloaded() - sum(terms.values())
     return Planned(name=name, terms=terms, aim=AIMS_GIB[name] * GIB)

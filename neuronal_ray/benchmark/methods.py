@@ -3,7 +3,7 @@
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -27,6 +27,8 @@ from neuronal_ray.core.stats import Gram, Moments, SquareSum
 from neuronal_ray.prune.search import Search
 from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.spec import Walk, WorkerSpec
+from neuronal_ray.workers.tasks.final_model import settle
+from neuronal_ray.workers.tasks.statistics import keep_statistics, observe, rank
 from neuronal_ray.workers.worker import Worker
 
 Result = TypeVar("Result")
@@ -139,26 +141,26 @@ def measure_methods(
     def allocated(allocation: str) -> None:
         module = registry.load("allocations", allocation)
         if module.STATISTIC is not None:
-            pool.each(Worker.keep_statistics, worker.observe(text, SquareSum))
+            pool.each(keep_statistics, observe(worker, text, SquareSum))
         module.allocate(problem)
 
     def spread_only(allocation: str) -> None:
         registry.load("allocations", allocation).allocate(problem)
 
-    worker.observe(text)  # warm up
+    observe(worker, text)  # warm up
     dense_s, _ = _timed(partial(_dense_pass, worker, text))
     totals, algebra = {}, {}
     for allocation in ("owl", "dlp", "alphapruning"):
         totals[allocation], _ = _timed(partial(allocated, allocation))
         algebra[allocation], _ = _timed(partial(spread_only, allocation))
 
-    pool.each(Worker.keep_statistics, worker.observe(text, Moments))
-    worker.rank()
+    pool.each(keep_statistics, observe(worker, text, Moments))
+    rank(worker)
     plan = exact_plan(layout, uniform_rates(layout, lambda _: target), target=target)
     dsnot = {}
     for parts in (("attention",), ("attention", "mlp")):
-        worker.spec = replace(spec, pruner=LinearPruner(method="wanda", refinement="dsnot", parts=parts))
-        dsnot[parts], _ = _timed(partial(worker.finish, plan, text, Walk(pruned=False)))
+        worker.kept.pruner = LinearPruner(method="wanda", refinement="dsnot", parts=parts)
+        dsnot[parts], _ = _timed(partial(settle, worker, plan, text, Walk(pruned=False)))
 
     weights = [replica.weight(spec) for spec in layout.blocks[0]]
     spectrum_s, spectra = _timed(lambda: [eigenvalues(weight) for weight in weights])

@@ -27,6 +27,8 @@ from neuronal_ray.workers.pools.ray.costs import measure_ray_costs
 from neuronal_ray.workers.pools.ray.devices import connect, disconnect
 from neuronal_ray.workers.pools.ray.pool import RayPool
 from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.tasks import candidates
+from neuronal_ray.workers.tasks.statistics import rank
 from neuronal_ray.workers.worker import Worker
 
 MODELS = ("7b", "13b", "70b")
@@ -119,7 +121,7 @@ def predictions() -> Scaling:
             name: {size: needed_devices(footprint, size * GIB) for size in DEVICE_GIB}
             for name, footprint in footprints.items()
         },
-        offloaded_bytes={name: footprint.streaming() for name, footprint in footprints.items()},
+        offloaded_bytes={name: footprint.offloaded() for name, footprint in footprints.items()},
         points=[
             predicted(name, footprint, count, shards, costs)
             for name, footprint in footprints.items()
@@ -199,13 +201,13 @@ def _ratio(worker: Worker) -> float:
     from neuronal_ray.core.plan import exact_plan, uniform_rates
 
     text = torch.randint(256, (4, 512), generator=torch.Generator().manual_seed(0))
-    worker.rank()
-    worker.set_search_text(text, chunk=4, with_reference=True)
+    rank(worker)
+    candidates.set_search_text(worker, text, None, chunk=4, with_reference=True)
     plan = exact_plan(worker.layout, uniform_rates(worker.layout, lambda _: 0.7), target=0.7)
-    worker.trial(plan)
+    candidates.trial(worker, plan)
     begin = time.perf_counter()
     for _ in range(3):
-        worker.trial(plan)
+        candidates.trial(worker, plan)
     candidate_s = (time.perf_counter() - begin) / 3
     ceilings = measure_ceilings(worker.device, worker.replica.stream.model.dtype)
     return candidate_s / (2 * worker.layout.prunable * text.numel() / ceilings.flops)

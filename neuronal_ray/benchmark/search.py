@@ -47,6 +47,9 @@ from neuronal_ray.cli.memory import peak_bytes
 from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.workers.footprint import GIB, Footprint, Work
 from neuronal_ray.workers.pools.in_process import InProcessPool
+from neuronal_ray.workers.tasks.candidates import pass_together, trial
+from neuronal_ray.workers.tasks.parallel import InParallel, parallel_tasks
+from neuronal_ray.workers.tasks.statistics import device_name, observe
 from neuronal_ray.workers.worker import Worker
 
 _DESCRIPTION = """Time NeuronAL's search in `paper` mode (the dense pass over the calibration text, ranking, 14 block
@@ -184,7 +187,7 @@ def main(argv: Sequence[str]) -> None:
                 length=arguments.length or length_of(name),
                 calibration_samples=arguments.calibration_samples or arguments.samples,
                 threads=arguments.threads,
-                streams=arguments.offload,
+                offload=arguments.offload,
             )
             literal = 0 if arguments.offload else arguments.literal_candidates
             results.append(measure_search(setting, repeats=arguments.repeats, literal_candidates=literal))
@@ -202,7 +205,7 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
     load_s = time.perf_counter() - begin
     worker = worker_of(pool)
     tokens = random_tokens(setting, worker)
-    worker.observe(tokens[:1])  # warm up
+    observe(worker, tokens[:1])  # warm up
 
     search = staged = timed_search(setting, pool, tokens, quiet=False)
     if device.type == "cuda":  # the stages of a run that waits for the device at each
@@ -214,7 +217,7 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
     text, layout, dtype = tokens[: setting.samples], worker.layout, worker.replica.stream.model.dtype
     alone_s = forwards_alone(worker, text, search.plans[-1], repeats=repeats) * search.distinct
     parallel_s = alone_s  # where nothing runs in parallel
-    if worker.at_once() > 1:
+    if parallel_tasks(worker) > 1:
         parallel_s = forwards_in_parallel(worker, text, search.plans[-1], repeats=repeats) * search.distinct
     literal = _literal(worker, text, search, literal_candidates) if literal_candidates else None
     ceilings = measure_ceilings(device, dtype)
@@ -224,20 +227,20 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
         calibration_tokens=tokens.numel(),
         candidates=search.distinct,
         item=dtype.itemsize,
-        rankings=2 if setting.streams else 1,  # in each step
+        rankings=2 if setting.offload else 1,  # in each step
     )
     work = Work(item=dtype.itemsize, held=text.numel(), device=device.type)
     footprint = Footprint.of(empty_model(worker.replica.checkpoint), work)
     return SearchMeasured(
         name=setting.name,
-        device=worker.device_name(),
+        device=device_name(worker),
         dtype=setting.dtype,
         blocks=layout.num_blocks,
         prunable=layout.prunable,
         samples=setting.samples,
         length=setting.length,
         calibration_samples=setting.calibration_samples,
-        offload=setting.streams,
+        offload=setting.offload,
         tried=search.tried,
         candidates=search.distinct,
         load_s=load_s,
@@ -252,7 +255,7 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
         token_forwards=search.distinct * text.numel() + tokens.numel(),
         device_bytes=device_bytes,
         host_bytes=host_bytes,
-        formula_bytes=footprint.streaming() if setting.streams else footprint.worker(1),
+        formula_bytes=footprint.offloaded() if setting.offload else footprint.worker(1),
         literal=literal,
     )
 
@@ -265,9 +268,9 @@ def _literal(worker: Worker, text: Tokens, search: TimedSearch, candidates: int)
     for number in range(candidates):
         plan = search.plans[number % 2]
         ours_s = search.candidates_s / search.distinct
-        if not worker.goes_together():
-            plans = [plan] * worker.at_once()
-            ours_s = seconds(worker.device, partial(worker.side_by_side, plans, Worker.trial)) / len(plans)
+        if not pass_together(worker):
+            plans = [plan] * parallel_tasks(worker)
+            ours_s = seconds(worker.device, partial(InParallel(trial), worker, plans)) / len(plans)
         for all_statistics, measured in ratios.items():
             call = partial(literal_candidate, worker, inputs, plan, all_statistics=all_statistics)
             measured.append(seconds(worker.device, call) / (ours_s + shared_s))

@@ -84,8 +84,8 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 
 def _model(entry: Mapping[str, Any]) -> str:
-    offload = ", offloaded" if entry.get("offload") else ""
-    return f"{entry['name']}, {entry['blocks']} blocks, {entry['dtype']}{offload}"
+    offloaded = ", offloaded" if entry.get("offload") else ""
+    return f"{entry['name']}, {entry['blocks']} blocks, {entry['dtype']}{offloaded}"
 
 
 def _gib(size: int | None) -> str:

@@ -30,6 +30,8 @@ from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.pools.protocol import Pool
 from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.tasks.final_model import mask
+from neuronal_ray.workers.tasks.parallel import InParallel, parallel_tasks
 from neuronal_ray.workers.worker import Worker
 
 Tokens = Int64[Tensor, "sequences length"]
@@ -51,7 +53,7 @@ class Setting:
     calibration_samples: int
     lambdas: tuple[float, ...] = LAMBDAS
     threads: int | None = None
-    streams: bool = False
+    offload: bool = False
 
     @property
     def config(self) -> PruneConfig:
@@ -76,7 +78,7 @@ class Setting:
             pruner=compose(self.config).pruner,
             threads=self.threads,
             trust_remote_code=False,
-            streams=self.streams,
+            offload=self.offload,
         )
 
 
@@ -165,7 +167,7 @@ def forwards_alone(worker: Worker, text: Tokens, plan: Plan, *, repeats: int) ->
     _, recordings = replica.start(text)
     for index in replica.visited(worker.blocks):
         weights = {
-            spec.linear: replica.weight(spec) * ~worker.mask(spec.linear, plan).to(worker.device)
+            spec.linear: replica.weight(spec) * ~mask(worker, spec.linear, plan).to(worker.device)
             for spec in worker.layout.blocks[index]
         }
         last = index == replica.num_blocks - 1
@@ -178,8 +180,8 @@ def forwards_alone(worker: Worker, text: Tokens, plan: Plan, *, repeats: int) ->
 
 def forwards_in_parallel(worker: Worker, text: Tokens, plan: Plan, *, repeats: int) -> float:
     """Return `forwards_alone` per candidate when the worker runs as many in parallel as it takes."""
-    count = worker.at_once()
-    spent = worker.side_by_side(range(count), _nth_forwards_alone, text, plan, repeats)
+    count = parallel_tasks(worker)
+    spent = InParallel(_nth_forwards_alone)(worker, range(count), text, plan, repeats)
     return sum(spent) / count / count
 
 

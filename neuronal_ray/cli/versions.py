@@ -39,10 +39,10 @@ def code_version(*plug_ins: str) -> str:
     """Return the release with a digest of the source files that can change a score, as in "0.1.0+0123456789ab".
 
     An edited checkout has another version than the release. So has a run with another or an edited file among
-    `plug_ins`, names of plug-ins of which those of the form package.module:object come from outside this package.
+    `plug_ins`, names of plug-ins of which package.module or module:object come from outside this package.
     """
     sha = hashlib.sha256(source_digest(_PACKAGE).encode())
-    for module in sorted({name.partition(":")[0] for name in plug_ins if ":" in name}):
+    for module in sorted({name.partition(":")[0] for name in plug_ins if "." in name or ":" in name}):
         spec = find_spec(module)
         assert spec is not None, module
         assert spec.origin is not None, module

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float32, Float64, Int, Int32
 from torch import Tensor
 
 from neuronal_ray.core.alignment import Trial
@@ -38,6 +38,20 @@ class BlockTask(Protocol):
     ) -> Float[Tensor, "sequences tokens features"]:
         """The same with other weights; differentiable in them."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RankedLinear:
+    """One dense linear with its ranking, the rows' counts under a plan, and the Gram of its inputs.
+
+    `gram` is X^T X over the calibration text, float32.
+    """
+
+    spec: LinearSpec
+    weight: Float[Tensor, "rows columns"]
+    gram: Float32[Tensor, "columns columns"]
+    ranks: Int[Tensor, "rows columns"]
+    removed: Int32[Tensor, " rows"]
 
 
 class Probe(Protocol):
@@ -71,6 +85,10 @@ class Probe(Protocol):
 
     def measure(self, function: Callable[[Sequence[Weighed]], Result]) -> list[Result]:
         """`function` of the linears of every block of the dense model; results in the order of blocks."""
+        ...
+
+    def map_linears(self, function: Callable[[RankedLinear], Result], plan: Plan) -> dict[Linear, Result]:
+        """Return `function` of every linear of the dense model, with its counts under `plan`."""
         ...
 
     def learn(self, function: Callable[[BlockTask], Result]) -> list[Result]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from functools import cache, partial
-from typing import Any, cast
+from typing import Any
 
 import datasets
 import torch
@@ -22,6 +22,7 @@ from neuronal_ray.data.text import one_line
 from neuronal_ray.evaluate.local_rows import find_files, read_rows
 from neuronal_ray.evaluate.scores import BenchmarkSettings, Score
 from neuronal_ray.models.checkpoint import load_tokenizer
+from neuronal_ray.workers.tasks.final_model import logits_on_demand, under_plan
 from neuronal_ray.workers.worker import Worker
 
 _BOOTSTRAPS = 1000  # only metrics without a formula for their standard error use them; accuracy has one
@@ -45,18 +46,16 @@ def check_benchmarks(names: Sequence[str], settings: BenchmarkSettings) -> None:
 
 
 def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: BenchmarkSettings) -> Score:
-    """Run lm-eval's task (or group) `name` on the model under `plan`, as `Worker.finish` left it; None: dense.
+    """Return the score of lm-eval's task (or group) `name` on the final model under `plan`; None is the dense model.
 
-    The masked weights replace the dense ones meanwhile, which takes another copy of the pruned linears in memory.
-    Raises BadInput when the task's rows cannot be read.
+    Runs in the last shard of a chain, which queries the others. On one worker the masked weights replace the dense
+    ones meanwhile, which takes another copy of the pruned linears. Raises BadInput when the task's rows are missing.
     """
-    if not worker.is_last:
-        return cast(Score, None)  # the last shard runs the others as it needs them
     task: str | dict[str, Any] = name if settings.data is None else _local_task(name, settings)
     model = worker.replica.stream.model
     length = _context(model.config.get_text_config())
-    alone = worker.spec.shards == 1 and not worker.spec.streams
-    with _quietly(), worker.under(plan) if alone else nullcontext():
+    alone = worker.spec.shards == 1 and not worker.spec.offload
+    with _quietly(), under_plan(worker, plan) if alone else nullcontext():
         adapter: HFLM = (HFLM if alone else partial(_Relayed, worker, plan))(
             pretrained=model,
             tokenizer=load_tokenizer(worker.replica.checkpoint.path, trust_remote_code=worker.spec.trust_remote_code),
@@ -78,7 +77,7 @@ def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: Benchm
 
 
 class _Relayed(HFLM):  # type: ignore[misc]
-    """lm-eval's model, computed by the chain of shards that `worker` ends, or by a worker with offloaded blocks."""
+    """lm-eval's model over a chain of shards, run from the last shard, or over offloaded blocks."""
 
     def __init__(self, worker: Worker, plan: Plan | None, **settings: Any) -> None:
         self._worker, self._plan = worker, plan
@@ -86,7 +85,7 @@ class _Relayed(HFLM):  # type: ignore[misc]
 
     def _model_call(self, inps: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
         try:
-            return self._worker.answered(inps, self._plan)
+            return logits_on_demand(self._worker, inps, self._plan)
         except BadInput:
             raise
         except ValueError as error:

@@ -12,6 +12,7 @@ from neuronal_ray.evaluate.benchmark_names import MEAN, ZERO_SHOT
 from neuronal_ray.evaluate.perplexity import perplexity
 from neuronal_ray.evaluate.scores import PERPLEXITY, BenchmarkSettings, Score, mean_score
 from neuronal_ray.workers.pools.protocol import Pool
+from neuronal_ray.workers.shard import ChainTask, Passing
 from neuronal_ray.workers.worker import Worker
 
 Windows = Int64[Tensor, "windows length"]
@@ -39,10 +40,26 @@ class Evaluations:
         )
 
 
-def _benchmark(worker: Worker, name: str, plan: Plan | None, settings: BenchmarkSettings) -> Score:
+def _start_benchmark(worker: Worker, name: str, plan: Plan | None, settings: BenchmarkSettings) -> Passing[None]:
+    return Passing([], None)
+
+
+def _wait_for_last(
+    worker: Worker, passing: Passing[None], name: str, plan: Plan | None, settings: BenchmarkSettings
+) -> Passing[None]:
+    return passing
+
+
+def _run_benchmark(
+    worker: Worker, passing: Passing[None], name: str, plan: Plan | None, settings: BenchmarkSettings
+) -> Score:
     from neuronal_ray.evaluate.benchmarks import run_benchmark  # lm-eval takes seconds to import
 
     return run_benchmark(worker, name, plan, settings)
+
+
+_benchmark = ChainTask("benchmark", start=_start_benchmark, through=_wait_for_last, end=_run_benchmark)
+"""Return the score of a benchmark, run by the last shard, which queries the others for what it needs."""
 
 
 def measure(

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,25 +11,22 @@ from torch import Tensor
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.workers.footprint import CHUNKS_PER_TASK
-from neuronal_ray.workers.pools.protocol import Pool, map_side_by_side
-from neuronal_ray.workers.worker import Worker
+from neuronal_ray.workers.pools.protocol import Pool, map_in_parallel
+from neuronal_ray.workers.tasks.candidates import pass_together
+from neuronal_ray.workers.tasks.final_model import logits
+from neuronal_ray.workers.tasks.parallel import parallel_tasks
+from neuronal_ray.workers.tasks.statistics import sequences_per_chunk
 
 
 def window_losses(
-    worker: Worker, windows: Int64[Tensor, "windows length"], plan: Plan | None
-) -> Float64[Tensor, " windows"]:
-    """Return each window's mean cross-entropy over its length - 1 predictions, in nats, from float32 logits."""
-    return worker.logits(windows, plan, partial(_losses, windows))
-
-
-def _losses(
     windows: Int64[Tensor, "windows length"], chunks: Iterator[Float[Tensor, "some length vocabulary"]]
 ) -> Float64[Tensor, " windows"]:
+    """Return each window's mean cross-entropy over its length - 1 predictions, in nats, from float32 logits."""
     losses = []
     remaining = windows
-    for logits in chunks:
-        chunk, remaining = remaining[: len(logits)].to(logits.device), remaining[len(logits) :]
-        for row, tokens in zip(logits, chunk, strict=True):
+    for chunk in chunks:
+        inputs, remaining = remaining[: len(chunk)].to(chunk.device), remaining[len(chunk) :]
+        for row, tokens in zip(chunk, inputs, strict=True):
             losses.append(F.cross_entropy(row[:-1].float(), tokens[1:]))
     return torch.stack(losses).double().cpu()
 
@@ -50,15 +46,15 @@ def split_windows(
 def _tasks(pool: Pool, windows: Int64[Tensor, "windows length"]) -> list[Int64[Tensor, "some length"]]:
     """Return the windows of each task.
 
-    The chunks of a task share the cost of masking or transferring a block. A chain of shards that hold their weights
-    has none to share, and is busy in all its shards only with many tasks under way: one chunk each.
+    The chunks of a task share the cost of masking or transferring a block. A chain of shards that hold their blocks is
+    busy in all of them only with many tasks under way: there a task has one chunk.
     """
-    shared = pool.shards == 1 or pool.first(Worker.goes_together)
+    shared = pool.shards == 1 or pool.first(pass_together)
     return split_windows(
         windows,
-        chunk=pool.first(Worker.chunk_sequences, windows.shape[1]),
+        chunk=pool.first(sequences_per_chunk, windows.shape[1]),
         most_chunks=CHUNKS_PER_TASK if shared else 1,
-        workers=pool.replicas * pool.first(Worker.at_once),
+        workers=pool.replicas * pool.first(parallel_tasks),
     )
 
 
@@ -79,7 +75,7 @@ def perplexity(
     tasks = _tasks(pool, windows)
     losses = []
     with (progress or Progress(quiet=True)).stage(stage, len(tasks)) as advance:
-        for of_task in map_side_by_side(pool, window_losses, tasks, plan):
+        for of_task in map_in_parallel(pool, logits, tasks, plan, window_losses):
             losses.append(of_task)
             advance("")
     mean = float(torch.cat(losses).mean())

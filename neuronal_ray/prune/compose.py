@@ -19,7 +19,7 @@ from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
 from neuronal_ray.core.pattern import Pattern, parse_pattern, pattern_target
 from neuronal_ray.core.plan import Counts, Plan, exact_plan, uniform_rates
-from neuronal_ray.core.problem import BlockTask, Problem
+from neuronal_ray.core.problem import BlockTask, Problem, RankedLinear
 from neuronal_ray.core.stats import Moments, SquareSum, Statistic
 from neuronal_ray.prune.config import PruneConfig
 
@@ -148,6 +148,9 @@ class _Unasked:
         raise _Asked
 
     def measure(self, function: Callable[[Sequence[Weighed]], Result]) -> list[Result]:
+        raise _Asked
+
+    def map_linears(self, function: Callable[[RankedLinear], Result], plan: Plan) -> dict[Linear, Result]:
         raise _Asked
 
     def learn(self, function: Callable[[BlockTask], Result]) -> list[Result]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from neuronal_ray.algorithms import registry
@@ -17,7 +17,8 @@ from neuronal_ray.cli.versions import versions
 from neuronal_ray.core.lambda_search import search_rows
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.plan import Plan, Rates, uniform_rates
-from neuronal_ray.core.problem import Allocation, Problem, Step
+from neuronal_ray.core.problem import Allocation, Problem, RankedLinear, Step
+from neuronal_ray.core.trim_rows import trim_rows
 from neuronal_ray.evaluate.measure import measure
 from neuronal_ray.evaluate.scores import Score
 from neuronal_ray.models.checkpoint import Checkpoint
@@ -30,7 +31,8 @@ from neuronal_ray.prune.search import Search
 from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.protocol import Pool
 from neuronal_ray.workers.replica import shard_blocks
-from neuronal_ray.workers.worker import Worker
+from neuronal_ray.workers.tasks import model_files
+from neuronal_ray.workers.tasks.statistics import describe, device_name
 
 _PATIENCE_S = 5.0
 
@@ -42,7 +44,7 @@ def run(
 
     Finished candidates are kept in, and taken from, the folder `journal`.
     """
-    pool.each(Worker.sees, staging)
+    pool.each(model_files.check_writable, staging)
     session = Session(pool, journal=journal)
     composition, calibration = inputs.composition, inputs.calibration
     found = plan_run(config, composition, session, calibration, progress)
@@ -97,7 +99,7 @@ def run(
         "evaluation": evaluation_summary(results),
         "seconds": {name: round(seconds, 3) for name, seconds in progress.seconds.items()},
         "versions": versions(),
-        "devices": pool.each(Worker.device_name),
+        "devices": pool.each(device_name),
         "config": {key: _plain(value) for key, value in asdict(config).items()},
     }
     write_json(staging / "pruning.json", summary)
@@ -152,11 +154,15 @@ def allocate(config: PruneConfig, composition: Composition, layout: Layout, sear
         )
         allocation = _followed(allocation, found.rates, found.plan, steps=(found.step,))
     if composition.row_step == "trim":
-        rates = dict(allocation.rates) | search.trim(allocation.plan)
+        rates = dict(allocation.rates) | search.map_linears(_trim, allocation.plan)
         allocation = _followed(allocation, rates, problem.plan(rates, rows_adapted=True))
     allocation.plan.check(layout)
     uniform = problem.plan(uniform_rates(layout, lambda _: composition.target), rows_adapted=False)
     return replace(allocation, baselines={"uniform": uniform} | allocation.baselines)
+
+
+def _trim(linear: RankedLinear) -> Float64[Tensor, " rows"]:
+    return trim_rows(linear.weight, linear.gram, linear.ranks, linear.removed).cpu()
 
 
 def _followed(allocation: Allocation, rates: Rates, plan: Plan, *, steps: tuple[Step, ...] = ()) -> Allocation:
@@ -183,10 +189,10 @@ def begin_model(
 
     Each shard writes files of its own.
     """
-    layout = pool.first(Worker.describe)
+    layout = pool.first(describe)
     shards = [shard_blocks(layout.num_blocks, shard, pool.shards) for shard in range(pool.shards)]
     parts = split_parts(checkpoint, layout, shards, trust_remote_code=trust_remote_code)
-    for _ in pool.map(Worker.write_ahead, parts, plan, staging):
+    for _ in pool.map(model_files.write_ahead, parts, plan, staging):
         pass
     return parts
 
@@ -202,14 +208,16 @@ def write_model(
     with progress.stage("checkpoint", len(parts)) as advance:
         waiting = True
         while waiting:
-            begun = {file: found for some in pool.each(Worker.written, _PATIENCE_S) for file, found in some.items()}
+            begun = {
+                file: found for some in pool.each(model_files.written, _PATIENCE_S) for file, found in some.items()
+            }
             waiting = None in begun.values()
             for file in sorted(begun.keys() - zeros.keys()):
                 if (found := begun[file]) is not None:
                     zeros[file] = found
                     advance(file)
         others = [part for part in parts if part.file not in zeros]
-        for part, count in zip(others, pool.map(Worker.write, others, plan, staging), strict=True):
+        for part, count in zip(others, pool.map(model_files.write, others, plan, staging), strict=True):
             zeros[part.file] = count
             advance(part.file)
         copy_rest(checkpoint, parts, staging)

@@ -28,7 +28,7 @@ from neuronal_ray.sweep.config import Cell, Study
 from neuronal_ray.sweep.files import DENSE, Planned, Row, Store
 from neuronal_ray.workers.pools.launch import check_device, open_pool
 from neuronal_ray.workers.pools.protocol import Pool
-from neuronal_ray.workers.worker import Worker
+from neuronal_ray.workers.tasks.statistics import device_name, peak_memory
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class _Group:
         self._wanted = self._wanted_statistics()
         self._session = self._fresh()
         self._layout: Layout = self._session.layout()
-        self._device = self._pool.first(Worker.device_name)
+        self._device = self._pool.first(device_name)
         self._versions = json.dumps(versions())
 
     def run(self, advance: Callable[[str], None]) -> dict[str, str]:
@@ -276,7 +276,7 @@ class _Group:
             seconds=planned.seconds,
             search_seconds=planned.search_seconds,
             evaluation_seconds=seconds,
-            peak_bytes=max(self._pool.each(Worker.peak_memory)),
+            peak_bytes=max(self._pool.each(peak_memory)),
             device=self._device,
             problem=None if finite else "overflow",
             config=json.dumps(one.cell.options(), default=str),

@@ -1,4 +1,4 @@
-"""What goes on beside a worker's tasks, one call after the other, in a thread of its own."""
+"""Calls that run in the background of a worker's tasks: one after the other, in a thread of their own."""
 
 import threading
 from collections.abc import Callable
@@ -9,7 +9,7 @@ Result = TypeVar("Result")
 
 
 class Background(Generic[Result]):
-    """Calls by name; each is given an event that is set when nobody waits for it any more."""
+    """Calls by name; each receives an event that is set when its result is no longer wanted."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
@@ -17,18 +17,18 @@ class Background(Generic[Result]):
         self._thread: ThreadPoolExecutor | None = None
 
     def begin(self, name: str, call: Callable[[threading.Event], Result]) -> None:
-        """Have `call` made after those before it."""
+        """Queue `call` behind the calls before it."""
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1)
         self._calls[name] = self._thread.submit(call, self._stop)
 
-    def found(self, patience_s: float) -> dict[str, Result | None]:
-        """What each call returned, None of one that has not after `patience_s`. Raises what one of them raised."""
+    def results(self, patience_s: float) -> dict[str, Result | None]:
+        """Return the result of each call, None for one that is not done after `patience_s`; raise a call's error."""
         wait(self._calls.values(), timeout=patience_s)
         return {name: call.result() if call.done() else None for name, call in self._calls.items()}
 
     def end(self) -> None:
-        """Forget all calls; returns when none is under way."""
+        """Forget all calls; return when none is running."""
         self._stop.set()
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""One candidate's activations beside the dense model's, gathered block after block and compared at the end."""
+"""A candidate's activation norms and the dense model's, gathered block after block and compared at the end."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from neuronal_ray.core.stats import Statistic
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Pair:
-    """Norms of one input in both models, how many linears read it, and the norms that its signal is made of."""
+    """Norms of one input in both models, the number of linears that read it, and the norms of its signal."""
 
     dense: Float32[Tensor, " columns"]
     sparse: Float32[Tensor, " columns"]
@@ -24,9 +24,9 @@ class _Pair:
 
 
 class Comparison:
-    """Equation 2 over all linears, and the signed differences of the norms that the row step reads.
+    """Equation 2 over all linears, and the signed differences of norms that the row step reads.
 
-    Nothing is read from the device before the end: it never waits for a candidate's numbers.
+    Nothing is read from the device before the end, so that the device never waits for a candidate's numbers.
     `dead_is_infinite`: the released code divides by the sum of the norms; an input that pruning has silenced makes
     its score NaN.
     """
@@ -38,22 +38,22 @@ class Comparison:
     def add(
         self, layout: Layout, block: int, dense: Mapping[Group, Statistic], sparse: Mapping[Group, Statistic]
     ) -> None:
-        """Note the inputs of one block's linears; an expert that no token was routed to has norms of zero.
+        """Add the inputs of one block's linears; an expert that no token was routed to has norms of zero.
 
-        What feeds all experts of a block is judged by the inputs of all of them.
+        The signal of an input that feeds all experts of a block is that of the inputs of all of them.
         """
         for group, first in layout.first_readers(block).items():
-            ours, theirs = _norms(first.columns, dense.get(group), sparse.get(group))
-            signal = (ours, theirs)
+            norms = _norms(first.columns, dense.get(group), sparse.get(group))
+            signal = norms
             if group in layout.feeds_experts:
                 signal = (merged(dense, layout.routed[group]).norm, merged(sparse, layout.routed[group]).norm)
             readers = len(layout.groups[group])
-            self._pairs[group] = _Pair(dense=ours, sparse=theirs, readers=readers, signal=signal)
+            self._pairs[group] = _Pair(dense=norms[0], sparse=norms[1], readers=readers, signal=signal)
 
     def trial(self, divergences: tuple[float, ...] = ()) -> Trial:
-        """What all blocks together gave, and the last hidden states (see Trial)."""
+        """Return the trial of all blocks together, with the divergences of its next-token distributions."""
         pairs = list(self._pairs.values())
-        device = pairs[-1].dense.device  # those of earlier shards came by the host
+        device = pairs[-1].dense.device  # norms from earlier shards came through the host
         terms = torch.zeros(len(pairs), dtype=torch.float64, device=device)
         for width in {len(pair.dense) for pair in pairs}:
             alike = [number for number, pair in enumerate(pairs) if len(pair.dense) == width]
@@ -61,10 +61,10 @@ class Comparison:
                 torch.stack([norms.to(device) for norms in side])  # [inputs, columns]
                 for side in zip(*((pairs[number].dense, pairs[number].sparse) for number in alike), strict=True)
             )
-            found = misalignments(dense, sparse)
+            values = misalignments(dense, sparse)
             if self._dead_is_infinite:
-                found = found.masked_fill(~sparse.any(dim=1), math.inf)
-            terms[torch.tensor(alike, device=device)] = found
+                values = values.masked_fill(~sparse.any(dim=1), math.inf)
+            terms[torch.tensor(alike, device=device)] = values
         total = total_misalignment(terms, [pair.readers for pair in pairs])
         differences = [pair.signal[0] - pair.signal[1] for pair in pairs]
         lengths = [len(difference) for difference in differences]
@@ -79,7 +79,7 @@ class Comparison:
 def _norms(
     columns: int, dense: Statistic | None, sparse: Statistic | None
 ) -> tuple[Float32[Tensor, " columns"], Float32[Tensor, " columns"]]:
-    """Of an input in both models, zeros where no token came to it."""
+    """Return the norms of an input in both models, zeros where no token reached it."""
     if dense is not None and sparse is not None:
         return dense.norm, sparse.norm
     seen = dense or sparse
@@ -88,10 +88,10 @@ def _norms(
 
 
 def merged(statistics: Mapping[Group, Statistic], groups: Sequence[Group]) -> Statistic:
-    """What was seen of the inputs of several experts together, over the sequences of one."""
+    """Return the statistic of the inputs of several experts together, over the sequences of one."""
     seen = [statistics[group] for group in groups if group in statistics]
     assert seen, f"no token reached an expert of block {groups[0].block}"
-    found = seen[0]
+    total = seen[0]
     for statistic in seen[1:]:
-        found = found.merge(statistic)
-    return found.over(seen[0].sequences)
+        total = total.merge(statistic)
+    return total.over(seen[0].sequences)

@@ -1,4 +1,4 @@
-"""The dense model's next-token distributions on a text, and how far a sparse model's are from them."""
+"""The dense model's next-token distributions on a text, and the divergence of a sparse model's from them."""
 
 import math
 import threading
@@ -12,14 +12,14 @@ from neuronal_ray.core.divergence import divergences, log_probabilities
 from neuronal_ray.models.blocks import Recording, Stream
 
 _SLICE = 2**24
-"""Logits that exist at a time: a few positions of a sequence for large vocabularies, all of it for small ones."""
+"""The most logits in memory at a time: a few positions of a sequence for large vocabularies, all for small ones."""
 
 _CACHED = 2**28
-"""Log-probabilities that are kept (1 GiB); the others cost a product with the head each time."""
+"""The most log-probabilities that are cached (1 GiB); the others cost a product with the head each time."""
 
 
 class Distributions:
-    """The first log-probabilities are kept, the rest computed anew from the last hidden states: the same bits."""
+    """Caches the first log-probabilities; the rest are computed anew from hidden states, with the same bits."""
 
     def __init__(
         self,
@@ -29,35 +29,35 @@ class Distributions:
         slice_size: int = _SLICE,
         cache_size: int = _CACHED,
     ) -> None:
-        """`dense` are the hidden states of each chunk of `text` after the dense model's last block; sizes in floats."""
+        """Take the hidden states of each chunk of `text` after the dense model's last block; sizes count floats."""
         self._text, self._dense = text, dense
         self._slice_size, self._free = slice_size, cache_size
         self._kept: dict[int, Float32[Tensor, "tokens vocabulary"]] = {}
         self._lock = threading.Lock()
 
     def divergence(self, sparse: Sequence[Recording], stream: Stream) -> list[float]:
-        """Mean KL(dense || sparse) over the positions of each sequence, nats a token; infinite on overflow.
+        """Return the mean KL(dense || sparse) over the positions of each sequence, nats a token; infinite on overflow.
 
-        `stream` has the head, and no other thread at the time.
+        `stream` has the head; no other thread uses it at the same time.
         """
         means: list[float] = []
         number = 0
-        for text, ours, theirs in zip(self._text, self._dense, sparse, strict=True):
+        for text, dense_end, sparse_end in zip(self._text, self._dense, sparse, strict=True):
             for row in range(len(text)):
                 total = 0.0
                 for positions in self._slices(text.shape[1], stream.vocabulary):
                     size = (positions.stop - positions.start) * stream.vocabulary
                     logits = partial(_logits, stream, text, row, positions)
-                    dense = self._log_probabilities(number, size, partial(logits, ours))
+                    dense = self._log_probabilities(number, size, partial(logits, dense_end))
                     number += 1
-                    total += float(divergences(dense, logits(theirs)).sum())
+                    total += float(divergences(dense, logits(sparse_end)).sum())
                 means.append(total / text.shape[1] if math.isfinite(total) else math.inf)
         return means
 
     def _log_probabilities(
         self, number: int, size: int, logits: Callable[[], Float[Tensor, "tokens vocabulary"]]
     ) -> Float32[Tensor, "tokens vocabulary"]:
-        """The dense model's of slice `number`; whoever comes first computes those that are kept, the others wait."""
+        """Return the dense model's for slice `number`; the first thread computes those that are cached, others wait."""
         with self._lock:
             if number not in self._kept and size <= self._free:
                 self._kept[number] = log_probabilities(logits())
@@ -66,7 +66,7 @@ class Distributions:
         return log_probabilities(logits()) if kept is None else kept
 
     def _slices(self, length: int, vocabulary: int) -> Iterator[slice]:
-        """Runs of positions that together have no more logits than fit in a slice."""
+        """Return ranges of positions that have no more logits than one slice."""
         step = max(1, self._slice_size // vocabulary)
         return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
@@ -74,6 +74,6 @@ class Distributions:
 def _logits(
     stream: Stream, text: Int64[Tensor, "sequences length"], row: int, positions: slice, recording: Recording
 ) -> Float[Tensor, "tokens vocabulary"]:
-    """The logits at some positions of one sequence of a chunk; the head sees each position by itself."""
-    here = Recording(recording.hidden[row : row + 1, positions], recording.calls)
-    return stream.finish(text[row : row + 1, positions], here)[0]
+    """Return the logits at some positions of one sequence of a chunk; the head treats each position by itself."""
+    selected = Recording(recording.hidden[row : row + 1, positions], recording.calls)
+    return stream.finish(text[row : row + 1, positions], selected)[0]

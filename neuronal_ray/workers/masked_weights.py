@@ -1,4 +1,4 @@
-"""What a plan makes of a block: its weights cut at the ranking, in memory that candidates share."""
+"""The weights of a block under a plan: masked by the ranking, in memory that candidates share."""
 
 from collections.abc import Mapping
 
@@ -12,11 +12,11 @@ from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.workers.replica import Replica, Weights
 
 _PLANS = 16
-"""Whose counts lie on the device, the latest: a step's candidates, which may pass each block together."""
+"""How many plans keep their counts on the device: the candidates of one step, which may pass each block together."""
 
 
-class Cuts:
-    """Cuts blocks of one replica on its device; rankings may lie elsewhere."""
+class MaskedWeights:
+    """Masks the blocks of one replica on its device; rankings may lie elsewhere."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
@@ -24,34 +24,34 @@ class Cuts:
         self._counts: dict[bytes, Counts] = {}
 
     def weights(self, index: int, plan: Plan, ranks: Mapping[Linear, Ranks], *, lasting: bool = False) -> Weights:
-        """The weights of block `index` under `plan`; the next cut writes over them unless they are `lasting`."""
-        found, removed = {}, self._removed(plan)
+        """Return the weights of block `index` under `plan`; the next call overwrites them unless they are `lasting`."""
+        masked, removed = {}, self._removed(plan)
         for spec in self._replica.layout.blocks[index]:
             weight = self._replica.weight(spec)
-            found[spec.linear] = apply_cut(
+            masked[spec.linear] = apply_cut(
                 weight,
                 ranks[spec.linear].to(self._replica.device),
                 removed[spec.linear],
                 out=None if lasting else self._memory_for(spec.linear.path, weight),
             )
-        return found
+        return masked
 
     def _memory_for(self, path: str, weight: Tensor) -> Tensor:
-        """Where a linear's cut goes, in every block that is like this one: new memory costs as much as the cut."""
+        """Return memory that all blocks with such a linear share: allocating it costs as much as masking."""
         place = (path, weight.shape, weight.stride(), weight.dtype)
         if place not in self._memory:
             self._memory[place] = torch.empty_like(weight)
         return self._memory[place]
 
     def _removed(self, plan: Plan) -> Counts:
-        """The counts of this shard's rows on the device: one copy per plan, as each waits for what is under way."""
+        """Return the counts of this shard's rows on the device, copied once per plan: a copy waits for the device."""
         if self._replica.device.type == "cpu":
             return plan.removed
         if plan.digest not in self._counts:
             counts = {linear: rows for linear, rows in plan.removed.items() if linear.block in self._replica.blocks}
-            near = torch.cat(list(counts.values())).to(self._replica.device)
-            parts = near.split([len(rows) for rows in counts.values()])
-            self._counts[plan.digest] = dict(zip(counts, parts, strict=True))
+            on_device = torch.cat(list(counts.values())).to(self._replica.device)
+            split = on_device.split([len(rows) for rows in counts.values()])
+            self._counts[plan.digest] = dict(zip(counts, split, strict=True))
             if len(self._counts) > _PLANS:
                 self._counts.pop(next(iter(self._counts)))
         return self._counts[plan.digest]

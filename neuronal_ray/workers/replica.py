@@ -1,9 +1,9 @@
-"""One copy of the model on one device, passed block by block: with its own weights or others, observed or not."""
+"""One copy of the model on one device, passed block by block, with its own weights or others, observed or not."""
 
-import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from neuronal_ray.core.kernels.memory import keep_freed_memory
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.stats import Statistic
 from neuronal_ray.models.blocks import Recording, Stream, find_linears, forwards, is_transposed, set_weight, weight_of
-from neuronal_ray.models.checkpoint import load_model, open_checkpoint
+from neuronal_ray.models.checkpoint import Checkpoint, load_model, open_checkpoint
 from neuronal_ray.models.fused_modules import fuse
 from neuronal_ray.models.wiring import Kinds, assembled, trace_kinds
 from neuronal_ray.workers.stopwatch import Stopwatch
@@ -25,22 +25,23 @@ Statistics = Mapping[Group, Statistic]
 Weights = Mapping[Linear, Float[Tensor, "rows columns"]]
 
 CHUNK_TOKENS = {"cpu": 2048, "cuda": 8192}
-"""Tokens that pass through a block at once, by the type of device: a GPU's matrix products are faster for more of them.
-Part of the numerics: it depends on nothing else, not on the pool, not on the memory that happens to be free."""
+"""Tokens that pass through a block at once, by the type of device: a GPU's matrix products are faster for more tokens.
+
+Part of the numerics: chunks depend on nothing else, neither on the pool nor on the memory that happens to be free."""
 
 
 def chunk_sequences(length: int, device: str = "cpu") -> int:
-    """Number of sequences of `length` tokens in one chunk on a type of device."""
+    """Return the number of sequences of `length` tokens in one chunk on a type of device."""
     return max(1, CHUNK_TOKENS[device] // length)
 
 
 def shard_blocks(num_blocks: int, shard: int, shards: int) -> range:
-    """The blocks of one of `shards` contiguous parts of equal size, to one block."""
+    """Return the blocks of one of `shards` contiguous ranges, whose sizes differ by at most one block."""
     return range(num_blocks * shard // shards, num_blocks * (shard + 1) // shards)
 
 
 class Stopped(Exception):
-    """Nobody waits any more for what was under way."""
+    """The result of the work under way is no longer wanted."""
 
 
 class Replica:
@@ -48,6 +49,25 @@ class Replica:
 
     def __init__(
         self,
+        checkpoint: Checkpoint,
+        stream: Stream,
+        blocks: range,
+        stopwatch: Stopwatch,
+        *,
+        device: torch.device,
+        stop: threading.Event,
+        layout: Layout | None = None,
+    ) -> None:
+        """Hold `blocks` of a loaded model; once `stop` is set, text gets no further than its chunk and block."""
+        self.checkpoint, self.stream, self.blocks, self.stopwatch = checkpoint, stream, blocks, stopwatch
+        self.device, self._stop, self._layout = device, stop, layout
+        self.num_blocks: int = checkpoint.config.get_text_config().num_hidden_layers
+        self.linears = {index: find_linears(stream.blocks[index]) for index in blocks}
+        self.tokens = 0  # that passed through one block, for the record
+
+    @classmethod
+    def load(
+        cls,
         model_path: Path,
         *,
         device: str,
@@ -56,51 +76,53 @@ class Replica:
         synchronize: bool = False,
         shard: int = 0,
         shards: int = 1,
-        streams: bool = False,
-    ) -> None:
-        """All blocks, or those of one of `shards` (from 0); what lies outside the blocks is in every shard.
+        offload: bool = False,
+    ) -> "Replica":
+        """Load all blocks, or those of one of `shards` (from 0); what lies outside the blocks is in every shard.
 
-        `streams`: weights stay on the host, a block's visit the device when it is wanted.
+        With `offload`, weights stay on the host, and a block is copied to the device for its turn. Raises BadInput for
+        a checkpoint that cannot be used.
         """
-        self.device = torch.device(device)
-        if self.device.type == "cuda":
+        target = torch.device(device)
+        if target.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = False
-        self.stopwatch = Stopwatch(self.device, synchronize=synchronize)
-        self.checkpoint = open_checkpoint(model_path, trust_remote_code=trust_remote_code)
-        self.num_blocks: int = self.checkpoint.config.get_text_config().num_hidden_layers
-        self.blocks = shard_blocks(self.num_blocks, shard, shards)
+        checkpoint = open_checkpoint(model_path, trust_remote_code=trust_remote_code)
+        blocks = shard_blocks(checkpoint.config.get_text_config().num_hidden_layers, shard, shards)
         model = load_model(
-            self.checkpoint,
-            device=torch.device("cpu") if streams else self.device,
-            dtype=self._dtype(dtype),
+            checkpoint,
+            device=torch.device("cpu") if offload else target,
+            dtype=_dtype_of(checkpoint, dtype, target),
             trust_remote_code=trust_remote_code,
-            blocks=self.blocks,
+            blocks=blocks,
         )
-        if self.device.type == "cpu":
+        if target.type == "cpu":
             keep_freed_memory()  # from here on: weights do not come and go
-        self.stream = Stream(model, self.blocks, self.device if streams else None)
-        if self.device.type == "cuda":
-            for index in self.blocks:
-                fuse(self.stream.blocks[index])
-        self.linears = {index: find_linears(self.stream.blocks[index]) for index in self.blocks}
-        self._check_weights()
-        self._layout: Layout | None = None
-        self.tokens = 0  # that passed through one block, for the record
-        self._stop = threading.Event()
+        stream = Stream(model, blocks, target if offload else None)
+        if target.type == "cuda":
+            for index in blocks:
+                fuse(stream.blocks[index])
+        stopwatch = Stopwatch(target, synchronize=synchronize)
+        replica = cls(checkpoint, stream, blocks, stopwatch, device=target, stop=threading.Event())
+        replica._check_weights()
         if shards == 1:
-            self.trace(Kinds())
+            replica.trace(Kinds())
+        return replica
 
     def twin(self, stop: threading.Event) -> "Replica":
-        """Another to be passed at the same time by another thread; the weights are the same memory.
+        """Return a replica for another thread to pass at the same time; the weights are the same memory.
 
-        Once `stop` is set a text that passes through it gets no further than its chunk and block: Stopped is raised.
+        Once `stop` is set, Stopped is raised in the passes of the twin.
         """
-        other = copy.copy(self)
-        other.stream = self.stream.twin()
-        other.stopwatch = Stopwatch(self.device, synchronize=self.stopwatch.synchronize)
-        other.linears = {index: find_linears(other.stream.blocks[index]) for index in self.blocks}
-        other.tokens, other._stop = 0, stop
-        return other
+        stopwatch = Stopwatch(self.device, synchronize=self.stopwatch.synchronize)
+        return Replica(
+            self.checkpoint,
+            self.stream.twin(),
+            self.blocks,
+            stopwatch,
+            device=self.device,
+            stop=stop,
+            layout=self._layout,
+        )
 
     @property
     def layout(self) -> Layout:
@@ -109,61 +131,61 @@ class Replica:
         return self._layout
 
     def trace(self, known: Kinds) -> Kinds:
-        """The kinds of blocks up to the end of this shard; in the last one the layout is complete."""
+        """Return the kinds of blocks up to the end of this shard; in the last shard the layout is complete."""
         known = trace_kinds(self.stream, self.blocks, known)
         if self.blocks.stop == self.num_blocks:
             self._layout = assembled(known)
         return known
 
-    def keep_layout(self, layout: Layout) -> None:
-        """The layout that the last shard found."""
-        self._layout = layout
+    @cached_property
+    def largest_block_bytes(self) -> int:
+        """Bytes of the parameters of the largest block."""
+        blocks = self.stream.blocks
+        return max(sum(parameter.nbytes for parameter in blocks[index].parameters()) for index in self.blocks)
 
-    def _dtype(self, asked: str) -> torch.dtype:
-        if asked != "auto":
-            return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[asked]
-        stored: torch.dtype | None = self.checkpoint.config.get_text_config().dtype
-        return torch.float32 if stored is None or self.device.type == "cpu" else stored
+    def keep_layout(self, layout: Layout) -> None:
+        """Keep the layout that the last shard found."""
+        self._layout = layout
 
     def start(
         self, tokens: Int64[Tensor, "sequences length"], *, chunk: int | None = None
     ) -> tuple[list[Int64[Tensor, "sequences length"]], list[Recording]]:
-        """The text in chunks on the device, and each chunk's embeddings."""
+        """Return the text in chunks on the device, and each chunk's embeddings."""
         sequences = chunk or chunk_sequences(tokens.shape[1], self.device.type)
-        parts = list(tokens.to(self.device).split(sequences))
-        return parts, [self.stream.start(part) for part in parts]
+        chunks = list(tokens.to(self.device).split(sequences))
+        return chunks, [self.stream.start(chunk) for chunk in chunks]
 
     def finish(
-        self, parts: Iterable[Int64[Tensor, "sequences length"]], recordings: Iterable[Recording]
+        self, chunks: Iterable[Int64[Tensor, "sequences length"]], recordings: Iterable[Recording]
     ) -> Iterator[Float[Tensor, "some length vocabulary"]]:
-        """The logits of chunks after the last block, no more at a time than a CPU's chunk has: they are many."""
-        for tokens, recording in zip(parts, recordings, strict=True):
+        """Yield the logits of chunks after the last block, for no more tokens at a time than a CPU's chunk has."""
+        for tokens, recording in zip(chunks, recordings, strict=True):
             few = chunk_sequences(tokens.shape[1])
-            for some, hidden in zip(tokens.split(few), recording.hidden.split(few), strict=True):
-                yield self.stream.finish(some, Recording(hidden, recording.calls))
+            for rows, hidden in zip(tokens.split(few), recording.hidden.split(few), strict=True):
+                yield self.stream.finish(rows, Recording(hidden, recording.calls))
 
     def visited(self, blocks: range) -> Iterator[int]:
-        """The blocks one after the other, each on the device for its turn."""
+        """Yield the blocks one after the other, each on the device for its turn."""
         for index in blocks:
             with self.stream.resident(index, then=index + 1 if index + 1 in blocks else None):
                 yield index
 
     def weight(self, spec: LinearSpec) -> Float[Tensor, "rows columns"]:
-        """The linear's dense weight, a view."""
+        """Return the linear's dense weight, a view."""
         return weight_of(self.module(spec))
 
     def name(self, spec: LinearSpec) -> str:
-        """The name of the linear's weight in the model."""
+        """Return the name of the linear's weight in the model."""
         return f"{self.stream.blocks_name}.{spec.linear.block}.{spec.linear.path}.weight"
 
     def module(self, spec: LinearSpec) -> nn.Module:
-        """The linear."""
+        """Return the linear."""
         return self.linears[spec.linear.block][spec.linear.path]
 
     def run(
         self, index: int, recordings: Iterable[Recording], kinds: tuple[type[Statistic], ...] = ()
     ) -> tuple[list[Recording], list[dict[Group, Statistic]]]:
-        """Pass text through block `index` as it stands; for each kind the input statistics of its groups."""
+        """Pass text through block `index` as it stands; return it with the input statistics of its groups, by kind."""
         observed: list[dict[Group, Statistic]] = [{} for _ in kinds]
         outputs = []
         for recording in recordings:
@@ -186,14 +208,14 @@ class Replica:
         weights: Weights,
         kinds: tuple[type[Statistic], ...] = (),
     ) -> tuple[list[Recording], list[dict[Group, Statistic]]]:
-        """`run` with other weights in block `index`; its dense ones are put back."""
+        """Do `run` with other weights in block `index`, then put the dense weights back."""
         with self.stopwatch.measure("sparse forwards"), self.swapped(weights):
             return self.run(index, recordings, kinds)
 
     def differentiable(
         self, index: int, recording: Recording, weights: Weights
     ) -> Float[Tensor, "sequences tokens features"]:
-        """The hidden states after block `index` with other weights, with the graph of their gradients."""
+        """Return the hidden states after block `index` with other weights, with the graph of their gradients."""
         args, kwargs = recording.calls[index]
         linears = self.linears[index]
         named = {
@@ -207,7 +229,7 @@ class Replica:
 
     @contextmanager
     def without_output(self, index: int) -> Iterator[None]:
-        """Block `index` without the products of its last group: no later input of the block depends on them."""
+        """Leave out the products of the last group of block `index`: no later input of the block depends on them."""
         last = max(spec.reads for spec in self.layout.blocks[index])
         skipped = {id(self.module(spec)): spec.rows for spec in self.layout.groups[last]}
 
@@ -219,7 +241,7 @@ class Replica:
 
     @contextmanager
     def outputs(self, specs: Iterable[LinearSpec]) -> Iterator[dict[Linear, list[Tensor]]]:
-        """The outputs of linears, one tensor per chunk of text, while the context lasts."""
+        """Collect the outputs of linears, one tensor per chunk of text, while the context lasts."""
         found: dict[Linear, list[Tensor]] = {}
         handles = []
         for spec in specs:
@@ -244,7 +266,7 @@ class Replica:
         *,
         sequences: int,
     ) -> Iterator[None]:
-        """Hook the first linear of each group: linears that read one tensor share its statistic."""
+        """Observe the first linear of each group: linears that read one tensor share its statistic."""
         handles = []
         if kinds:
             for group, first in self.layout.first_readers(index).items():
@@ -276,7 +298,7 @@ class Replica:
 
     @contextmanager
     def swapped(self, weights: Weights) -> Iterator[None]:
-        """Linears with other weights in place of their own, which are put back on exit."""
+        """Put other weights in place of linears' own, which come back on exit."""
         modules = {linear: self.linears[linear.block][linear.path] for linear in weights}
         own = {linear: weight_of(module) for linear, module in modules.items()}
         try:
@@ -292,3 +314,10 @@ class Replica:
             for path, module in linears.items():
                 if not bool(torch.isfinite(weight_of(module)).all()):
                     raise BadInput(f"--model: NaN or infinite weights in {Linear(block, path)}")
+
+
+def _dtype_of(checkpoint: Checkpoint, name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    stored: torch.dtype | None = checkpoint.config.get_text_config().dtype
+    return torch.float32 if stored is None or device.type == "cpu" else stored

@@ -1,4 +1,4 @@
-"""The text that candidates are compared on: its embeddings, and what the dense model makes of it."""
+"""The text that candidates are compared on: its embeddings, and the dense model's next-token distributions."""
 
 from collections.abc import Sequence
 
@@ -11,21 +11,21 @@ from neuronal_ray.workers.replica import Replica
 
 
 class SearchText:
-    """Sequences in chunks, before the first block; the dense model's distributions are computed on first use."""
+    """Sequences in chunks, as they enter the first block; the distributions are computed on first use."""
 
     def __init__(
         self, replica: Replica, tokens: Int64[Tensor, "sequences length"], *, chunk: int | None = None
     ) -> None:
         self.tokens = tokens
-        self.parts, self.recordings = replica.start(tokens, chunk=chunk)
+        self.chunks, self.recordings = replica.start(tokens, chunk=chunk)
         self._distributions: Distributions | None = None
 
     def keep_dense_end(self, recordings: Sequence[Recording]) -> None:
-        """The text after the dense model's last block, where that is."""
-        self._distributions = Distributions(self.parts, recordings) if recordings else None
+        """Keep the text as it leaves the dense model's last block; in earlier shards there is none."""
+        self._distributions = Distributions(self.chunks, recordings) if recordings else None
 
     def divergence(self, sparse: Sequence[Recording], replica: Replica) -> tuple[float, ...]:
-        """Mean KL(dense || sparse) of each sequence, nats a token; `sparse` is the text after the last block."""
+        """Return the mean KL(dense || sparse) of each sequence, nats a token; `sparse` has left the last block."""
         assert self._distributions is not None, "the search text was set without the dense model's reference"
         with replica.stopwatch.measure("divergence"):
             return tuple(self._distributions.divergence(sparse, replica.stream))

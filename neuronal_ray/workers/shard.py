@@ -1,125 +1,138 @@
-"""What does a shard of the model get from the one before it, and hand to the next?
+"""How a task passes along a chain of shards: what it does at the first shard, in every shard, and at the last."""
 
-In a chain of shards a task runs on one after the other. What it needs of the text, and what was found so far, a task
-takes from its own arguments at the first shard and from what was handed to it at any other; what the last one gives is
-the result.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Generic, TypeVar, cast
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronal_ray.core.layout import Layout
 from neuronal_ray.models.blocks import Recording
-from neuronal_ray.models.wiring import Kinds
-from neuronal_ray.workers.replica import Replica
-from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.worker import Worker
 
-Result = TypeVar("Result")
+P = ParamSpec("P")
 State = TypeVar("State")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Handed(Generic[State]):
-    """What a shard hands to the next: the hidden states of each chunk of its streams, and what was found so far.
+class Passing(Generic[State]):
+    """Texts between two blocks of the model, in chunks, and what the task has gathered so far."""
 
-    `seconds` that a task took so far, where that is asked for.
+    texts: list[list[Recording]]
+    state: State
+
+
+@dataclass(frozen=True)
+class Handover(Generic[State]):
+    """What a shard hands to the next: the hidden states of each chunk of each text, and what was gathered so far.
+
+    `seconds` is the time that a Timed task has taken in the shards so far.
     """
 
-    streams: Sequence[Sequence[Float[Tensor, "sequences tokens features"]]]
-    found: State
+    hidden: list[list[Float[Tensor, "sequences tokens features"]]]
+    state: State
     seconds: float = 0.0
 
-
-class Shard:
-    """Some contiguous blocks of the model, or all, on one device; tasks are methods of what is made of it."""
-
-    def __init__(self, spec: WorkerSpec) -> None:
-        self.spec = spec
-        self.replica = Replica(
-            spec.model_path,
-            device=spec.device,
-            dtype=spec.dtype,
-            trust_remote_code=spec.trust_remote_code,
-            synchronize=spec.profile,
-            shard=spec.shard,
-            shards=spec.shards,
-            streams=spec.streams,
-        )
-        self.device, self.stopwatch = self.replica.device, self.replica.stopwatch
-        self.blocks = self.replica.blocks
-        self._handed: object = None
-        self._upstream: Callable[..., object] | None = None
-        self._sharing = 1  # tasks under way at the same time, this one included
-
-    @property
-    def layout(self) -> Layout:
-        """The layout of the whole model; in a chain, once it was kept."""
-        return self.replica.layout
-
-    def relay(self, handed: object, task: Callable[..., Result], *args: object) -> Result:
-        """`task(self, *args)` given what the shard before returned; None at the first shard of a chain."""
-        before, self._handed = self._handed, handed
-        try:
-            return task(self, *args)
-        finally:
-            self._handed = before
-
-    def set_upstream(self, upstream: Callable[..., object]) -> None:
-        """How the last shard asks those before it: `upstream(task, *args)` is what they would hand to it."""
-        self._upstream = upstream
-
-    def _take(self, streams: list[list[Recording]], found: State) -> tuple[list[list[Recording]], State]:
-        """Streams of text as they enter this shard, and what was found so far: at the first shard what is given.
-
-        Further down `streams` say with which arguments the blocks are called.
-        """
-        if self._handed is None:
-            return list(streams), found
-        handed = cast(Handed[State], self._handed)
-        entering = [
-            [Recording(hidden.to(self.device), own.calls) for hidden, own in zip(chunks, recordings, strict=True)]
-            for chunks, recordings in zip(handed.streams, streams, strict=True)
+    def entering(self, own: Passing[State], device: torch.device) -> Passing[State]:
+        """Return the texts as they enter this shard: the hidden states handed over, with this shard's arguments."""
+        texts = [
+            [
+                Recording(hidden.to(device), recording.calls)
+                for hidden, recording in zip(chunks, recordings, strict=True)
+            ]
+            for chunks, recordings in zip(self.hidden, own.texts, strict=True)
         ]
-        return list(entering), handed.found
+        return Passing(texts, self.state)
 
-    def _give(self, streams: list[list[Recording]], found: object, end: Callable[[], Result]) -> Result:
-        """What this shard returns: the task's result if it is the last, else what it hands on in its place."""
-        if self.is_last:
-            return end()
-        hidden = [[recording.hidden for recording in recordings] for recordings in streams]
-        return cast(Result, Handed(hidden, found))
 
-    def timed(self, task: Callable[..., Result], *args: object) -> tuple[Result, float]:
-        """What `task(worker, *args)` returns, and the seconds that it took in all shards: its share of those of tasks
-        that go beside it.
-        """
-        before = self._handed.seconds if isinstance(self._handed, Handed) else 0.0
-        begin = perf_counter()
-        found = task(self, *args)
-        seconds = before + (perf_counter() - begin) / self._sharing
-        if isinstance(found, Handed):
-            return cast(tuple[Result, float], replace(found, seconds=seconds))
-        return found, seconds
+@dataclass(frozen=True)
+class ChainTask(Generic[P, State, Result]):
+    """A task whose texts pass through every block, whichever shards hold them.
+
+    `start` returns the texts as they enter the first block of the model and the initial state. It is called in every
+    shard: later shards need the arguments that their blocks are called with. `through` passes the texts through the
+    blocks of one shard and adds to the state. `end` makes the result in the last shard.
+    """
+
+    name: str
+    start: Callable[Concatenate[Worker, P], Passing[State]]
+    through: Callable[Concatenate[Worker, Passing[State], P], Passing[State]]
+    end: Callable[Concatenate[Worker, Passing[State], P], Result]
+
+    def __call__(self, worker: Worker, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        """Return the result on a worker that holds all blocks."""
+        assert worker.spec.shards == 1, "one shard of several hands over, see run"
+        passing = self.through(worker, self.start(worker, *args, **kwargs), *args, **kwargs)
+        return self.end(worker, passing, *args, **kwargs)
+
+    def run(
+        self, worker: Worker, handover: Handover[State] | None, /, *args: P.args, **kwargs: P.kwargs
+    ) -> Handover[State] | Result:
+        """Run on one shard, given what the shard before handed over: the result in the last, else a handover."""
+        passing = self.start(worker, *args, **kwargs)
+        if handover is not None:
+            passing = handover.entering(passing, worker.device)
+        passing = self.through(worker, passing, *args, **kwargs)
+        if worker.is_last:
+            return self.end(worker, passing, *args, **kwargs)
+        return Handover([[recording.hidden for recording in text] for text in passing.texts], passing.state)
+
+
+@dataclass(frozen=True)
+class Timed(Generic[P, State, Result]):
+    """A chain task that also returns the seconds it took in all shards.
+
+    Tasks that run in parallel on one worker share its time.
+    """
+
+    task: ChainTask[P, State, Result]
 
     @property
-    def is_last(self) -> bool:
-        """Whether the last block is here, and with it the results of tasks."""
-        return self.blocks.stop == self.replica.num_blocks
+    def name(self) -> str:
+        """The name of the task that is timed."""
+        return self.task.name
 
-    def trace(self) -> Layout | Kinds:
-        """The layout, which the shards of a chain find together; each is handed the kinds of blocks before it."""
-        known = self.replica.trace(cast(Kinds, self._handed or Kinds()))
-        return self.layout if self.is_last else known
+    def __call__(self, worker: Worker, /, *args: P.args, **kwargs: P.kwargs) -> tuple[Result, float]:
+        """Return the result and the seconds on a worker that holds all blocks."""
+        begin = perf_counter()
+        result = self.task(worker, *args, **kwargs)
+        return result, (perf_counter() - begin) / worker.parallel
 
-    def keep_layout(self, layout: Layout) -> None:
-        """The layout that the last shard found."""
-        self.replica.keep_layout(layout)
+    def run(
+        self, worker: Worker, handover: Handover[State] | None, /, *args: P.args, **kwargs: P.kwargs
+    ) -> Handover[State] | tuple[Result, float]:
+        """Run on one shard, see ChainTask.run."""
+        begin = perf_counter()
+        result = self.task.run(worker, handover, *args, **kwargs)
+        seconds = (perf_counter() - begin) / worker.parallel + (0.0 if handover is None else handover.seconds)
+        return replace(result, seconds=seconds) if isinstance(result, Handover) else (result, seconds)
 
-    def describe(self) -> Layout:
-        """The layout of the model."""
-        return self.layout
+
+def run_task(
+    worker: Worker, handover: Any, task: Callable[Concatenate[Worker, P], Result], /, *args: P.args, **kwargs: P.kwargs
+) -> Any:
+    """Run any task on one shard; `handover` is what the shard before returned, None in the first.
+
+    A plain function runs on each shard by itself, and the result of the last one counts.
+    """
+    if isinstance(task, ChainTask | Timed):
+        return task.run(worker, handover, *args, **kwargs)
+    return task(worker, *args, **kwargs)
+
+
+def task_name(task: Callable[..., object]) -> str:
+    """Return what errors and metrics call a task."""
+    name: str = getattr(task, "name", None) or task.__name__
+    return name
+
+
+def gathered(worker: Worker, passing: Passing[State], /, *_: object, **__: object) -> State:
+    """Return what a task has gathered: the `end` of tasks whose state is their result."""
+    return passing.state
+
+
+def nothing(worker: Worker, passing: Passing[Any], /, *_: object, **__: object) -> None:
+    """End a task that is called for what it keeps on the workers."""

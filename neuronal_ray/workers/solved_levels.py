@@ -1,4 +1,4 @@
-"""Linears solved at a few levels of sparsity, from which a search puts its candidates together."""
+"""Linears solved at a few levels of sparsity; a search puts its candidates together from them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,13 +22,13 @@ class LevelStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes of all solutions."""
         return sum(packed.nbytes for solutions in self.solved.values() for packed in solutions.values())
 
     def weights(
         self, specs: Sequence[LinearSpec], plan: Plan, dense: Callable[[LinearSpec], Tensor]
     ) -> dict[Linear, Tensor]:
-        """The linears at the levels that `plan` asks for, or at the nearest there is (of two the sparser)."""
+        """Return the linears at the levels of `plan`, or at the nearest level there is (of two the sparser)."""
         return {spec.linear: self._weight(spec, int(plan.removed[spec.linear].sum()), dense) for spec in specs}
 
     def _weight(self, spec: LinearSpec, removed: int, dense: Callable[[LinearSpec], Tensor]) -> Tensor:
@@ -43,18 +43,18 @@ class LevelStore:
         return solutions[level].unpack()
 
     def merge(self, other: "LevelStore") -> "LevelStore":
-        """The linears of both."""
+        """Return the linears of both."""
         assert self.levels == other.levels
         return LevelStore(self.levels, {**self.solved, **other.solved})
 
     def of(self, blocks: range) -> "LevelStore":
-        """The linears of some blocks."""
+        """Return the linears of some blocks."""
         return LevelStore(
             self.levels, {linear: found for linear, found in self.solved.items() if linear.block in blocks}
         )
 
     def to(self, device: torch.device) -> "LevelStore":
-        """The same on `device`."""
+        """Return a copy on `device`."""
         return LevelStore(
             self.levels,
             {
@@ -67,7 +67,7 @@ class LevelStore:
 def solve_at_levels(
     spec: LinearSpec, weight: Tensor, factor: object, pruner: LinearPruner, wanted: Iterable[int]
 ) -> dict[int, Packed]:
-    """One linear solved at each of the levels `wanted`, packed."""
+    """Return one linear solved at each of the levels `wanted`, packed."""
 
     def solution(level: int) -> Packed:
         solved = pruner.solved_at(weight, factor, removed=level * spec.size // pruner.levels)

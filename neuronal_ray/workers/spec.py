@@ -1,4 +1,4 @@
-"""What does a worker need to be built, and how does text pass through it for the final scores?"""
+"""What a worker is built from, and how calibration text passes through the blocks for the final scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,10 @@ _RELEASED: dict[type[Statistic], type[Statistic]] = {SquareSum: RunningNorm, Gra
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
-    """All that a worker needs to build its state, wherever it runs."""
+    """All that a worker is built from, wherever it runs.
+
+    With `offload`, weights stay in the host's memory and blocks are copied to the device for their turn.
+    """
 
     model_path: Path
     device: str
@@ -24,7 +27,7 @@ class WorkerSpec:
     profile: bool = False
     shard: int = 0
     shards: int = 1
-    streams: bool = False
+    offload: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,5 +42,5 @@ class Walk:
     released: bool = False
 
     def kinds(self, wanted: Sequence[type[Statistic]]) -> tuple[type[Statistic], ...]:
-        """`wanted` in the form that this walk gathers."""
+        """Return the statistics `wanted`, in the released code's form where this walk is its."""
         return tuple(_RELEASED.get(kind, kind) if self.released else kind for kind in wanted)

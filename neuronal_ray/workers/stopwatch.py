@@ -1,4 +1,4 @@
-"""Where a worker's time goes: seconds per activity, an inner activity's time taken out of the outer one's."""
+"""Where a worker's time goes: seconds per activity, without the time of activities nested in it."""
 
 import time
 from collections import defaultdict
@@ -9,7 +9,7 @@ import torch
 
 
 class Stopwatch:
-    """Exclusive wall-clock seconds by name. `synchronize` waits for the device at each change (for benchmarks)."""
+    """Exclusive wall-clock seconds by name; with `synchronize`, each change waits for the device (for benchmarks)."""
 
     def __init__(self, device: torch.device, *, synchronize: bool) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)

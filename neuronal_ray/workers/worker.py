@@ -1,142 +1,137 @@
-"""The tasks of a worker: it gathers statistics and ranks, and takes several tasks side by side where that pays.
+"""A worker: one shard of the model on one device, and what tasks keep there from one call to the next.
 
-What it does besides, layer by layer: workers/shard.py (it may be one shard of several), workers/block_work.py (one block),
-workers/tasks/candidates.py (how good a plan is), workers/tasks/solver_candidates.py (the same for methods that solve), workers/tasks/probes.py (what
-allocations ask), workers/tasks/final_model.py (the final model and its files).
+Tasks are functions of a worker, in workers/tasks/; what passes from shard to shard is in workers/shard.py.
 """
 
-import copy
-import hashlib
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor
 
-from neuronal_ray.algorithms.linear_pruner import LinearPruner
-from neuronal_ray.cli.memory import peak_bytes
-from neuronal_ray.core.layout import Group
-from neuronal_ray.core.stats import SquareSum, Statistic
-from neuronal_ray.workers.replica import Statistics, chunk_sequences
+from neuronal_ray.algorithms.linear_pruner import LinearPruner, Ranks
+from neuronal_ray.core.layout import Layout, Linear
+from neuronal_ray.workers.background import Background
+from neuronal_ray.workers.masked_weights import MaskedWeights
+from neuronal_ray.workers.replica import Replica, Statistics
+from neuronal_ray.workers.search_text import SearchText
+from neuronal_ray.workers.solved_levels import LevelStore
 from neuronal_ray.workers.spec import WorkerSpec
-from neuronal_ray.workers.tasks.final_model import ResultTasks
-from neuronal_ray.workers.thread_lanes import Lane, Lanes, lane_count
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from neuronal_ray.workers.stopwatch import Stopwatch
+from neuronal_ray.workers.thread_lanes import Lane, ThreadLanes
 
 
-class Worker(ResultTasks):
-    """See the module's docstring. Methods are called in the order: observe, rank, set_search_text, trial, finish."""
+@dataclass
+class Kept:
+    """What tasks keep between calls; the thread lanes of a worker share it and do not change it.
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    `statistics` are those of the whole calibration text on the dense model, `dense_norms` those of the search text.
+    `ranks` lie on the device, or on the host where blocks are offloaded. `offloaded_ranks` are those of the block that
+    was ranked last. `excerpts` are parts of the search text, by their sequences. `final_ranks` or `solved` are what
+    `settle` made of the final model; with neither, final masks are read off `ranks`.
+    """
+
+    pruner: LinearPruner
+    statistics: Statistics | None = None
+    ranks: dict[Linear, Ranks] = field(default_factory=dict)
+    offloaded_ranks: tuple[int, Mapping[Linear, Ranks]] | None = None
+    solved_levels: LevelStore | None = None
+    search_text: SearchText | None = None
+    excerpts: dict[range, SearchText] = field(default_factory=dict)
+    dense_norms: Statistics = field(default_factory=dict)
+    final_ranks: dict[Linear, Ranks] = field(default_factory=dict)
+    solved: dict[Linear, Tensor] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Worker:
+    """State only. `parallel` is the number of tasks that run on this device at the same time, this one included.
+
+    `upstream(task, *args)` runs a chain task on the shards before this one and returns what they hand over.
+    """
+
+    spec: WorkerSpec
+    replica: Replica
+    masked_weights: MaskedWeights
+    kept: Kept
+    parallel: int = 1
+    upstream: Callable[..., Any] | None = None
+    lanes: ThreadLanes | None = None
+    files: Background[int] = field(default_factory=Background)
+
+    @classmethod
+    def build(cls, spec: WorkerSpec) -> "Worker":
+        """Load a shard of the model. Raises BadInput for a checkpoint that cannot be used."""
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
-        super().__init__(spec)
-        self._lanes: Lanes | None = None
-        blocks = self.replica.stream.blocks
-        self._largest_block = max(
-            sum(parameter.nbytes for parameter in blocks[index].parameters()) for index in self.blocks
+        replica = Replica.load(
+            spec.model_path,
+            device=spec.device,
+            dtype=spec.dtype,
+            trust_remote_code=spec.trust_remote_code,
+            synchronize=spec.profile,
+            shard=spec.shard,
+            shards=spec.shards,
+            offload=spec.offload,
         )
+        return cls(spec, replica, MaskedWeights(replica), Kept(spec.pruner))
 
-    # -- side by side ------------------------------------------------------------------------------------------
+    def on(self, lane: Lane) -> "Worker":
+        """Return the worker that a task on a thread lane sees: the lane's replica, all else shared."""
+        return Worker(self.spec, lane.replica, lane.masked_weights, self.kept, parallel=lane.parallel)
 
-    def at_once(self) -> int:
-        """How many tasks that ask for no more than a pass this worker takes side by side (see workers/thread_lanes.py).
+    @property
+    def pruner(self) -> LinearPruner:
+        """What chooses the weights of a linear."""
+        return self.kept.pruner
 
-        A solver wants all threads for its large products.
-        """
-        if self.device.type != "cpu" or self.spec.streams or self.spec.shards > 1 or self.pruner.solves:
-            return 1
-        return lane_count(torch.get_num_threads(), self._largest_block)
+    @property
+    def device(self) -> torch.device:
+        """Where texts and masked weights are."""
+        return self.replica.device
 
-    def side_by_side(self, items: Sequence[Item], task: Callable[..., Result], *shared: object) -> list[Result]:
-        """`task(worker, item, *shared)` for each item; the tasks change nothing that the worker holds.
+    @property
+    def host(self) -> torch.device:
+        """Where rankings and solutions are kept: the CPU where blocks are offloaded, else the device."""
+        return torch.device("cpu") if self.spec.offload else self.device
 
-        One alone has no more threads than one of several: sums may depend on their number.
-        """
-        count = self.at_once()
-        if count == 1:
-            return [task(self, item, *shared) for item in items]
-        if self._lanes is None:
-            self._lanes = Lanes(self.replica, count)
-        return self._lanes.map(lambda lane, item: task(self._in(lane), item, *shared), items)
+    @property
+    def stopwatch(self) -> Stopwatch:
+        """Where the time goes."""
+        return self.replica.stopwatch
 
-    def _in(self, lane: Lane) -> "Worker":
-        """This worker with the replica of a lane."""
-        one = copy.copy(self)
-        one.replica, one.stopwatch, one._cuts = lane.replica, lane.replica.stopwatch, lane.cuts
-        one._sharing = lane.beside
-        return one
+    @property
+    def blocks(self) -> range:
+        """The blocks of this shard."""
+        return self.replica.blocks
 
-    def use(self, pruner: LinearPruner) -> None:
-        """Choose weights by `pruner` from now on; rankings and what was made of them are dropped."""
-        self.pruner, self._ranks, self._visiting, self._levels = pruner, {}, None, None
-        self.unfinish()
+    @property
+    def layout(self) -> Layout:
+        """The layout of the whole model; in a chain, once it was kept."""
+        return self.replica.layout
 
-    def peak_memory(self) -> int:
-        """Bytes: the most that was allocated on a GPU, or that this process was resident in."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return peak_bytes()
+    @property
+    def is_last(self) -> bool:
+        """Whether the last block is here, and with it the results of chain tasks."""
+        return self.blocks.stop == self.replica.num_blocks
 
-    def device_name(self) -> str:
-        """The name of the device, for the report."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return f"cpu, {torch.get_num_threads()} threads"
+    @property
+    def search_text(self) -> SearchText:
+        """The text that candidates are compared on."""
+        assert self.kept.search_text is not None, "set_search_text comes first"
+        return self.kept.search_text
 
-    def chunk_sequences(self, length: int) -> int:
-        """Number of sequences of `length` tokens that pass through a block at once here."""
-        return chunk_sequences(length, self.device.type)
+    def blocks_until(self, stop: int) -> range:
+        """Return the blocks of this shard before block `stop`."""
+        return range(self.blocks.start, max(self.blocks.start, min(self.blocks.stop, stop)))
 
-    def fingerprint(self) -> str:
-        """Equal for equal checkpoints and dtypes, as far as can be told without reading the weights."""
-        checkpoint = self.replica.checkpoint
-        sha = hashlib.sha256((checkpoint.path / "config.json").read_bytes())
-        for name, stored in sorted(checkpoint.tensors.items()):
-            place = (name, stored.start, stored.stop, stored.dtype, stored.path.name, stored.path.stat().st_mtime_ns)
-            sha.update(repr(place).encode())
-        return f"{sha.hexdigest()} {self.replica.stream.model.dtype}"
+    def on_device(self, statistics: Statistics) -> Statistics:
+        """Return the statistics of this shard's blocks, on the device."""
+        return {
+            group: statistic.to(self.device) for group, statistic in statistics.items() if group.block in self.blocks
+        }
 
-    # -- the dense stream: one pass, one ranking ------------------------------------------------------------
-
-    def observe(self, tokens: Int64[Tensor, "sequences length"], kind: type[Statistic] = SquareSum) -> Statistics:
-        """Statistics of one chunk of calibration text on the dense model, on the host; of a worker that is no shard."""
-        (statistics,) = self.observe_all(tokens, (kind,))
-        return statistics
-
-    def observe_all(
-        self, tokens: Int64[Tensor, "sequences length"], kinds: tuple[type[Statistic], ...]
-    ) -> list[dict[Group, Statistic]]:
-        """`observe` for several kinds of statistics in one pass."""
-        _, recordings = self.replica.start(tokens)
-        (recordings,), found = self._take([recordings], [dict[Group, Statistic]() for _ in kinds])
-        host = torch.device("cpu")
-        recordings, statistics = self._dense_statistics(recordings, kinds)
-        for known, seen in zip(found, statistics, strict=True):
-            known |= {group: statistic.to(host) for group, statistic in seen.items()}
-        return self._give([recordings], found, lambda: found)
-
-    def keep_statistics(self, statistics: Statistics) -> None:
-        """Remember the statistics of the whole calibration text on the dense stream."""
-        self._statistics, self._visiting = self._here(statistics), None
-
-    def rank(self) -> None:
-        """Rank the rows of every linear once, by the method's score on the dense stream's statistics.
-
-        Blocks that visit are ranked when they do: a GPU sorts their rows in less time than rankings take to come.
-        """
-        if self.spec.streams:
-            return
-        for index in self.blocks:
-            self._ranks |= self._rank_block(index, self._statistics)
-
-    def rank_on_walk(self, tokens: Int64[Tensor, "sequences length"]) -> None:
-        """`rank` for statistics that are held for one block at a time."""
-        assert self.pruner.statistic is not None
-        (recordings,), _ = self._take([self.replica.start(tokens)[1]], None)
-        for index, recordings, (observed,) in self._dense_walk(recordings, (self.pruner.statistic,)):  # noqa: B007, B020
-            self._ranks |= self._kept(self._rank_block(index, observed))
-        return self._give([recordings], None, lambda: None)
+    def close(self) -> None:
+        """End what runs in the background."""
+        self.files.end()

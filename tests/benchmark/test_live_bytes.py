@@ -47,7 +47,7 @@ def test_the_formula_is_above_what_lives_and_not_far(tmp_path: Path) -> None:
         length=256,
         calibration_samples=2,
         threads=1,
-        streams=True,
+        offload=True,
     )
     found = measure_lived(setting)
     assert found.measured < found.formula < 3 * found.measured, found

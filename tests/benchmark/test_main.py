@@ -116,8 +116,8 @@ def test_without_a_name_the_search_is_measured(tmp_path: Path, capsys: pytest.Ca
 
 def test_the_search_of_a_random_model_is_valid_and_the_same_where_blocks_visit(tmp_path: Path) -> None:
     plans = []
-    for streams in (False, True):
-        own = setting(tmp_path, streams=streams)
+    for offload in (False, True):
+        own = setting(tmp_path, offload=offload)
         pool = InProcessPool(own.spec)
         tokens = random_tokens(own, worker_of(pool))
         first, second = (timed_search(own, pool, tokens) for _ in range(2))

@@ -22,6 +22,7 @@ from tiny import write_model as write_tiny
 
 from neuronal_ray.algorithms.allocations import neuronal
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import Plan, uniform_rates
 from neuronal_ray.core.problem import Problem
@@ -34,7 +35,9 @@ from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.pools.protocol import Pool, TaskError
 from neuronal_ray.workers.pools.ray.pool import RayPool
+from neuronal_ray.workers.shard import ChainTask, Passing, gathered
 from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.tasks.statistics import describe
 from neuronal_ray.workers.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -81,7 +84,7 @@ def always_stumble(worker: Worker, item: int) -> int:
 
 def refuse(worker: Worker, item: int) -> int:
     if item == 3:
-        raise ValueError("--flag: 3 is refused")
+        raise BadInput("--flag: 3 is refused")
     return item
 
 
@@ -89,10 +92,16 @@ def fail(worker: Worker) -> None:
     raise RuntimeError("out of luck")
 
 
-def pass_on(worker: Worker, *_: object) -> str:
-    """The numbers of the shards that it came by."""
-    before: str = vars(worker)["_handed"] or ""
-    return f"{before}-{worker.spec.shard}"
+def _no_shards(worker: Worker, *_: object) -> Passing[str]:
+    return Passing([], "")
+
+
+def _one_more_shard(worker: Worker, passing: Passing[str], *_: object) -> Passing[str]:
+    return Passing([], f"{passing.state}-{worker.spec.shard}")
+
+
+pass_on = ChainTask("pass_on", start=_no_shards, through=_one_more_shard, end=gathered)
+"""The numbers of the shards that it came by."""
 
 
 def note(worker: Worker, word: str) -> None:
@@ -241,7 +250,7 @@ def test_a_task_runs_on_one_shard_after_the_other(pool: Pool, kind: Kind) -> Non
     wanted = "".join(f"-{shard}" for shard in range(kind.shards))
     assert pool.first(pass_on) == wanted
     assert list(pool.map(pass_on, [0] * 5)) == [wanted] * 5
-    assert pool.each(pass_on)[kind.shards - 1 :: kind.shards] == [wanted] * kind.replicas
+    assert pool.each(pass_on) == [wanted] * kind.replicas
 
 
 def test_first_runs_on_the_first_worker(pool: Pool) -> None:
@@ -288,10 +297,10 @@ def test_an_error_of_first_and_of_each_names_the_task(pool: Pool) -> None:
         pool.each(fail)
 
 
-def test_a_value_error_stays_one(pool: Pool) -> None:
-    with pytest.raises(ValueError, match=r"^--flag: 3 is refused$") as caught:
+def test_bad_input_stays_as_it_is(pool: Pool) -> None:
+    with pytest.raises(BadInput, match=r"^--flag: 3 is refused$") as caught:
         list(pool.map(refuse, [1, 2, 3, 4]))
-    assert type(caught.value) is ValueError
+    assert type(caught.value) is BadInput
 
 
 # Results do not depend on the pool
@@ -326,7 +335,7 @@ def written(
 def search_on(pool: Pool, model: Path, folder: Path) -> Outcome:
     tokens = torch.randint(VOCABULARY, (200, LENGTH), generator=torch.Generator().manual_seed(0))
     progress = Progress(folder / "events.jsonl")
-    layout = pool.first(Worker.describe)
+    layout = pool.first(describe)
     composition = Composition(
         target=0.6,
         pruner=LinearPruner(method="wanda"),
@@ -376,7 +385,7 @@ def test_a_search_gives_the_same_bits_on_every_pool(
 
 
 def test_a_plan_travels_whole(pool: Pool) -> None:
-    layout = pool.first(Worker.describe)
+    layout = pool.first(describe)
     rates = uniform_rates(layout, lambda block: 0.25 * (block + 1))
     plan = Plan({linear: (rate * 8).int() for linear, rate in rates.items()})
     (back,) = pool.first(echo, plan)
@@ -534,7 +543,7 @@ def test_a_worker_that_hangs_is_replaced(spec: WorkerSpec, caplog: pytest.LogCap
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_bad_weights_are_a_value_error_of_the_pool_and_leave_no_actor(spec: WorkerSpec, tmp_path: Path) -> None:
+def test_bad_weights_are_bad_input_of_the_pool_and_leave_no_actor(spec: WorkerSpec, tmp_path: Path) -> None:
     before = living_actors()
     shutil.copytree(spec.model_path, tmp_path / "model")
     tensors = load_file(tmp_path / "model" / "model.safetensors")

@@ -28,6 +28,8 @@ from neuronal_ray.evaluate.local_rows import find_files, read_rows
 from neuronal_ray.evaluate.measure import Evaluations, measure
 from neuronal_ray.evaluate.scores import BenchmarkSettings, Score, mean_score
 from neuronal_ray.workers.pools.in_process import InProcessPool
+from neuronal_ray.workers.tasks.final_model import logits, mask, under_plan
+from neuronal_ray.workers.tasks.statistics import describe, rank
 from neuronal_ray.workers.worker import Worker
 
 ROWS = 12
@@ -110,7 +112,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def worker_of(path: Path) -> Worker:
     spec = tiny.cpu_spec(path, LinearPruner(method="magnitude"))
-    return Worker(spec)
+    return Worker.build(spec)
 
 
 @pytest.mark.parametrize("task", list(OTHER))
@@ -201,15 +203,15 @@ def test_the_mean_and_its_error() -> None:
 @pytest.mark.usefixtures("one_thread")
 def test_a_plan_changes_the_answers_only_while_it_is_asked(model: Path, data: Path) -> None:
     worker = worker_of(model)
-    worker.rank()
+    rank(worker)
     layout: Layout = worker.layout
     plan = exact_plan(layout, uniform_rates(layout, lambda _: 0.9), target=0.9)
     settings = BenchmarkSettings(data=data)
     before = {spec.linear: worker.replica.weight(spec).clone() for spec in layout}
-    with worker.under(plan):
+    with under_plan(worker, plan):
         for spec in layout:
             assert torch.equal(
-                worker.replica.weight(spec) == 0, worker.mask(spec.linear, plan) | (before[spec.linear] == 0)
+                worker.replica.weight(spec) == 0, mask(worker, spec.linear, plan) | (before[spec.linear] == 0)
             )
     run_benchmark(worker, "hellaswag", plan, settings)
     for spec in layout:
@@ -277,10 +279,8 @@ def test_a_chain_of_shards_gives_the_accuracies_of_the_whole_model(model: Path, 
     found = []
     for shards in (1, 2, 3):
         pool = InProcessPool(replace(spec, shards=shards))
-        pool.each(Worker.rank)
-        plan = exact_plan(
-            pool.first(Worker.describe), uniform_rates(pool.first(Worker.describe), lambda _: 0.6), target=0.6
-        )
+        pool.each(rank)
+        plan = exact_plan(pool.first(describe), uniform_rates(pool.first(describe), lambda _: 0.6), target=0.6)
         found.append([measure(pool, evaluations, one, Progress(quiet=True), label="") for one in (None, plan)])
     assert found[0] == found[1] == found[2]
 
@@ -311,14 +311,14 @@ def test_the_whole_model_under_a_plan_is_the_one_passed_block_by_block(
 ) -> None:
     """lm-eval runs the model itself; perplexity runs its blocks one by one."""
     worker = worker_of(checkpoint_dir(name))
-    worker.rank()
+    rank(worker)
     layout: Layout = worker.layout
     plan = exact_plan(layout, uniform_rates(layout, lambda _: 0.6), target=0.6)
     tokens = torch.randint(3, VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(0))
-    with worker.under(plan), torch.no_grad():
+    with under_plan(worker, plan), torch.no_grad():
         whole = worker.replica.stream.model(tokens).logits
-    by_block = torch.cat(list(worker.logits(tokens, plan, iter)))
-    dense = torch.cat(list(worker.logits(tokens, None, iter)))
+    by_block = torch.cat(list(logits(worker, tokens, plan, lambda _, chunks: chunks)))
+    dense = torch.cat(list(logits(worker, tokens, None, lambda _, chunks: chunks)))
     torch.testing.assert_close(whole, by_block, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(whole, dense, atol=1e-3)
 

@@ -13,6 +13,7 @@ from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.evaluate.perplexity import perplexity, split_windows, window_losses
 from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.replica import chunk_sequences
+from neuronal_ray.workers.tasks.final_model import logits
 from neuronal_ray.workers.worker import Worker
 
 
@@ -40,6 +41,6 @@ def test_the_value_does_not_depend_on_the_tasks(checkpoint_dir: Callable[[str], 
     spec = cpu_spec(checkpoint_dir("llama"), LinearPruner())
     pool = InProcessPool(spec)
     found = perplexity(pool, windows, None)
-    losses = window_losses(Worker(spec), windows, None)
+    losses = logits(Worker.build(spec), windows, None, window_losses)
     assert found == math.exp(float(losses.mean()))
     pool.close()

@@ -26,7 +26,8 @@ from neuronal_ray.prune.search import Search
 from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.spec import Walk
-from neuronal_ray.workers.worker import Worker
+from neuronal_ray.workers.tasks.final_model import mask, settle
+from neuronal_ray.workers.tasks.statistics import describe
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SEARCH_SAMPLES = 8
@@ -79,7 +80,7 @@ def test_authors_mode_reproduces_the_released_code(model: str, method: str, top_
     spec = cpu_spec(SHARED / "assets" / "models" / model, composition.pruner)
     pool = InProcessPool(spec)
     calibration = tokens(model, "calibration")
-    layout = pool.first(Worker.describe)
+    layout = pool.first(describe)
     session = Session(pool)
     session.hold(composition, calibration, Progress(), samples=SEARCH_SAMPLES)
     search = Search(
@@ -102,15 +103,15 @@ def test_authors_mode_reproduces_the_released_code(model: str, method: str, top_
         ]
         assert sum(exact) >= MOST * len(exact), list(zip(step.scores, recorded_scores, strict=True))
 
-    pool.first(Worker.finish, allocation.plan, calibration, Walk(pruned=True, released=True))
+    pool.first(settle, allocation.plan, calibration, Walk(pruned=True, released=True))
     different = []
     removed = 0
     for linear in layout:
         name = f"{linear.linear.path}-{linear.linear.block}"
-        mask = pool.first(Worker.mask, linear.linear, allocation.plan)
-        removed += int(mask.sum())
-        assert float(mask.double().mean()) == case["layer_sparsity"][name]
-        if hashlib.sha256(np.packbits(mask.numpy()).tobytes()).hexdigest() != case["mask_sha256"][name]:
+        gone = pool.first(mask, linear.linear, allocation.plan)
+        removed += int(gone.sum())
+        assert float(gone.double().mean()) == case["layer_sparsity"][name]
+        if hashlib.sha256(np.packbits(gone.numpy()).tobytes()).hexdigest() != case["mask_sha256"][name]:
             different.append(name)
     assert not different
     assert removed / layout.prunable == pytest.approx(case["overall_sparsity"], abs=1e-12)

@@ -23,6 +23,9 @@ from neuronal_ray.models.output_files import split_parts
 from neuronal_ray.models.synthetic import write_random_llama
 from neuronal_ray.workers.footprint import Footprint, Work
 from neuronal_ray.workers.pools.in_process import InProcessPool
+from neuronal_ray.workers.tasks.candidates import set_search_text, trial
+from neuronal_ray.workers.tasks.model_files import write, write_ahead, written
+from neuronal_ray.workers.tasks.statistics import keep_statistics, observe, rank
 from neuronal_ray.workers.worker import Worker
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -62,15 +65,15 @@ def ranked(own: Setting) -> tuple[Worker, Tensor, Plan]:
     pool = InProcessPool(own.spec)
     worker = worker_of(pool)
     tokens = random_tokens(own, worker)
-    pool.each(Worker.keep_statistics, worker.observe(tokens))
-    worker.rank()
+    pool.each(keep_statistics, observe(worker, tokens))
+    rank(worker)
     return worker, tokens, exact_plan(worker.layout, uniform_rates(worker.layout, lambda _: 0.7), target=0.7)
 
 
 def uniform_misalignment(own: Setting) -> float:
     worker, tokens, plan = ranked(own)
-    worker.set_search_text(tokens, chunk=2, with_reference=True)
-    return worker.trial(plan).misalignment
+    set_search_text(worker, tokens, chunk=2, with_reference=True)
+    return trial(worker, plan).misalignment
 
 
 def test_alignment_is_that_of_a_cpu(model: Path) -> None:
@@ -100,8 +103,8 @@ def test_a_fused_block_is_the_block(model: Path, dtype: str) -> None:
 
 def test_a_search_repeats_bit_for_bit_also_where_blocks_visit(model: Path) -> None:
     digests = []
-    for streams in (False, False, True):
-        own = setting(model, streams=streams)
+    for offload in (False, False, True):
+        own = setting(model, offload=offload)
         pool = InProcessPool(own.spec)
         run = timed_search(own, pool, random_tokens(own, worker_of(pool)))
         assert (run.asked, run.distinct) == (29, 28)
@@ -111,25 +114,25 @@ def test_a_search_repeats_bit_for_bit_also_where_blocks_visit(model: Path) -> No
 
 def test_files_and_logits_are_the_same_where_blocks_visit(model: Path, tmp_path: Path) -> None:
     found = []
-    for streams in (False, True):
-        own, target = setting(model, streams=streams), tmp_path / str(streams)
+    for offload in (False, True):
+        own, target = setting(model, offload=offload), tmp_path / str(offload)
         target.mkdir()
         worker, tokens, plan = ranked(own)
         parts = split_parts(worker.replica.checkpoint, worker.layout, [worker.blocks])
         for part in parts:
-            worker.write_ahead(part, plan, target)
+            write_ahead(worker, part, plan, target)
         losses = window_losses(worker, tokens, plan)
-        ahead = worker.written(600.0)
-        assert set(ahead) == (set() if streams else {part.file for part in parts})
-        zeros = sum(ahead.get(part.file) or worker.write(part, plan, target) for part in parts)
+        ahead = written(worker, 600.0)
+        assert set(ahead) == (set() if offload else {part.file for part in parts})
+        zeros = sum(ahead.get(part.file) or write(worker, part, plan, target) for part in parts)
         assert zeros == round(0.7 * worker.layout.prunable)
         found.append((losses.tolist(), [(target / part.file).read_bytes() for part in parts]))
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("streams", [False, True])
-def test_memory_stays_within_what_was_planned(model: Path, streams: bool) -> None:
-    own = setting(model, streams=streams)
+@pytest.mark.parametrize("offload", [False, True])
+def test_memory_stays_within_what_was_planned(model: Path, offload: bool) -> None:
+    own = setting(model, offload=offload)
     torch.cuda.empty_cache()
     device = torch.device(DEVICE)
     before = torch.cuda.memory_allocated(device)
@@ -140,7 +143,7 @@ def test_memory_stays_within_what_was_planned(model: Path, streams: bool) -> Non
     peak = device_peak(device)
     assert peak is not None
     footprint = Footprint.of(empty_model(worker.replica.checkpoint), Work(item=2, held=own.samples * own.length))
-    planned = footprint.streaming() if streams else footprint.worker(1)
+    planned = footprint.offloaded() if offload else footprint.worker(1)
     assert peak - before <= planned, f"{(peak - before) / 2**20:.1f} MiB of {planned / 2**20:.1f} MiB planned"
 
 
@@ -151,7 +154,7 @@ def test_a_model_is_pruned_exactly_and_nearly_as_on_a_cpu(tmp_path: Path) -> Non
     for device in (DEVICE, "cpu"):
         out = tmp_path / device
         words = prune_arguments(tmp_path, out, device=device, dtype="float32", block_lambdas="0.1", row_lambdas="0.1")
-        assert neuronal_ray.mainprune.__main__.main(words) == 0
+        assert neuronal_ray.prune.__main__.main(words) == 0
         summary = json.loads((out / "pruning.json").read_text())
         prunable, pruned = summary["sparsity"]["prunable"], summary["sparsity"]["pruned"]
         assert pruned == round(0.6 * prunable)

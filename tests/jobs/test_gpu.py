@@ -79,16 +79,16 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
 
 
 def test_some_steps_alone(tmp_path: Path) -> None:
-    done = run_script(tmp_path, STEPS="kernels streams-13b")
+    done = run_script(tmp_path, STEPS="kernels offload-13b")
     assert done.returncode == 0, done.stderr
     assert [call[2] for call in calls_in(tmp_path)] == ["kernels", "search", "table"]
     assert "13b" in calls_in(tmp_path)[1]
 
 
 def test_an_unknown_step_is_refused_before_any_is_run(tmp_path: Path) -> None:
-    done = run_script(tmp_path, STEPS="kernels streams-8b")
+    done = run_script(tmp_path, STEPS="kernels offload-8b")
     assert done.returncode == 2
-    assert "unknown step streams-8b, expected some of: tests kernels" in done.stderr
+    assert "unknown step offload-8b, expected some of: tests kernels" in done.stderr
     assert not (tmp_path / "calls").exists()
 
 
@@ -107,7 +107,7 @@ def test_the_benchmark_takes_the_options(calls: list[list[str]], monkeypatch: py
     asked: list[tuple[str, bool, str]] = []
 
     def measure_search(setting: Setting, **_: object) -> object:
-        asked.append((setting.name, setting.streams, setting.dtype))
+        asked.append((setting.name, setting.offload, setting.dtype))
         raise KeyboardInterrupt
 
     def measure_job(name: str, *_: object, dtype: str, **__: object) -> object:
@@ -121,7 +121,7 @@ def test_the_benchmark_takes_the_options(calls: list[list[str]], monkeypatch: py
     for call in calls[2:-1]:
         assert main(call[2:]) == 130, call
     assert [name for name, _, _ in asked] == ["7b", "7b", "7b", "13b", "70b"]
-    assert [streams for _, streams, _ in asked] == [False, False, True, True, True]
+    assert [offload for _, offload, _ in asked] == [False, False, True, True, True]
     assert {dtype for _, _, dtype in asked} == {"bfloat16"}
 
 

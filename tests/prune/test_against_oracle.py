@@ -16,6 +16,8 @@ from neuronal_ray.core.problem import Problem, Step
 from neuronal_ray.prune.search import Search
 from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.spec import Walk
+from neuronal_ray.workers.tasks.final_model import mask, settle
+from neuronal_ray.workers.tasks.statistics import keep_statistics, observe, rank
 
 BLOCK_LAMBDAS, ROW_LAMBDAS = (0.02, 0.1, 0.25), (0.0, 0.05, 0.25)
 SAMPLES, SEARCH_SAMPLES, LENGTH = 6, 3, 12
@@ -61,8 +63,8 @@ def fast(saved: Path, *, mode: str, method: str, steps: str | None, stream: str,
     worker = pool.first(lambda worker: worker)
     text, progress = calibration(), Progress()
     if mode == "paper":
-        worker.keep_statistics(worker.observe(text))
-        worker.rank()
+        keep_statistics(worker, observe(worker, text))
+        rank(worker)
     search = Search(
         pool,
         layout=worker.layout,
@@ -78,14 +80,14 @@ def fast(saved: Path, *, mode: str, method: str, steps: str | None, stream: str,
     else:
         found = neuronal.allocate(problem, steps=steps, block_lambdas=BLOCK_LAMBDAS, row_lambdas=ROW_LAMBDAS)
     if stream == "pruned":
-        worker.finish(found.plan, text, Walk(pruned=True, released=mode == "authors"))
+        settle(worker, found.plan, text, Walk(pruned=True, released=mode == "authors"))
     searched = {step.name: step for step in found.steps}
     return OracleResult(
         block_scores=scores(searched.get("block")),
         row_scores=scores(searched.get("row")),
         lambda_block=searched["block"].selected if "block" in searched else None,
         lambda_row=searched["row"].selected if "row" in searched else None,
-        masks={(spec.linear.block, spec.linear.path): worker.mask(spec.linear, found.plan) for spec in worker.layout},
+        masks={(spec.linear.block, spec.linear.path): mask(worker, spec.linear, found.plan) for spec in worker.layout},
     )
 
 

@@ -17,6 +17,7 @@ from neuronal_ray.prune.pipeline import allocate
 from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.spec import Walk
+from neuronal_ray.workers.tasks.final_model import logits, mask, settle
 from neuronal_ray.workers.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,11 +95,11 @@ class Pruned:
         allocation = allocate(config, self.composition, self.worker.layout, search)
         self.plan: Plan = allocation.plan
         walk = Walk(pruned=self.composition.pruned_stream, released=self.composition.released)
-        pool.each(Worker.finish, self.plan, text, walk)
-        (self.logits,) = self.worker.logits(text, self.plan, iter)
+        pool.each(settle, self.plan, text, walk)
+        (self.logits,) = logits(self.worker, text, self.plan, lambda _, chunks: chunks)
 
     def removed(self) -> dict[str, int]:
-        return {str(spec.linear): int(self.worker.mask(spec.linear, self.plan).sum()) for spec in self.worker.layout}
+        return {str(spec.linear): int(mask(self.worker, spec.linear, self.plan).sum()) for spec in self.worker.layout}
 
 
 def cases() -> Iterator[tuple[str, str]]:
@@ -125,7 +126,7 @@ def test_a_combination_removes_what_was_asked(
         assert sum(wanted.values()) == round(composition.target * layout.prunable)
         return
     for spec in layout:
-        groups = pruned.worker.mask(spec.linear, pruned.plan).unflatten(1, (-1, pattern.group)).sum(dim=2)
+        groups = mask(pruned.worker, spec.linear, pruned.plan).unflatten(1, (-1, pattern.group)).sum(dim=2)
         least = wanted[str(spec.linear)] * pattern.group // spec.size
         assert (groups >= least).all(), spec.linear  # and no more, by the counts above
         assert pattern.kept is None or least == pattern.group - pattern.kept, spec.linear

@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prune(folder: Path, output: Path, **changes: str | None) -> dict:
     """Run in this process; pruning.json as it was written."""
-    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, output, **changes)) == 0
+    assert neuronal_ray.prune.__main__.main(prune_arguments(folder, output, **changes)) == 0
     return json.loads((output / "pruning.json").read_text())
 
 
@@ -218,9 +218,7 @@ def test_its_perplexity_is_what_evaluate_measures_on_it(
     stated = summary["evaluation"]["evaluation"]
     for directory, perplexity in ((pruned, stated["perplexity"]), (folder / "model", stated["dense"]["perplexity"])):
         results = tmp_path / "results.json"
-        code = neuronal_ray.mainevaluate.__main__.main(
-            ["--model", str(directory), "--output", str(results), *arguments]
-        )
+        code = neuronal_ray.evaluate.__main__.main(["--model", str(directory), "--output", str(results), *arguments])
         assert code == 0
         measured = json.loads(results.read_text())
         assert measured["evaluation"]["evaluation"]["perplexity"] == perplexity
@@ -307,7 +305,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
-    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, tmp_path / "out", dry_run="")) == 0
+    assert neuronal_ray.prune.__main__.main(prune_arguments(folder, tmp_path / "out", dry_run="")) == 0
     printed = capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
     for word in ("workers", "address none", "memory", "GiB per worker", "LlamaForCausalLM, 3 blocks"):
@@ -322,7 +320,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
 def test_a_dry_run_needs_no_output(folder: Path) -> None:
     arguments = prune_arguments(folder, "OUT", dry_run="")
     del arguments[arguments.index("OUT") - 1 : arguments.index("OUT") + 1]
-    assert neuronal_ray.mainprune.__main__.main(arguments) == 0
+    assert neuronal_ray.prune.__main__.main(arguments) == 0
 
 
 def test_overwrite_replaces_the_whole_directory(folder: Path, pruned: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ have a side on, numbered as in docs/numerics.md. A real tiny model runs; what is
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,9 @@ from neuronal_ray.core.plan import Plan, uniform_rates
 from neuronal_ray.core.problem import Allocation, Problem
 from neuronal_ray.models.blocks import weight_of
 from neuronal_ray.workers.spec import Walk
+from neuronal_ray.workers.tasks.candidates import local_trial, set_search_text, trial
+from neuronal_ray.workers.tasks.final_model import mask, settle
+from neuronal_ray.workers.tasks.statistics import keep_statistics, observe, rank
 from neuronal_ray.workers.worker import Worker
 
 TARGET, LENGTH, SEQUENCES = 0.7, 24, 4
@@ -29,12 +33,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def build(path: Path, *, mode: str) -> Worker:
     """A worker with the search text in place, ranked if the mode ranks before the search."""
-    worker = Worker(cpu_spec(path, LinearPruner(method="wanda")))
+    worker = Worker.build(cpu_spec(path, LinearPruner(method="wanda")))
     text = torch.randint(3, 64, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(3))
     if mode == "paper":
-        worker.keep_statistics(worker.observe(text))
-        worker.rank()
-    worker.set_search_text(text, chunk=1 if mode == "authors" else SEQUENCES, with_reference=mode == "paper")
+        keep_statistics(worker, observe(worker, text))
+        rank(worker)
+    set_search_text(worker, text, chunk=1 if mode == "authors" else SEQUENCES, with_reference=mode == "paper")
     return worker
 
 
@@ -54,7 +58,7 @@ class Tried:
         self.plans: dict[str, dict[float, Plan]] = {}
         self.trials: dict[str, dict[float, Trial]] = {}
         self.layout: Layout = worker.layout
-        self._try = worker.local_trial if mode == "authors" else worker.trial
+        self._try = partial(local_trial if mode == "authors" else trial, worker)
         problem = Problem(layout=worker.layout, target=target, mode=mode, probe=self)
         self.allocation: Allocation = neuronal.allocate(problem, **settings)
 
@@ -99,9 +103,9 @@ def test_2_authors_drop_the_widest_block_lambda_from_80_percent(
 def test_3_the_dense_reference_is_the_dense_stream_or_dense_weights_on_the_sparse_stream(workers: dict) -> None:
     plan = plan_of_one_block(workers["paper", "full"].layout, 0)
     beyond = [group for group in workers["paper", "full"].layout.groups if group.block > 0]
-    local = workers["authors", "full"].local_trial(plan)
+    local = local_trial(workers["authors", "full"], plan)
     assert all(bool((local.signals[group] == 0).all()) for group in beyond)  # later blocks are dense, here and there
-    own = workers["paper", "full"].trial(plan)
+    own = trial(workers["paper", "full"], plan)
     assert all(bool((own.signals[group] != 0).any()) for group in beyond)  # they see what block 0 has become
 
 
@@ -131,26 +135,26 @@ def test_6_activations_are_norms_per_feature_over_the_sequences(workers: dict, m
     handle = worker.replica.linears[0]["self_attn.o_proj"].register_forward_pre_hook(
         lambda _, args: inputs.append(args[0])
     )
-    for recording in worker._text.recordings:
+    for recording in worker.search_text.recordings:
         worker.replica.stream.block(0, recording)
     handle.remove()
     tokens = torch.cat([chunk.flatten(0, 1) for chunk in inputs])
     dense = (tokens.double().square().sum(dim=0) / SEQUENCES).sqrt()
     nothing = Plan({spec.linear: torch.full((spec.rows,), spec.columns, dtype=torch.int32) for spec in worker.layout})
-    trial = (worker.local_trial if mode == "authors" else worker.trial)(nothing)
+    found = (local_trial if mode == "authors" else trial)(worker, nothing)
     group = worker.layout[Linear(0, "self_attn.o_proj")].reads
-    assert trial.signals[group].double() == pytest.approx(dense, rel=1e-5)  # all weights removed: nothing arrives
+    assert found.signals[group].double() == pytest.approx(dense, rel=1e-5)  # all weights removed: nothing arrives
 
 
 def test_7_the_normalizer_is_the_number_of_features(workers: dict) -> None:
     worker = workers["paper", "full"]
-    trial = worker.trial(plan_of_one_block(worker.layout, 1))
+    found = trial(worker, plan_of_one_block(worker.layout, 1))
     total = 0.0
     for group, specs in worker.layout.groups.items():
-        dense = worker._dense[group].norm.double()
-        sparse = dense - trial.signals[group].double()
+        dense = worker.kept.dense_norms[group].norm.double()
+        sparse = dense - found.signals[group].double()
         total += len(specs) * float((dense / dense.sum() - sparse / sparse.sum()).norm()) / len(dense)
-    assert trial.misalignment == pytest.approx(total, rel=1e-5)
+    assert found.misalignment == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["paper", "authors"])
@@ -188,9 +192,9 @@ def test_10_the_block_step_builds_no_initial_sparse_model(workers: dict, mode: s
 
 def test_11_scores_are_taken_once_or_anew_behind_each_pruned_prefix(workers: dict) -> None:
     paper, authors = workers["paper", "full"], workers["authors", "full"]
-    before = {linear: ranks.clone() for linear, ranks in paper._ranks.items()}
-    paper.trial(plan_of_one_block(paper.layout, 0))
-    assert all(torch.equal(ranks, paper._ranks[linear]) for linear, ranks in before.items())
+    before = {linear: ranks.clone() for linear, ranks in paper.kept.ranks.items()}
+    trial(paper, plan_of_one_block(paper.layout, 0))
+    assert all(torch.equal(ranks, paper.kept.ranks[linear]) for linear, ranks in before.items())
 
     text = torch.randint(3, 64, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(3))
     masks = []
@@ -199,8 +203,8 @@ def test_11_scores_are_taken_once_or_anew_behind_each_pruned_prefix(workers: dic
         {spec.linear: torch.full((spec.rows,), spec.columns // 2, dtype=torch.int32) for spec in authors.layout}
     )
     for pruned in (plan_of_one_block(authors.layout, LAST), plan):
-        authors.finish(pruned, text, Walk(pruned=True, released=True))
-        masks.append(authors.mask(down, plan))
+        settle(authors, pruned, text, Walk(pruned=True, released=True))
+        masks.append(mask(authors, down, plan))
     assert not torch.equal(*masks)  # the same cut of the last block, behind a dense and behind a pruned prefix
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ import neuronal_ray.prune.__main__
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group
 from neuronal_ray.prune.journal import Journal, Number
+from neuronal_ray.workers.shard import ChainTask
+from neuronal_ray.workers.tasks import candidates, probes
 from neuronal_ray.workers.worker import Worker
 
 BYTE_EQUAL = ("model.safetensors", "allocation.parquet")
@@ -44,20 +47,18 @@ def test_a_resumed_run_asks_nothing_twice(
     options = {name: value for name, value in options.items() if value}
     asked: list[str] = []
     stop_after = 10**9
-    own = {name: getattr(Worker, name) for name in ("trials", "changed", "divergences")}
 
-    def counted(name: str) -> object:
-        def task(worker: Worker, *args: object, **kwargs: object) -> object:
+    def counted(task: ChainTask) -> ChainTask:
+        def start(worker: Worker, *args: object, **kwargs: object) -> object:
             if len(asked) >= stop_after:
                 raise KeyboardInterrupt
-            asked.append(name)
-            return own[name](worker, *args, **kwargs)
+            asked.append(task.name)
+            return task.start(worker, *args, **kwargs)
 
-        task.__qualname__ = f"Worker.{name}"
-        return task
+        return replace(task, start=start)
 
-    for name in own:
-        monkeypatch.setattr(Worker, name, counted(name))
+    for module, name in ((candidates, "trials"), (candidates, "divergences"), (probes, "changed")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
     assert neuronal_ray.prune.__main__.main(prune_arguments(folder, tmp_path / "whole", **options)) == 0
     total = len(asked)
     assert total > 3
@@ -123,7 +124,7 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(folder: Path, tmp_path
     )
     assert full.returncode == 1, full.stderr
     assert "Traceback" not in full.stderr
-    assert "Worker.written, worker 1: model.safetensors: [Errno 27]" in full.stderr
+    assert "written, worker 1: model.safetensors: [Errno 27]" in full.stderr
     assert "--resume goes on" in full.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"whole", ".out.journal"}
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300, check=False)

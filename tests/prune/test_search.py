@@ -14,7 +14,7 @@ from neuronal_ray.prune.config import PruneConfig
 from neuronal_ray.prune.pipeline import allocate
 from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.in_process import InProcessPool
-from neuronal_ray.workers.worker import Worker
+from neuronal_ray.workers.tasks.statistics import describe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,16 +26,20 @@ class Divided:
         self.pool, self.replicas, self.shards = pool, replicas, 1
         self.items: list[int] = []
 
-    def map(self, task: Callable[..., object], items: Iterable[object], *shared: object) -> Iterator[object]:
+    def map(
+        self, task: Callable[..., object], items: Iterable[object], *args: object, **kwargs: object
+    ) -> Iterator[object]:
         whole = list(items)
         self.items.append(len(whole))
-        return self.pool.map(task, whole, *shared)
+        return self.pool.map(task, whole, *args, **kwargs)
 
-    def each(self, task: Callable[..., object], *shared: object) -> list[object]:
-        return self.pool.each(task, *shared)
+    def each(self, task: Callable[..., object], *args: object, **kwargs: object) -> list[object]:
+        return self.pool.each(task, *args, **kwargs)
 
-    def first(self, task: Callable[..., object], *args: object) -> object:
-        return self.pool.first(task, *args)
+    each_also = each
+
+    def first(self, task: Callable[..., object], *args: object, **kwargs: object) -> object:
+        return self.pool.first(task, *args, **kwargs)
 
     def begin(self) -> None:
         """See Pool."""
@@ -70,7 +74,7 @@ def test_plans_do_not_depend_on_the_number_of_workers(arguments: str, checkpoint
         pool = Divided(InProcessPool(spec), replicas)
         session = Session(pool)
         session.hold(composition, text, Progress(), samples=config.search_samples)
-        layout = pool.first(Worker.describe)
+        layout = pool.first(describe)
         search = session.search(composition, text, Progress(), samples=config.search_samples, mode=config.mode)
         allocation = allocate(config, composition, layout, search)
         digests.append((allocation.plan.digest, [step.scores for step in allocation.steps]))

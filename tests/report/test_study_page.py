@@ -179,7 +179,7 @@ def test_lambdas_and_seconds(runs: Path) -> None:
 
 
 def test_markdown_has_every_table(runs: Path, tmp_path: Path) -> None:
-    assert neuronal_ray.mainreport.__main__.main([str(runs), "--output", str(tmp_path / "r.md")]) == 0
+    assert neuronal_ray.report.__main__.main([str(runs), "--output", str(tmp_path / "r.md")]) == 0
     text = (tmp_path / "r.md").read_text()
     assert "| wanda | NeuronAL | **30.50 \u00b1 0.71** |" in text
     assert "| wanda | OWL | <u>40.50 \u00b1 0.71</u> |" in text
@@ -188,7 +188,7 @@ def test_markdown_has_every_table(runs: Path, tmp_path: Path) -> None:
 
 
 def test_the_page_is_self_contained(runs: Path, tmp_path: Path) -> None:
-    assert neuronal_ray.mainreport.__main__.main([str(runs), "--output", str(tmp_path / "r.html")]) == 0
+    assert neuronal_ray.report.__main__.main([str(runs), "--output", str(tmp_path / "r.html")]) == 0
     page = (tmp_path / "r.html").read_text()
     assert "Top-ups &lt;tiny&gt;" in page
     assert not re.findall(r'(?:src|href)="(?!#)[^"]*"', page)
@@ -199,7 +199,7 @@ def test_the_page_is_self_contained(runs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 def test_the_page_sorts_and_fits_a_phone_in_a_browser(runs: Path, tmp_path: Path) -> None:
-    assert neuronal_ray.mainreport.__main__.main([str(runs), "--output", str(tmp_path / "r.html")]) == 0
+    assert neuronal_ray.report.__main__.main([str(runs), "--output", str(tmp_path / "r.html")]) == 0
     page = (tmp_path / "r.html").read_text()
     script = """<script>
       const table = document.querySelector("table.sortable");
@@ -240,7 +240,7 @@ def test_bad_input_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert neuronal_ray.mainreport.__main__.main([word.format(runs=runs) for word in words]) == 2
+    assert neuronal_ray.report.__main__.main([word.format(runs=runs) for word in words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
 

@@ -17,6 +17,7 @@ from neuronal_ray.sweep import pipeline as sweep_run
 from neuronal_ray.sweep.config import Study, read_override, read_study
 from neuronal_ray.sweep.files import SCHEMA, Store, read_results
 from neuronal_ray.workers.pools.protocol import TaskError
+from neuronal_ray.workers.tasks import candidates, statistics
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -75,7 +76,7 @@ def sweep_file(
 
 
 def run(file: Path, output: Path, *words: str) -> int:
-    return neuronal_ray.mainsweep.__main__.main([str(file), "--output", str(output), *words])
+    return neuronal_ray.sweep.__main__.main([str(file), "--output", str(output), *words])
 
 
 def values(output: Path) -> dict[tuple[str, str, float, str], float | None]:
@@ -99,7 +100,7 @@ def test_cells_find_what_separate_commands_find(variant: str, folder: Path, whol
         words = tiny.prune_arguments(
             folder, tmp_path / f"{method}", method=method, sparsity=str(sparsity), evaluate=texts, **options
         )
-        assert neuronal_ray.mainprune.__main__.main(words) == 0
+        assert neuronal_ray.prune.__main__.main(words) == 0
         alone = json.loads((tmp_path / method / "pruning.json").read_text())["evaluation"]
         for name in ("evaluation", "other"):
             assert found[method, variant, sparsity, name] == alone[name]["perplexity"], (method, sparsity, name)
@@ -120,7 +121,7 @@ def test_a_solvers_cells_do_not_disturb_one_another(folder: Path, tmp_path: Path
         arguments = tiny.prune_arguments(
             folder, tmp_path / name, method="sparsegpt", sparsity="0.7", neuronal_steps="block", **words
         )
-        assert neuronal_ray.mainprune.__main__.main(arguments) == 0
+        assert neuronal_ray.prune.__main__.main(arguments) == 0
         alone = json.loads((tmp_path / name / "pruning.json").read_text())["evaluation"]["evaluation"]
         assert found["sparsegpt", name, 0.7, "evaluation"] == alone["perplexity"], name
 
@@ -140,15 +141,18 @@ def test_results_are_one_data_set_that_pandas_reads(whole: Path) -> None:
 
 def test_what_cells_share_is_done_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: Counter[str] = Counter()
-    for name in ("observe_all", "rank", "trials"):
-        original = getattr(sweep_run.Worker, name)
 
-        def counted(self: Any, *args: Any, _name: str = name, _original: Any = original, **kwargs: Any) -> Any:
-            calls[_name] += 1
-            return _original(self, *args, **kwargs)
+    def counted(name: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return function(*args, **kwargs)
 
-        counted.__qualname__ = name
-        monkeypatch.setattr(sweep_run.Worker, name, counted)
+        return call
+
+    for module, name in ((statistics, "observe_all"), (candidates, "trials")):
+        task = getattr(module, name)
+        monkeypatch.setattr(module, name, replace(task, start=counted(name, task.start)))
+    monkeypatch.setattr(statistics, "rank", counted("rank", statistics.rank))
     variants = {name: VARIANTS[name] for name in ("Uniform", "OWL", "NeuronAL")}
     variants["Block"] = {"allocation": "neuronal", "neuronal-steps": "block"}
     file = sweep_file(folder, tmp_path / "x.toml", variants=variants, grid='sparsity = [0.6]\nmethod = ["wanda"]')

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import cpu_spec
 
-import neuronal_ray.workers.tasks.final_model
+import neuronal_ray.workers.tasks.model_files
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.models.checkpoint import open_checkpoint
@@ -17,6 +17,9 @@ from neuronal_ray.prune.pipeline import begin_model
 from neuronal_ray.workers.background import Background
 from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.spec import Walk
+from neuronal_ray.workers.tasks.final_model import settle
+from neuronal_ray.workers.tasks.model_files import write, write_ahead, written
+from neuronal_ray.workers.tasks.statistics import keep_statistics, observe, rank
 from neuronal_ray.workers.worker import Worker
 
 TEXT = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(0))
@@ -31,7 +34,7 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self.opened, self.passed = threading.Event(), threading.Event(), 0
-        own = neuronal_ray.workers.tasks.final_model.zero_masked
+        own = neuronal_ray.workers.tasks.model_files.zero_masked
 
         def masked(*args: object) -> dict[str, int]:
             self.reached.set()
@@ -39,7 +42,7 @@ class Gate:
             self.passed += 1
             return own(*args)
 
-        monkeypatch.setattr(neuronal_ray.workers.tasks.final_model, "zero_masked", masked)
+        monkeypatch.setattr(neuronal_ray.workers.tasks.model_files, "zero_masked", masked)
 
 
 def test_calls_are_made_one_after_the_other_and_their_results_are_found() -> None:
@@ -53,12 +56,12 @@ def test_calls_are_made_one_after_the_other_and_their_results_are_found() -> Non
 
     for number in range(3):
         background.begin(str(number), lambda _, number=number: call(number))
-    assert background.found(0.01) == {"0": None, "1": None, "2": None}
+    assert background.results(0.01) == {"0": None, "1": None, "2": None}
     go.set()
-    assert background.found(60) == {"0": 0, "1": 1, "2": 2}
+    assert background.results(60) == {"0": 0, "1": 1, "2": 2}
     assert order == [0, 1, 2]
     background.end()
-    assert background.found(0) == {}
+    assert background.results(0) == {}
 
 
 def test_an_error_is_raised_where_results_are_asked_for() -> None:
@@ -69,7 +72,7 @@ def test_an_error_is_raised_where_results_are_asked_for() -> None:
 
     background.begin("one", fail)
     with pytest.raises(OSError, match="full"):
-        background.found(60)
+        background.results(60)
     background.end()
 
 
@@ -88,7 +91,7 @@ def test_the_end_stops_the_call_under_way_and_drops_those_to_come() -> None:
     background.end()
     assert made == [True]
     background.begin("third", lambda stop: stop.is_set())
-    assert background.found(60) == {"third": False}, "it can be used again"
+    assert background.results(60) == {"third": False}, "it can be used again"
     background.end()
 
 
@@ -99,20 +102,20 @@ def test_files_begun_ahead_have_what_was_final_then(
     checkpoint_dir: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = checkpoint_dir("llama")
-    worker = Worker(cpu_spec(path, LinearPruner(method="wanda")))
+    worker = Worker.build(cpu_spec(path, LinearPruner(method="wanda")))
     plan = plan_of(worker, 0.6)
     (part,) = split_parts(open_checkpoint(path), worker.layout, [worker.blocks])
-    worker.finish(plan, TEXT, Walk(pruned=True))
+    settle(worker, plan, TEXT, Walk(pruned=True))
     (tmp_path / "now").mkdir()
-    zeros = worker.write(part, plan, tmp_path / "now")
+    zeros = write(worker, part, plan, tmp_path / "now")
     gate = Gate(monkeypatch)
     (tmp_path / "ahead").mkdir()
-    worker.write_ahead(part, plan, tmp_path / "ahead")
+    write_ahead(worker, part, plan, tmp_path / "ahead")
     assert gate.reached.wait(60)
-    assert worker.written(0.0) == {part.file: None}
-    worker.finish(plan_of(worker, 0.2), TEXT.flip(0), Walk(pruned=True))
+    assert written(worker, 0.0) == {part.file: None}
+    settle(worker, plan_of(worker, 0.2), TEXT.flip(0), Walk(pruned=True))
     gate.opened.set()
-    assert worker.written(60.0) == {part.file: zeros}
+    assert written(worker, 60.0) == {part.file: zeros}
     assert (tmp_path / "ahead" / part.file).read_bytes() == (tmp_path / "now" / part.file).read_bytes()
     worker.close()
 
@@ -122,8 +125,8 @@ def test_a_pool_that_is_closed_writes_no_further(
 ) -> None:
     path = checkpoint_dir("llama")
     pool = InProcessPool(cpu_spec(path, LinearPruner(method="wanda")))
-    pool.each(Worker.keep_statistics, pool.first(Worker.observe, TEXT))
-    pool.each(Worker.rank)
+    pool.each(keep_statistics, pool.first(observe, TEXT))
+    pool.each(rank)
     gate = Gate(monkeypatch)
     parts: list[Part] = begin_model(open_checkpoint(path), pool, pool.first(plan_of, 0.6), tmp_path)
     assert len(parts[0].blocks) > 1

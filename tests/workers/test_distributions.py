@@ -39,7 +39,7 @@ def halves(replica: Replica) -> tuple[list[Recording], list[Recording]]:
 @pytest.fixture(scope="module")
 def replica(checkpoint_dir: Callable[[str], Path]) -> Callable[[str], Replica]:
     def load(name: str) -> Replica:
-        return Replica(checkpoint_dir(name), device="cpu", dtype="float32", trust_remote_code=False)
+        return Replica.load(checkpoint_dir(name), device="cpu", dtype="float32", trust_remote_code=False)
 
     return load
 

@@ -45,12 +45,12 @@ def test_what_is_asked_for_is_kept_or_refused() -> None:
         fit(TINY, devices(2, 80), replicas=4)
 
 
-def test_blocks_visit_where_all_gpus_together_cannot_hold_the_model() -> None:
-    assert TINY.streaming() == 2 * 10 + 10 + 4 + 6
+def test_blocks_are_offloaded_where_all_gpus_together_cannot_hold_the_model() -> None:
+    assert TINY.offloaded() == 2 * 10 + 10 + 4 + 6
     found = fit(TINY, devices(2, 45))
-    assert (found.shards, found.replicas, found.worker_bytes, found.streams) == (2, 1, 40, True)
-    assert fit(TINY, devices(1, 60), shards=1).streams
-    assert not fit(TINY, devices(2, 60)).streams
+    assert (found.shards, found.replicas, found.worker_bytes, found.offload) == (2, 1, 40, True)
+    assert fit(TINY, devices(1, 60), shards=1).offload
+    assert not fit(TINY, devices(2, 60)).offload
     with pytest.raises(ValueError, match="--shards: in 1 shard a worker needs"):
         fit(TINY, Devices(kind="node", memory=(60,)))
 
@@ -62,9 +62,9 @@ def test_what_is_chosen_fits_and_fewer_shards_would_not(count: int, memory: int)
     except ValueError:
         assert all(TINY.worker(shards) > 0.92 * memory for shards in range(1, min(count, 4) + 1))
         return
-    if found.streams:
+    if found.offload:
         assert all(TINY.worker(shards) > 0.92 * memory - 1 for shards in range(1, min(count, 4) + 1))
-        assert TINY.streaming() <= 0.92 * memory
+        assert TINY.offloaded() <= 0.92 * memory
         return
     assert TINY.worker(found.shards) == found.worker_bytes <= found.device_bytes <= memory
     assert found.replicas * found.shards <= count
@@ -103,8 +103,8 @@ def test_lanes_count_where_a_model_is_whole_on_a_cpu() -> None:
     shape = SHAPES["wide"].config
     model = empty_llama(**shape)
     here, gpu = (Footprint.of(model, Work(item=4, held=4096, device=device)) for device in ("cpu", "cuda"))
-    copy, stream = max(here.weights), 4096 * shape["hidden_size"] * 4
-    assert here.beside >= 7 * (copy + 2 * stream)
-    assert here.worker(1) - here.beside == sum(here.weights) + sum(here.ranks) + here.outside + here.passing
-    assert here.worker(2) < here.worker(1) - here.beside
-    assert gpu.beside == 0
+    copy, text = max(here.weights), 4096 * shape["hidden_size"] * 4
+    assert here.parallel >= 7 * (copy + 2 * text)
+    assert here.worker(1) - here.parallel == sum(here.weights) + sum(here.ranks) + here.outside + here.passing
+    assert here.worker(2) < here.worker(1) - here.parallel
+    assert gpu.parallel == 0

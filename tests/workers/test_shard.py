@@ -24,6 +24,9 @@ from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.replica import shard_blocks
 from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.tasks.candidates import set_search_text, trials
+from neuronal_ray.workers.tasks.final_model import mask
+from neuronal_ray.workers.tasks.statistics import describe, keep_statistics, observe, rank
 from neuronal_ray.workers.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,8 +34,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CheckpointDir = Callable[[str], Path]
 
 
-def spec_of(path: Path, *, shards: int, streams: bool = False) -> WorkerSpec:
-    return cpu_spec(path, compose(config_of("")).pruner, threads=None, shards=shards, streams=streams)
+def spec_of(path: Path, *, shards: int, offload: bool = False) -> WorkerSpec:
+    return cpu_spec(path, compose(config_of("")).pruner, threads=None, shards=shards, offload=offload)
 
 
 def config_of(arguments: str) -> PruneConfig:
@@ -67,11 +70,11 @@ class Outcome:
     tensors: dict[str, torch.Tensor]
 
 
-def prune(path: Path, arguments: str, shards: int, target: Path, *, streams: bool = False) -> Outcome:
+def prune(path: Path, arguments: str, shards: int, target: Path, *, offload: bool = False) -> Outcome:
     config = config_of(arguments)
     composition, checkpoint = compose(config), open_checkpoint(path)
     text = torch.randint(3, 64, (6, 16), generator=torch.Generator().manual_seed(0))
-    pool = InProcessPool(spec_of(path, shards=shards, streams=streams))
+    pool = InProcessPool(spec_of(path, shards=shards, offload=offload))
     session = Session(pool)
     allocation = plan_run(config, composition, session, text, Progress()).allocation
     session.settle(composition, allocation.plan, text, Progress())
@@ -107,8 +110,8 @@ def prune(path: Path, arguments: str, shards: int, target: Path, *, streams: boo
 def test_shards_give_the_bits_of_one_worker(arguments: str, checkpoint_dir: CheckpointDir, tmp_path: Path) -> None:
     path = checkpoint_dir("llama")
     whole = prune(path, arguments, 1, tmp_path / "1")
-    for shards, streams in ((1, True), (2, False), (2, True), (3, False)):
-        parts = prune(path, arguments, shards, tmp_path / f"{shards} {streams}", streams=streams)
+    for shards, offload in ((1, True), (2, False), (2, True), (3, False)):
+        parts = prune(path, arguments, shards, tmp_path / f"{shards} {offload}", offload=offload)
         assert (parts.digest, parts.scores, parts.perplexities, parts.zeros) == (
             whole.digest,
             whole.scores,
@@ -124,9 +127,9 @@ def test_shards_of_every_family_find_the_layout_and_scores_of_the_whole(
     family: str, checkpoint_dir: CheckpointDir
 ) -> None:
     path = checkpoint_dir(family)
-    whole, chain = InProcessPool(spec_of(path, shards=1)), InProcessPool(spec_of(path, shards=2, streams=True))
-    layout = whole.first(Worker.describe)
-    assert described(chain.first(Worker.describe)) == described(layout)
+    whole, chain = InProcessPool(spec_of(path, shards=1)), InProcessPool(spec_of(path, shards=2, offload=True))
+    layout = whole.first(describe)
+    assert described(chain.first(describe)) == described(layout)
     text = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(1))
     config = config_of("--mode paper --block-lambdas 0.05,0.2 --row-lambdas 0,0.1")
     found = [plan_run(config, compose(config), Session(pool), text, Progress()).allocation for pool in (whole, chain)]
@@ -140,7 +143,7 @@ def test_shards_of_mixtures_of_experts_are_those_of_the_whole(
 ) -> None:
     arguments = "--mode paper --block-lambdas 0.05,0.2 --row-lambdas 0"
     path = checkpoint_dir(moe_family)
-    whole, parts = (prune(path, arguments, shards, tmp_path / str(shards), streams=shards == 2) for shards in (1, 2))
+    whole, parts = (prune(path, arguments, shards, tmp_path / str(shards), offload=shards == 2) for shards in (1, 2))
     assert (parts.digest, parts.scores, parts.zeros) == (whole.digest, whole.scores, whole.zeros)
     for name, tensor in whole.tensors.items():
         assert torch.equal(parts.tensors[name], tensor), name
@@ -150,18 +153,18 @@ def test_a_shard_holds_its_blocks_only(checkpoint_dir: CheckpointDir) -> None:
     path = checkpoint_dir("llama")
     sizes = []
     for shard in range(3):
-        worker = Worker(WorkerSpec(**(vars(spec_of(path, shards=3)) | {"shard": shard})))
+        worker = Worker.build(WorkerSpec(**(vars(spec_of(path, shards=3)) | {"shard": shard})))
         assert worker.blocks == shard_blocks(3, shard, 3) == range(shard, shard + 1)
         blocks = worker.replica.stream.blocks
         assert [any(True for _ in block.parameters()) for block in blocks] == [at == shard for at in range(3)]
         sizes.append(sum(parameter.numel() for parameter in worker.replica.stream.model.parameters()))
-    whole = Worker(spec_of(path, shards=1)).replica.stream.model
+    whole = Worker.build(spec_of(path, shards=1)).replica.stream.model
     block = sum(parameter.numel() for parameter in whole.base_model.layers[0].parameters())
     assert sizes == [sum(parameter.numel() for parameter in whole.parameters()) - 2 * block] * 3
 
 
 def test_a_visiting_block_leaves_the_host_s_weights_alone(checkpoint_dir: CheckpointDir) -> None:
-    worker = Worker(spec_of(checkpoint_dir("llama"), shards=1, streams=True))
+    worker = Worker.build(spec_of(checkpoint_dir("llama"), shards=1, offload=True))
     stream = worker.replica.stream
     weight = next(stream.blocks[1].parameters())
     host = weight.data_ptr()
@@ -195,22 +198,22 @@ def test_a_visiting_block_is_ranked_once_for_all_candidates_and_nothing_is_kept(
 
     monkeypatch.setattr(LinearPruner, "ranked", counted)
     path, text = checkpoint_dir("llama"), torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(1))
-    workers = [Worker(spec_of(path, shards=1, streams=streams)) for streams in (False, True)]
+    workers = [Worker.build(spec_of(path, shards=1, offload=offload)) for offload in (False, True)]
     layout = workers[0].layout
     plans = [exact_plan(layout, uniform_rates(layout, lambda _, r=rate: r), target=rate) for rate in (0.4, 0.6, 0.8)]
     found = []
     for worker in workers:
-        worker.keep_statistics(worker.observe(text))
-        worker.rank()
-        worker.set_search_text(text, chunk=None, with_reference=True)
+        keep_statistics(worker, observe(worker, text))
+        rank(worker)
+        set_search_text(worker, text, chunk=None, with_reference=True)
         ranked.clear()
-        trials = worker.trials(plans)
+        tried = trials(worker, plans)
         again = len(ranked)
         found.append(
-            ([trial.misalignment for trial in trials], [worker.mask(spec.linear, plans[1]) for spec in layout])
+            ([trial.misalignment for trial in tried], [mask(worker, spec.linear, plans[1]) for spec in layout])
         )
-        assert bool(vars(worker)["_ranks"]) != worker.spec.streams
-        assert again == (sum(1 for _ in layout) if worker.spec.streams else 0)
+        assert bool(worker.kept.ranks) != worker.spec.offload
+        assert again == (sum(1 for _ in layout) if worker.spec.offload else 0)
         assert len(ranked) == 2 * again, "masks that follow each other share a block's ranking as well"
     assert found[0][0] == found[1][0]
     assert all(torch.equal(*pair) for pair in zip(found[0][1], found[1][1], strict=True))

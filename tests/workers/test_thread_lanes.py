@@ -1,4 +1,4 @@
-"""Are tasks that pass the model side by side those that pass it one after the other, bit for bit?"""
+"""Tasks in parallel on thread lanes give the bits of tasks one after the other."""
 
 import signal
 import threading
@@ -17,8 +17,13 @@ from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.core.stats import SquareSum
 from neuronal_ray.workers.pools.in_process import InProcessPool
-from neuronal_ray.workers.pools.protocol import map_side_by_side
+from neuronal_ray.workers.pools.protocol import map_in_parallel
 from neuronal_ray.workers.replica import Replica
+from neuronal_ray.workers.shard import Timed
+from neuronal_ray.workers.tasks.candidates import divergences, local_trial, losses, set_search_text, trial, trials
+from neuronal_ray.workers.tasks.final_model import mask
+from neuronal_ray.workers.tasks.parallel import InParallel, parallel_tasks
+from neuronal_ray.workers.tasks.statistics import keep_statistics, observe, observe_all, rank
 from neuronal_ray.workers.thread_lanes import lane_count
 from neuronal_ray.workers.worker import Worker
 
@@ -30,10 +35,10 @@ TEXT = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(2))
 
 def worker_of(path: Path, *, threads: int = 3, chunk: int = 2) -> Worker:
     spec = cpu_spec(path, LinearPruner(method="wanda"), threads=threads)
-    worker = Worker(spec)
-    worker.keep_statistics(worker.observe(TEXT))
-    worker.rank()
-    worker.set_search_text(TEXT, chunk=chunk, with_reference=True)
+    worker = Worker.build(spec)
+    keep_statistics(worker, observe(worker, TEXT))
+    rank(worker)
+    set_search_text(worker, TEXT, chunk=chunk, with_reference=True)
     return worker
 
 
@@ -54,7 +59,7 @@ def test_lanes_share_the_threads_evenly_and_are_few(threads: int, block_bytes: i
 def test_a_twin_has_the_same_memory_and_takes_weights_of_its_own(
     family: str, checkpoint_dir: Callable[[str], Path]
 ) -> None:
-    replica = Replica(checkpoint_dir(family), device="cpu", dtype="float32", trust_remote_code=False)
+    replica = Replica.load(checkpoint_dir(family), device="cpu", dtype="float32", trust_remote_code=False)
     twin = replica.twin(threading.Event())
     ours, theirs = (dict(one.stream.model.named_parameters()) for one in (replica, twin))
     assert {name: tensor.data_ptr() for name, tensor in ours.items()} == {
@@ -77,27 +82,29 @@ def test_a_twin_has_the_same_memory_and_takes_weights_of_its_own(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_side_by_side_is_one_after_the_other(family: str, checkpoint_dir: Callable[[str], Path]) -> None:
+def test_tasks_in_parallel_give_the_bits_of_one_after_the_other(
+    family: str, checkpoint_dir: Callable[[str], Path]
+) -> None:
     worker = worker_of(checkpoint_dir(family))
-    assert worker.at_once() == 3
+    assert parallel_tasks(worker) == 3
     plans = plans_of(worker, 0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
-    trials = worker.side_by_side(plans, Worker.trial)
-    divergences = worker.side_by_side([[plan] for plan in plans], Worker.divergences)
-    losses = worker.side_by_side([[plan] for plan in plans], Worker.losses)
+    in_parallel = InParallel(trial)(worker, plans)
+    parallel_divergences = InParallel(divergences)(worker, [[plan] for plan in plans])
+    parallel_losses = InParallel(losses)(worker, [[plan] for plan in plans])
     parts = list(TEXT.split(1))
-    observed = worker.side_by_side(parts, Worker.observe_all, (SquareSum,))
+    observed = InParallel(observe_all)(worker, parts, (SquareSum,))
 
     torch.set_num_threads(1)  # as many as in a lane
-    for plan, found in zip(plans, trials, strict=True):
-        alone = worker.trial(plan)
+    for plan, found in zip(plans, in_parallel, strict=True):
+        alone = trial(worker, plan)
         assert found.misalignment == alone.misalignment
         assert found.signals.keys() == alone.signals.keys()
         assert all(torch.equal(found.signals[group], signal) for group, signal in alone.signals.items())
-    assert len({trial.misalignment for trial in trials}) == len(plans)
-    assert divergences == [worker.divergences([plan]) for plan in plans]
-    assert losses == [worker.losses([plan]) for plan in plans]
+    assert len({found.misalignment for found in in_parallel}) == len(plans)
+    assert parallel_divergences == [divergences(worker, [plan]) for plan in plans]
+    assert parallel_losses == [losses(worker, [plan]) for plan in plans]
     for (found,), part in zip(observed, parts, strict=True):
-        (alone,) = worker.observe_all(part, (SquareSum,))
+        (alone,) = observe_all(worker, part, (SquareSum,))
         assert all(torch.equal(found[group].norm, statistic.norm) for group, statistic in alone.items())
 
 
@@ -105,27 +112,27 @@ def test_the_released_order_leaves_nothing_behind(checkpoint_dir: Callable[[str]
     worker = worker_of(checkpoint_dir("llama"), chunk=1)
     plans = plans_of(worker, 0.3, 0.5, 0.7)
     (linear, *_) = plans[0].removed
-    before = worker.mask(linear, plans[0])
-    found = [trial.misalignment for trial in worker.side_by_side(plans, Worker.local_trial)]
-    assert found == [worker.local_trial(plan).misalignment for plan in plans]
-    assert torch.equal(worker.mask(linear, plans[0]), before)
+    before = mask(worker, linear, plans[0])
+    found = [found.misalignment for found in InParallel(local_trial)(worker, plans)]
+    assert found == [local_trial(worker, plan).misalignment for plan in plans]
+    assert torch.equal(mask(worker, linear, plans[0]), before)
 
 
 def test_what_passed_the_lanes_is_counted(checkpoint_dir: Callable[[str], Path]) -> None:
     worker = worker_of(checkpoint_dir("llama"))
     plans = plans_of(worker, 0.3, 0.5, 0.7)
     before, seconds = worker.replica.tokens, worker.stopwatch.seconds["sparse forwards"]
-    worker.side_by_side(plans, Worker.trial)
+    InParallel(trial)(worker, plans)
     assert worker.replica.tokens - before == len(plans) * worker.layout.num_blocks * TEXT.numel()
     assert worker.stopwatch.seconds["sparse forwards"] > seconds
-    _, alone_s = worker.timed(Worker.trial, plans[0])
-    shares = [spent for _, spent in worker.side_by_side(plans, _timed_trial)]
+    _, alone_s = Timed(trials)(worker, plans[:1])
+    shares = [spent for _, spent in InParallel(_timed_trials)(worker, [[plan] for plan in plans])]
     assert all(0 < spent < 1000 * alone_s for spent in shares)
 
 
-def _timed_trial(worker: Worker, plan: Plan) -> tuple[object, float]:
+def _timed_trials(worker: Worker, plans: list[Plan]) -> tuple[object, float]:
     assert worker.stopwatch is worker.replica.stopwatch
-    return worker.timed(Worker.trial, plan)
+    return Timed(trials)(worker, plans)
 
 
 def _threads_in(worker: Worker, item: int) -> int:
@@ -140,8 +147,8 @@ def _stumbles(worker: Worker, item: int) -> int:
 
 def test_threads_are_shared_and_given_back(checkpoint_dir: Callable[[str], Path]) -> None:
     worker = worker_of(checkpoint_dir("llama"), threads=2)
-    assert worker.side_by_side([0, 1, 2, 3], _threads_in) == [1, 1, 1, 1]
-    assert worker.side_by_side([0], _threads_in) == [1], "the same numbers, whatever goes beside it"
+    assert InParallel(_threads_in)(worker, [0, 1, 2, 3]) == [1, 1, 1, 1]
+    assert InParallel(_threads_in)(worker, [0]) == [1], "the same numbers, whatever runs in parallel"
     assert torch.get_num_threads() == 2
 
 
@@ -149,8 +156,8 @@ def test_an_error_is_raised_and_lanes_go_on(checkpoint_dir: Callable[[str], Path
     worker = worker_of(checkpoint_dir("llama"))
     for _ in range(3):
         with pytest.raises(ValueError, match="2 is refused"):
-            worker.side_by_side([0, 1, 2, 3, 4], _stumbles)
-        assert worker.side_by_side([0, 1, 3, 4], _stumbles) == [0, 1, 3, 4]
+            InParallel(_stumbles)(worker, [0, 1, 2, 3, 4])
+        assert InParallel(_stumbles)(worker, [0, 1, 3, 4]) == [0, 1, 3, 4]
 
 
 def _stumbles_or_goes_on(worker: Worker, item: int) -> None:
@@ -158,12 +165,12 @@ def _stumbles_or_goes_on(worker: Worker, item: int) -> None:
     if item == 2:
         raise ValueError("--flag: 2 is refused")
     for _ in range(10**7):
-        worker.observe(TEXT)
+        observe(worker, TEXT)
 
 
 def _goes_on_and_on(worker: Worker, _: int) -> None:
     for _ in range(10**7):
-        worker.observe(TEXT)
+        observe(worker, TEXT)
 
 
 @pytest.fixture
@@ -178,14 +185,14 @@ def _interrupts() -> Iterator[None]:
 def test_others_stop_soon_after_an_error_or_an_interrupt(checkpoint_dir: Callable[[str], Path]) -> None:
     worker = worker_of(checkpoint_dir("llama"))
     with pytest.raises(ValueError, match="2 is refused"):
-        worker.side_by_side([0, 1, 2], _stumbles_or_goes_on)
+        InParallel(_stumbles_or_goes_on)(worker, [0, 1, 2])
     interrupt = threading.Timer(0.3, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
     interrupt.start()
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        worker.side_by_side([0, 1, 2, 3, 4, 5], _goes_on_and_on)
+        InParallel(_goes_on_and_on)(worker, [0, 1, 2, 3, 4, 5])
     assert time.monotonic() - begin < 60
-    assert worker.side_by_side([0, 1, 3], _stumbles) == [0, 1, 3]
+    assert InParallel(_stumbles)(worker, [0, 1, 3]) == [0, 1, 3]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +200,7 @@ def test_others_stop_soon_after_an_error_or_an_interrupt(checkpoint_dir: Callabl
     [
         ("wanda", {}, 4),
         ("wanda", {"threads": 1}, 1),
-        ("wanda", {"streams": True}, 1),
+        ("wanda", {"offload": True}, 1),
         ("wanda", {"shards": 2}, 1),
         ("sparsegpt", {}, 1),
     ],
@@ -203,7 +210,7 @@ def test_who_has_lanes(
 ) -> None:
     spec = cpu_spec(checkpoint_dir("llama"), LinearPruner(method=method), threads=4)
     pool = InProcessPool(replace(spec, **changes))
-    assert pool.first(Worker.at_once) == lanes
+    assert pool.first(parallel_tasks) == lanes
 
 
 def test_items_come_when_there_is_room_and_answers_in_order(checkpoint_dir: Callable[[str], Path]) -> None:
@@ -217,7 +224,7 @@ def test_items_come_when_there_is_room_and_answers_in_order(checkpoint_dir: Call
     spec = replace(worker_of(checkpoint_dir("llama")).spec, threads=2)
     pool = InProcessPool(spec)
     seen = []
-    for found in map_side_by_side(pool, _stumbles_never, items(), 10):
+    for found in map_in_parallel(pool, _stumbles_never, items(), 10):
         seen.append(found)
         assert len(asked) <= len(seen) + 1
     assert seen == [10, 11, 12, 13, 14, 15, 16]

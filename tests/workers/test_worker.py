@@ -25,6 +25,10 @@ from neuronal_ray.models.blocks import Recording, set_weight, weight_of
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.workers.replica import chunk_sequences
 from neuronal_ray.workers.spec import Walk, WorkerSpec
+from neuronal_ray.workers.tasks.candidates import divergences, local_trial, set_search_text, trial
+from neuronal_ray.workers.tasks.final_model import logits, mask, settle
+from neuronal_ray.workers.tasks.probes import changed, differences, set_excerpt
+from neuronal_ray.workers.tasks.statistics import describe, device_name, keep_statistics, observe, rank
 from neuronal_ray.workers.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,10 +50,10 @@ def spec_of(path: Path, *, dtype: str = "float32", method: str = "wanda") -> Wor
 
 def ready(path: Path, *, dtype: str = "float32", method: str = "wanda") -> Worker:
     """A worker that has ranked and knows its search text."""
-    worker = Worker(spec_of(path, dtype=dtype, method=method))
-    worker.keep_statistics(worker.observe(text()))
-    worker.rank()
-    worker.set_search_text(text(seed=1), chunk=SEQUENCES, with_reference=True)
+    worker = Worker.build(spec_of(path, dtype=dtype, method=method))
+    keep_statistics(worker, observe(worker, text()))
+    rank(worker)
+    set_search_text(worker, text(seed=1), chunk=SEQUENCES, with_reference=True)
     return worker
 
 
@@ -138,7 +142,7 @@ def wanda_pruned(worker: Worker, path: Path, norms: Mapping[Group, torch.Tensor]
 def test_statistics_are_those_of_the_models_own_run(worker: Worker) -> None:
     wanted = own_norms(worker.replica.stream.model, worker, text())
     with unchanged(worker):
-        observed = worker.observe(text())
+        observed = observe(worker, text())
     assert set(observed) == set(wanted) == set(worker.layout.groups)
     for group, statistic in observed.items():
         torch.testing.assert_close(statistic.norm.double(), wanted[group], rtol=1e-5, atol=1e-6, msg=str(group))
@@ -155,16 +159,16 @@ def test_a_statistic_is_taken_once_per_tensor_however_many_linears_read_it(
         return of(inputs)
 
     monkeypatch.setattr(SquareSum, "of", counted)
-    worker.observe(text())
+    observe(worker, text())
     assert len(shapes) == len(worker.layout.groups)
     assert {shape[:2] for shape in shapes} == {(SEQUENCES, LENGTH)}
 
 
 def test_merged_chunks_rank_as_the_whole_text_does(worker: Worker) -> None:
-    whole = worker.observe(text())
-    merged = worker.observe(text()[:1])
+    whole = observe(worker, text())
+    merged = observe(worker, text()[:1])
     for part in text()[1:].split(1):
-        merged = {group: merged[group].merge(statistic) for group, statistic in worker.observe(part).items()}
+        merged = {group: merged[group].merge(statistic) for group, statistic in observe(worker, part).items()}
     for group, statistic in whole.items():
         torch.testing.assert_close(merged[group].norm, statistic.norm, rtol=1e-4, atol=1e-5, msg=str(group))
 
@@ -176,7 +180,7 @@ def test_a_plan_of_zeros_is_aligned_exactly(worker: Worker) -> None:
     plan = plan_at(worker, 0.0)
     assert plan.total == 0
     with unchanged(worker):
-        found = worker.trial(plan)
+        found = trial(worker, plan)
     assert found.misalignment == 0
     assert set(found.signals) == set(worker.layout.groups)
     assert not any(signal.any() for signal in found.signals.values())
@@ -191,7 +195,7 @@ def test_a_trial_is_equation_2_of_a_model_pruned_by_hand(
     dense = own_norms(worker.replica.stream.model, worker, text(seed=1))
     sparse = own_norms(pruned, worker, text(seed=1))
     with unchanged(worker):
-        found = worker.trial(plan)
+        found = trial(worker, plan)
     assert found.misalignment > 0
     assert found.misalignment == pytest.approx(literal_misalignment(worker, dense, sparse), rel=1e-4)
     for group, signal in found.signals.items():
@@ -200,9 +204,9 @@ def test_a_trial_is_equation_2_of_a_model_pruned_by_hand(
 
 def test_trials_do_not_influence_one_another(worker: Worker) -> None:
     one, other = plan_at(worker, TARGET), plan_at(worker, 0.4)
-    first = worker.trial(one)
-    worker.trial(other)
-    again = worker.trial(one)
+    first = trial(worker, one)
+    trial(worker, other)
+    again = trial(worker, one)
     assert first.misalignment == again.misalignment
     assert all(torch.equal(first.signals[group], again.signals[group]) for group in first.signals)
 
@@ -212,7 +216,7 @@ def test_a_plan_that_lacks_a_linear_fails_and_leaves_the_weights_alone(worker: W
     lost = worker.layout.specs[-1].linear
     broken = Plan({linear: counts for linear, counts in plan.removed.items() if linear != lost})
     with unchanged(worker), pytest.raises(KeyError):
-        worker.trial(broken)
+        trial(worker, broken)
 
 
 def test_an_error_inside_a_pruned_block_leaves_the_weights_alone(
@@ -228,12 +232,12 @@ def test_an_error_inside_a_pruned_block_leaves_the_weights_alone(
             raise RuntimeError("out of memory")
         return block(index, recording)
 
-    before = worker.trial(plan).misalignment
+    before = trial(worker, plan).misalignment
     with unchanged(worker), monkeypatch.context() as patch:
         patch.setattr(worker.replica.stream, "block", failing)
         with pytest.raises(RuntimeError, match="out of memory"):
-            worker.trial(plan)
-    assert worker.trial(plan).misalignment == before
+            trial(worker, plan)
+    assert trial(worker, plan).misalignment == before
 
 
 @pytest.mark.parametrize("factor", [math.inf, math.nan])
@@ -248,14 +252,14 @@ def test_a_sparse_model_that_overflows_is_infinitely_misaligned(
         return Recording(output.hidden * factor, output.calls)
 
     monkeypatch.setattr(worker.replica.stream, "block", overflowing)
-    assert worker.trial(plan_at(worker, TARGET)).misalignment == math.inf
+    assert trial(worker, plan_at(worker, TARGET)).misalignment == math.inf
 
 
 def test_the_released_codes_trial_leaves_the_weights_alone(family: str, checkpoint_dir: CheckpointDir) -> None:
-    worker = Worker(spec_of(checkpoint_dir(family)))
-    worker.set_search_text(text(), chunk=1, with_reference=False)
+    worker = Worker.build(spec_of(checkpoint_dir(family)))
+    set_search_text(worker, text(), chunk=1, with_reference=False)
     with unchanged(worker):
-        found = worker.local_trial(plan_at(worker, TARGET))
+        found = local_trial(worker, plan_at(worker, TARGET))
     assert 0 < found.misalignment < math.inf
     for block in range(worker.layout.num_blocks):
         assert not found.signals[Group(block, 0)].any(), "a block's first input is the same, pruned block or not"
@@ -288,21 +292,21 @@ def test_the_written_checkpoint_is_the_model_that_was_tried(
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     for spec in worker.layout:
         gone = weight_of(module_of(loaded, worker, spec)) == 0
-        assert torch.equal(gone, worker.mask(spec.linear, plan)), spec.linear
+        assert torch.equal(gone, mask(worker, spec.linear, plan)), spec.linear
         assert gone.sum(dim=1).tolist() == plan.removed[spec.linear].tolist(), spec.linear
     with torch.no_grad():
         reloaded = loaded(input_ids=text(), use_cache=False).logits
-    (tried,) = worker.logits(text(), plan, iter)
+    (tried,) = logits(worker, text(), plan, lambda _, chunks: chunks)
     assert torch.equal(reloaded, tried), float((reloaded - tried).abs().max())
 
 
 def test_dense_logits_are_the_models_own(worker: Worker) -> None:
     with unchanged(worker):
-        (found,) = worker.logits(text(), None, iter)
+        (found,) = logits(worker, text(), None, lambda _, chunks: chunks)
     with torch.no_grad():
         wanted = worker.replica.stream.model(input_ids=text(), use_cache=False).logits
     assert torch.equal(found, wanted)
-    (zeros,) = worker.logits(text(), plan_at(worker, 0.0), iter)
+    (zeros,) = logits(worker, text(), plan_at(worker, 0.0), lambda _, chunks: chunks)
     assert torch.equal(zeros, wanted)
 
 
@@ -311,8 +315,8 @@ def test_logits_come_in_chunks_of_a_fixed_number_of_tokens(
 ) -> None:
     monkeypatch.setattr(neuronal_ray.workers.replica, "CHUNK_TOKENS", {"cpu": 2 * LENGTH + 1})
     assert [chunk_sequences(length) for length in (1, LENGTH, LENGTH + 1, 10_000)] == [25, 2, 1, 1]
-    worker = Worker(spec_of(checkpoint_dir("llama")))
-    parts = list(worker.logits(text(5), None, iter))
+    worker = Worker.build(spec_of(checkpoint_dir("llama")))
+    parts = list(logits(worker, text(5), None, lambda _, chunks: chunks))
     assert [len(part) for part in parts] == [2, 2, 1]
     for tokens, part in zip(text(5).split(2), parts, strict=True):
         with torch.no_grad():
@@ -328,9 +332,9 @@ def test_ranking_on_the_pruned_stream_reads_what_the_pruned_blocks_give(
     path = checkpoint_dir(family)
     worker = ready(path)
     plan = plan_at(worker, TARGET)
-    on_dense = {spec.linear: worker.mask(spec.linear, plan) for spec in worker.layout}
+    on_dense = {spec.linear: mask(worker, spec.linear, plan) for spec in worker.layout}
     with unchanged(worker):
-        worker.finish(plan, text(), Walk(pruned=True))
+        settle(worker, plan, text(), Walk(pruned=True))
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     for specs in worker.layout.blocks:  # prune block after block, each by what its pruned predecessors give
         norms = own_norms(model, worker, text())
@@ -340,26 +344,26 @@ def test_ranking_on_the_pruned_stream_reads_what_the_pruned_blocks_give(
             score = weight.abs() * norms[spec.reads].float()
             for row, count in enumerate(plan.removed[spec.linear].tolist()):
                 weight[row, score[row].argsort(stable=True)[:count]] = 0
-            mask = worker.mask(spec.linear, plan)
-            assert torch.equal(mask, weight == 0), (spec.linear, int((mask ^ (weight == 0)).sum()))
+            gone = mask(worker, spec.linear, plan)
+            assert torch.equal(gone, weight == 0), (spec.linear, int((gone ^ (weight == 0)).sum()))
             set_weight(module, weight.contiguous())
     first, last = worker.layout.blocks[0], worker.layout.blocks[-1]
-    assert all(torch.equal(worker.mask(spec.linear, plan), on_dense[spec.linear]) for spec in first)
-    assert not all(torch.equal(worker.mask(spec.linear, plan), on_dense[spec.linear]) for spec in last)
+    assert all(torch.equal(mask(worker, spec.linear, plan), on_dense[spec.linear]) for spec in first)
+    assert not all(torch.equal(mask(worker, spec.linear, plan), on_dense[spec.linear]) for spec in last)
 
 
 # -- methods, types and bad models
 
 
 def test_magnitude_ranks_without_text(checkpoint_dir: CheckpointDir) -> None:
-    worker = Worker(spec_of(checkpoint_dir("llama"), method="magnitude"))
-    worker.rank()
+    worker = Worker.build(spec_of(checkpoint_dir("llama"), method="magnitude"))
+    rank(worker)
     plan = plan_at(worker, TARGET)
     for spec in worker.layout:
         weight = weight_of(module_of(worker.replica.stream.model, worker, spec)).abs()
-        mask = worker.mask(spec.linear, plan)
-        highest_gone = weight.masked_fill(~mask, 0).amax(dim=1)
-        lowest_kept = weight.masked_fill(mask, math.inf).amin(dim=1)
+        gone = mask(worker, spec.linear, plan)
+        highest_gone = weight.masked_fill(~gone, 0).amax(dim=1)
+        lowest_kept = weight.masked_fill(gone, math.inf).amin(dim=1)
         assert (highest_gone <= lowest_kept).all(), spec.linear
 
 
@@ -375,15 +379,16 @@ def test_half_precision_is_tried_and_written(
     assert {parameter.dtype for parameter in worker.replica.stream.model.parameters()} == {kind}
     plan = plan_at(worker, TARGET)
     with unchanged(worker):
-        found = worker.trial(plan)
-        assert worker.trial(plan_at(worker, 0.0)).misalignment == 0
+        found = trial(worker, plan)
+        assert trial(worker, plan_at(worker, 0.0)).misalignment == 0
     assert 0 < found.misalignment < math.inf
     target = tmp_path / "pruned"
     target.mkdir()
     own_zeros = sum(
         int(
             (
-                (weight_of(module_of(worker.replica.stream.model, worker, spec)) == 0) & ~worker.mask(spec.linear, plan)
+                (weight_of(module_of(worker.replica.stream.model, worker, spec)) == 0)
+                & ~mask(worker, spec.linear, plan)
             ).sum()
         )
         for spec in worker.layout
@@ -392,7 +397,7 @@ def test_half_precision_is_tried_and_written(
     loaded = AutoModelForCausalLM.from_pretrained(target, dtype=kind).eval()
     with torch.no_grad():
         reloaded = loaded(input_ids=text(), use_cache=False).logits
-    (tried,) = worker.logits(text(), plan, iter)
+    (tried,) = logits(worker, text(), plan, lambda _, chunks: chunks)
     assert torch.equal(reloaded, tried)
 
 
@@ -402,23 +407,23 @@ def test_a_hessian_that_cannot_be_factorized_is_named(
 ) -> None:
     monkeypatch.setattr(sparsegpt, "_inverse_factor", lambda *_: None)
     pruner = LinearPruner(method="sparsegpt", refinement=refinement)
-    worker = Worker(dataclasses.replace(spec_of(checkpoint_dir("llama")), pruner=pruner))
+    worker = Worker.build(dataclasses.replace(spec_of(checkpoint_dir("llama")), pruner=pruner))
     with (
         unchanged(worker),
         pytest.raises(ValueError, match=r"^--method sparsegpt: block 0 \S+: the Hessian .* no Cholesky"),
     ):
-        worker.finish(plan_at(worker, TARGET), text(), Walk(pruned=True))
+        settle(worker, plan_at(worker, TARGET), text(), Walk(pruned=True))
 
 
 @pytest.mark.parametrize("method", ["sparsegpt", "alps"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
 def test_solved_weights_are_written(name: str, method: str, checkpoint_dir: CheckpointDir, tmp_path: Path) -> None:
     path = checkpoint_dir(name)
-    worker = Worker(spec_of(path, method=method))
+    worker = Worker.build(spec_of(path, method=method))
     plan = plan_at(worker, TARGET)
     with nullcontext() if name == "mixtral" else unchanged(worker):  # experts keep a forward that calls each one
-        worker.finish(plan, text(), Walk(pruned=True))
-        (tried,) = worker.logits(text(), plan, iter)
+        settle(worker, plan, text(), Walk(pruned=True))
+        (tried,) = logits(worker, text(), plan, lambda _, chunks: chunks)
     target = tmp_path / "pruned"
     target.mkdir()
     assert write_pruned(worker, plan, target) == plan.total
@@ -426,26 +431,26 @@ def test_solved_weights_are_written(name: str, method: str, checkpoint_dir: Chec
     with torch.no_grad():
         reloaded = loaded(input_ids=text(), use_cache=False).logits
     torch.testing.assert_close(reloaded, tried, rtol=1e-4, atol=1e-4)  # experts may run in another order
-    dense = Worker(spec_of(path, method=method))
+    dense = Worker.build(spec_of(path, method=method))
     moved = [
-        not torch.equal(worker._solved[spec.linear][kept], dense.replica.weight(spec)[kept])
+        not torch.equal(worker.kept.solved[spec.linear][kept], dense.replica.weight(spec)[kept])
         for spec in worker.layout
-        for kept in [~worker.mask(spec.linear, plan)]
+        for kept in [~mask(worker, spec.linear, plan)]
     ]
     assert all(moved), "weights that stay make up for those that went"
 
 
 def test_automatic_means_float32_on_a_cpu(checkpoint_dir: CheckpointDir, tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(checkpoint_dir("llama")).to(torch.bfloat16).save_pretrained(tmp_path)
-    worker = Worker(spec_of(tmp_path, dtype="auto"))
+    worker = Worker.build(spec_of(tmp_path, dtype="auto"))
     assert {parameter.dtype for parameter in worker.replica.stream.model.parameters()} == {torch.float32}
 
 
 def test_threads_are_set_where_asked(checkpoint_dir: CheckpointDir) -> None:
-    worker = Worker(dataclasses.replace(spec_of(checkpoint_dir("llama")), threads=1))
+    worker = Worker.build(dataclasses.replace(spec_of(checkpoint_dir("llama")), threads=1))
     assert torch.get_num_threads() == 1
-    assert worker.device_name() == "cpu, 1 threads"
-    assert worker.describe() is worker.layout
+    assert device_name(worker) == "cpu, 1 threads"
+    assert describe(worker) is worker.layout
 
 
 def damaged(path: Path, target: Path, name: str, change: Callable[[torch.Tensor], None]) -> Path:
@@ -464,7 +469,7 @@ def test_weights_that_are_no_numbers_are_refused(checkpoint_dir: CheckpointDir, 
 
     path = damaged(checkpoint_dir("llama"), tmp_path / "model", "model.layers.1.mlp.up_proj.weight", change)
     with pytest.raises(ValueError, match=r"^--model: NaN or infinite weights in block 1 mlp\.up_proj$"):
-        Worker(spec_of(path))
+        Worker.build(spec_of(path))
 
 
 def test_activations_that_overflow_are_refused(checkpoint_dir: CheckpointDir, tmp_path: Path) -> None:
@@ -474,19 +479,19 @@ def test_activations_that_overflow_are_refused(checkpoint_dir: CheckpointDir, tm
         "model.layers.1.mlp.up_proj.weight",
         lambda weight: weight.mul_(1e30),
     )
-    worker = Worker(spec_of(path))
+    worker = Worker.build(spec_of(path))
     message = r"^--model: NaN or infinite activations in block 1 of the dense model$"
     with unchanged(worker), pytest.raises(ValueError, match=message):
-        worker.observe(text())
+        observe(worker, text())
     with unchanged(worker), pytest.raises(ValueError, match=message):
-        worker.set_search_text(text(), chunk=SEQUENCES, with_reference=True)
+        set_search_text(worker, text(), chunk=SEQUENCES, with_reference=True)
 
 
 def test_a_missing_file_is_refused_before_anything_is_loaded(checkpoint_dir: CheckpointDir, tmp_path: Path) -> None:
     shutil.copytree(checkpoint_dir("llama"), tmp_path / "model")
     (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "lost"}}))
     with pytest.raises(ValueError, match=r"^--model: .*lost is missing"):
-        Worker(spec_of(tmp_path / "model"))
+        Worker.build(spec_of(tmp_path / "model"))
 
 
 def test_the_base_models_checkpoint_is_written_under_its_own_names(
@@ -502,7 +507,7 @@ def test_the_base_models_checkpoint_is_written_under_its_own_names(
     with torch.no_grad():
         loaded = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
         reloaded = loaded(input_ids=text(), use_cache=False).logits
-    (tried,) = worker.logits(text(), plan, iter)
+    (tried,) = logits(worker, text(), plan, lambda _, chunks: chunks)
     assert torch.equal(reloaded, tried)
 
 
@@ -512,11 +517,11 @@ def test_the_base_models_checkpoint_is_written_under_its_own_names(
 def test_changes_are_those_of_the_changed_plan_on_those_sequences(checkpoint_dir: Callable[[str], Path]) -> None:
     spec = cpu_spec(checkpoint_dir("llama"), LinearPruner(method="magnitude"), threads=None)
     text = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(5))
-    worker, excerpt = Worker(spec), Worker(spec)
+    worker, excerpt = Worker.build(spec), Worker.build(spec)
     for each, tokens in ((worker, text), (excerpt, text[1:3])):
-        each.rank()
-        each.set_search_text(tokens, chunk=2, with_reference=True)
-    worker.set_excerpt(range(1, 3))
+        rank(each)
+        set_search_text(each, tokens, chunk=2, with_reference=True)
+    set_excerpt(worker, range(1, 3))
     layout = worker.layout
     plan = exact_plan(layout, uniform_rates(layout, lambda _: 0.5), target=0.5)
     other = exact_plan(layout, uniform_rates(layout, lambda _: 0.8), target=0.8)
@@ -524,9 +529,9 @@ def test_changes_are_those_of_the_changed_plan_on_those_sequences(checkpoint_dir
     changes = [
         {spec.linear: other.removed[spec.linear] for b in chosen for spec in layout.blocks[b]} for chosen in blocks
     ]
-    found = worker.changed(changes, plan, range(1, 3))
+    found = changed(worker, range(len(changes)), changes, plan, range(1, 3))
     for value, change in zip(found, changes, strict=True):
-        (expected,) = excerpt.divergences([Plan({**plan.removed, **change})])
+        (expected,) = divergences(excerpt, [Plan({**plan.removed, **change})])
         assert value == pytest.approx(sum(expected) / 2, rel=1e-5)
     assert len(set(found)) == len(found)
 
@@ -534,9 +539,9 @@ def test_changes_are_those_of_the_changed_plan_on_those_sequences(checkpoint_dir
 def test_differences_are_those_of_two_models_side_by_side(checkpoint_dir: Callable[[str], Path]) -> None:
     spec = cpu_spec(checkpoint_dir("opt"), LinearPruner(method="magnitude"), threads=None)
     text = torch.randint(3, 64, (3, 12), generator=torch.Generator().manual_seed(6))
-    worker = Worker(spec)
-    worker.rank()
-    worker.set_search_text(text, chunk=2, with_reference=False)
+    worker = Worker.build(spec)
+    rank(worker)
+    set_search_text(worker, text, chunk=2, with_reference=False)
     plan = exact_plan(worker.layout, uniform_rates(worker.layout, lambda _: 0.5), target=0.5)
     outputs: list[dict[Linear, torch.Tensor]] = []
     for pruned in (False, True):
@@ -546,12 +551,12 @@ def test_differences_are_those_of_two_models_side_by_side(checkpoint_dir: Callab
             name = worker.replica.name(linear_spec).removesuffix(".weight")
             module = model.get_submodule(name)
             if pruned:
-                module.weight.data[worker.mask(linear_spec.linear, plan)] = 0
+                module.weight.data[mask(worker, linear_spec.linear, plan)] = 0
             module.register_forward_hook(lambda _m, _a, out, key=linear_spec.linear, seen=seen: seen.update({key: out}))
         with torch.no_grad():
             model(text)
         outputs.append(seen)
-    found = worker.differences(range(3), plan)
+    found = differences(worker, range(3), plan)
     for linear, squares in found.items():
         expected = (outputs[0][linear] - outputs[1][linear]).double().square().flatten(0, -2).sum(0)
         assert squares.tolist() == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-9)

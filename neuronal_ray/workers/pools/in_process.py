@@ -3,25 +3,28 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.workers.pools.protocol import ResourceError, TaskError, task_name
+from neuronal_ray.workers.pools.protocol import ResourceError, TaskError
+from neuronal_ray.workers.shard import Handover, run_task, task_name
 from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.tasks.statistics import keep_layout, trace
 from neuronal_ray.workers.worker import Worker
 
+P = ParamSpec("P")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class InProcessPool:
-    """One replica in this process, no Ray; its shards on the CPU, or on one GPU each."""
+    """See Pool. Results are those of the last shard."""
 
     def __init__(self, spec: WorkerSpec) -> None:
-        self._workers = [Worker(_on_device(replace(spec, shard=shard))) for shard in range(spec.shards)]
+        self._workers = [Worker.build(_on_device(replace(spec, shard=shard))) for shard in range(spec.shards)]
         if spec.shards > 1:
-            self._workers[-1].set_upstream(partial(_before_last, self._workers[:-1]))
-            self.each(Worker.keep_layout, self.first(Worker.trace))
+            self._workers[-1].upstream = partial(_pass_along, self._workers[:-1])
+            self.each(keep_layout, self.first(trace))
 
     @property
     def replicas(self) -> int:
@@ -33,22 +36,37 @@ class InProcessPool:
         """See Pool."""
         return len(self._workers)
 
-    def map(self, task: Callable[..., Result], items: Iterable[Item], *shared: object) -> Iterator[Result]:
+    def map(
+        self,
+        task: Callable[Concatenate[Worker, Item, P], Result],
+        items: Iterable[Item],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Iterator[Result]:
         """See Pool."""
         total = f" of {len(items)}" if isinstance(items, Sized) else ""
         for index, item in enumerate(items):
-            yield self._results(task, f"item {index + 1}{total}", item, *shared)[-1]
+            yield self._results(f"item {index + 1}{total}", task, item, *args, **kwargs)[-1]
 
-    def each(self, task: Callable[..., Result], *shared: object) -> list[Result]:
+    def each(
+        self, task: Callable[Concatenate[Worker, P], Result], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[Result]:
         """See Pool."""
-        return self._results(task, "worker 1", *shared)
+        return self._results("worker 1", task, *args, **kwargs)
 
-    def first(self, task: Callable[..., Result], *args: object) -> Result:
+    def each_also(
+        self, task: Callable[Concatenate[Worker, P], Result], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[Result]:
+        """See Pool: this worker is lost with its process, nothing is repeated."""
+        return self.each(task, *args, **kwargs)
+
+    def first(self, task: Callable[Concatenate[Worker, P], Result], /, *args: P.args, **kwargs: P.kwargs) -> Result:
         """See Pool."""
-        return self._results(task, "worker 1", *args)[-1]
+        return self._results("worker 1", task, *args, **kwargs)[-1]
 
     def begin(self) -> None:
-        """See Pool: this worker is lost with its process."""
+        """See Pool: nothing is repeated."""
 
     def close(self) -> None:
         """See Pool."""
@@ -56,34 +74,36 @@ class InProcessPool:
             worker.close()
         del self._workers
 
-    def _results(self, task: Callable[..., Result], item: str, *args: object) -> list[Result]:
-        """What each shard returned, given what the one before it did."""
-        results: list[Result] = []
+    def _results(self, where: str, task: Callable[..., Result], *args: Any, **kwargs: Any) -> list[Result]:
+        """Return what the shards returned, without what one handed to the next."""
+        results: list[Any] = []
         for worker in self._workers:
-            handed = results[-1] if results else None
-            results.append(_said_once(task, item, lambda: worker.relay(handed, task, *args)))  # noqa: B023
-        return results
+            handover = results[-1] if results else None
+            results.append(_called(worker, handover, task, where, *args, **kwargs))
+        return [result for result in results if not isinstance(result, Handover)]
 
 
-def _before_last(workers: Sequence[Worker], task: Callable[..., Result], *args: object) -> Result | None:
-    """What the shards before the last hand to it."""
-    handed: Result | None = None
+def _called(
+    worker: Worker, handover: object, task: Callable[..., Any], where: str, *args: object, **kwargs: object
+) -> object:
+    """Run the task on one shard; BadInput passes as it is, any other error becomes TaskError."""
+    try:
+        return run_task(worker, handover, task, *args, **kwargs)
+    except BadInput:
+        raise
+    except OSError as error:  # a full disk, for example: where in the code is no help
+        raise ResourceError(f"{task_name(task)}, {where}: {error}") from error
+    except Exception as error:
+        raise TaskError(f"{task_name(task)}, {where} failed: {type(error).__name__}: {error}") from error
+
+
+def _pass_along(workers: Sequence[Worker], task: Callable[..., Any], *args: object) -> Any:
+    """Return what the shards before the last hand to it."""
+    handover: object = None
     for worker in workers:
-        handed = worker.relay(handed, task, *args)
-    return handed
+        handover = run_task(worker, handover, task, *args)
+    return handover
 
 
 def _on_device(spec: WorkerSpec) -> WorkerSpec:
     return replace(spec, device=f"cuda:{spec.shard}") if spec.device == "cuda" and spec.shards > 1 else spec
-
-
-def _said_once(task: Callable[..., Result], item: str, call: Callable[[], Result]) -> Result:
-    """Return `call()`; raise its BadInput as it is, any other error of it as TaskError from that error."""
-    try:
-        return call()
-    except BadInput:
-        raise
-    except OSError as error:  # a full disk, say: where in the code is no help
-        raise ResourceError(f"{task_name(task)}, {item}: {error}") from error
-    except Exception as error:
-        raise TaskError(f"{task_name(task)}, {item} failed: {type(error).__name__}: {error}") from error

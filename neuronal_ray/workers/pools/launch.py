@@ -1,4 +1,4 @@
-"""From a configuration to a pool: where workers run, on what device and in which dtype."""
+"""From options to a pool: where workers run, on which devices and in which dtype."""
 
 import os
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from neuronal_ray.workers.spec import WorkerSpec
 
 
 def resolve_address(config: RunConfig) -> str:
-    """The address asked for; without one the Ray job's own cluster, a local Ray for several GPUs, or none."""
+    """Return the address given; without one the Ray job's own cluster, a local Ray for several GPUs, or none."""
     if config.address is not None:
         return config.address
     if os.environ.get("RAY_ADDRESS"):
@@ -31,15 +31,15 @@ def resolve_address(config: RunConfig) -> str:
 
 
 def check_device(config: RunConfig) -> None:
-    """Raise BadInput when the device asked for is not on this machine and the workers would run here."""
+    """Raise BadInput when the device given is not on this machine and the workers would run here."""
     if config.device == "cuda" and resolve_address(config) in ("none", "local") and not torch.cuda.is_available():
         raise BadInput("--device: no CUDA device on this machine")
 
 
 def work_of(config: RunConfig, checkpoint: Checkpoint, pruner: LinearPruner | None, *, held: int, on_gpu: bool) -> Work:
-    """What workers hold for `pruner`, None for evaluation alone; `held` tokens pass through them as a whole.
+    """Return what workers hold for `pruner`, None for evaluation alone; `held` tokens pass through them as a whole.
 
-    Of an evaluation's task they hold what is before and after a block: half of what is counted of a search's text.
+    An evaluation holds its text before and after one block only: half of what is counted for a search text.
     """
     device = "cuda" if on_gpu else "cpu"
     return Work(
@@ -52,7 +52,7 @@ def work_of(config: RunConfig, checkpoint: Checkpoint, pruner: LinearPruner | No
 
 
 def item_bytes(config: RunConfig, checkpoint: Checkpoint, *, on_gpu: bool) -> int:
-    """Bytes of one weight on the workers' device."""
+    """Return the bytes of one weight on the workers' device."""
     if config.dtype != "auto":
         return 4 if config.dtype == "float32" else 2
     stored: torch.dtype | None = checkpoint.config.get_text_config().dtype
@@ -60,7 +60,7 @@ def item_bytes(config: RunConfig, checkpoint: Checkpoint, *, on_gpu: bool) -> in
 
 
 def local_devices(device: str) -> Devices:
-    """The GPUs of this machine, or itself where it has none or `device` is "cpu"."""
+    """Return the GPUs of this machine, or the machine itself where it has none or `device` is "cpu"."""
     count = 0 if device == "cpu" else torch.cuda.device_count()
     if count:
         return Devices(kind="GPU", memory=tuple(torch.cuda.mem_get_info(index)[1] for index in range(count)))
@@ -70,7 +70,7 @@ def local_devices(device: str) -> Devices:
 def choose_fit(
     config: RunConfig, checkpoint: Checkpoint, pruner: LinearPruner | None, devices: Devices, *, held: int
 ) -> Fit:
-    """Shards and replicas on `devices`: those asked for, else by memory. BadInput when the model fits in no way."""
+    """Return shards and replicas on `devices`: those given, else by memory. Raises BadInput when nothing fits."""
     work = work_of(config, checkpoint, pruner, held=held, on_gpu=devices.kind == "GPU")
     model = empty_model(checkpoint, trust_remote_code=config.trust_remote_code)
     return fit(Footprint.of(model, work), devices, shards=config.shards, replicas=config.replicas)
@@ -80,9 +80,9 @@ def choose_fit(
 def open_pool(
     config: RunConfig, checkpoint: Checkpoint, *, pruner: LinearPruner | None = None, held: int = 0
 ) -> Iterator[Pool]:
-    """The pool that `config` asks for, closed on exit; without a pruner it evaluates the model as it is.
+    """Open the pool that `config` describes and close it on exit; without a pruner it evaluates the model as it is.
 
-    `held` are the tokens that pass through the workers as a whole, for the choice of shards and replicas.
+    `held` is the number of tokens that pass through the workers as a whole, for the choice of shards and replicas.
     """
     address = resolve_address(config)
     device = config.device
@@ -100,10 +100,10 @@ def open_pool(
     pool: Pool
     if address == "none":
         if device == "cuda":
-            here = local_devices(device)
-            here = replace(here, memory=here.memory[: spec.shards])
-            one = replace(config, shards=spec.shards, replicas=1)
-            spec = replace(spec, streams=choose_fit(one, checkpoint, pruner, here, held=held).streams)
+            devices = local_devices(device)
+            devices = replace(devices, memory=devices.memory[: spec.shards])
+            single = replace(config, shards=spec.shards, replicas=1)
+            spec = replace(spec, offload=choose_fit(single, checkpoint, pruner, devices, held=held).offload)
         pool = InProcessPool(spec)
     else:
         from neuronal_ray.workers.pools.ray.pool import RayPool

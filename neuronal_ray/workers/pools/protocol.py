@@ -1,24 +1,24 @@
-"""Where workers live: the protocol that searches and evaluations are written against, and the in-process pool.
+"""The protocol of pools: where workers live, and how a driver runs tasks on them.
 
-A task is a function of a worker and its arguments, `Worker.trial` for example; it is sent as it is. A replica is a
-chain of workers that together hold the model; a task runs on one after the other (Worker.relay), and what the last one
-returns is its result.
+A task is a function of a worker and its arguments, or a ChainTask. A replica is a chain of workers that together hold
+the model; a task runs on one worker of the chain after the other, and the last one has its result.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from neuronal_ray.cli.exit_codes import Unfinished
+from neuronal_ray.workers.tasks.parallel import InParallel, parallel_tasks
 from neuronal_ray.workers.worker import Worker
 
+P = ParamSpec("P")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class TaskError(RuntimeError):
-    """A task failed by a fault of ours; the message names the task and the item, the cause has the traceback."""
+    """A fault of ours in a task; the message names the task, the item and the error, the cause has the traceback."""
 
 
 class ResourceError(TaskError, Unfinished):
@@ -38,29 +38,43 @@ class Pool(Protocol):
         """Number of workers in a chain."""
         ...
 
-    def map(self, task: Callable[..., Result], items: Iterable[Item], *shared: object) -> Iterator[Result]:
-        """`task(worker, item, *shared)` for every item, spread over the replicas; results in the order of items.
+    def map(
+        self,
+        task: Callable[Concatenate[Worker, Item, P], Result],
+        items: Iterable[Item],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Iterator[Result]:
+        """Yield `task(worker, item, *args)` for every item, spread over the replicas, in the order of the items.
 
-        An item is asked for when a worker can take it: those that take time to make can be made meanwhile.
+        An item is taken when a worker can start it, so that items can be made while earlier ones are under way. Raises
+        BadInput as the task did, and TaskError for any other error.
         """
         ...
 
-    def each(self, task: Callable[..., Result], *shared: object) -> list[Result]:
-        """`task(worker, *shared)` on every worker of every replica, and what each returned.
+    def each(
+        self, task: Callable[Concatenate[Worker, P], Result], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[Result]:
+        """Return `task(worker, *args)` of every worker of every replica; of a ChainTask one result per replica.
 
-        It sets what an earlier call of the same task had set.
+        A worker that takes the place of a lost one repeats the calls of `each`; a call replaces earlier ones of the
+        same task.
         """
         ...
 
-    def first(self, task: Callable[..., Result], *args: object) -> Result:
-        """`task(worker, *args)` on the first replica."""
+    def each_also(
+        self, task: Callable[Concatenate[Worker, P], Result], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[Result]:
+        """Do `each` for a task whose earlier calls stay in force."""
+        ...
+
+    def first(self, task: Callable[Concatenate[Worker, P], Result], /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        """Return `task(worker, *args)` of the first replica."""
         ...
 
     def begin(self) -> None:
-        """What `each` brings workers to from now on needs nothing of what it brought them to before.
-
-        A worker that takes the place of a lost one repeats the calls of `each` since then.
-        """
+        """Forget the calls of `each` so far: what follows does not depend on them."""
         ...
 
     def close(self) -> None:
@@ -68,33 +82,25 @@ class Pool(Protocol):
         ...
 
 
-def map_side_by_side(
-    pool: Pool, task: Callable[..., Result], items: Iterable[Item], *shared: object
+def map_in_parallel(
+    pool: Pool,
+    task: Callable[Concatenate[Worker, Item, P], Result],
+    items: Iterable[Item],
+    /,
+    *args: P.args,
+    **kwargs: P.kwargs,
 ) -> Iterator[Result]:
-    """`pool.map` of tasks that only pass text through the model: as many to a worker as go side by side there."""
-    size = pool.first(Worker.at_once)
+    """Do `pool.map` for tasks that only pass text through the model: as many at once as a worker has thread lanes."""
+    size = pool.first(parallel_tasks)
     if size == 1:
-        yield from pool.map(task, items, *shared)
+        yield from pool.map(task, items, *args, **kwargs)
         return
-    for found in pool.map(partial(_side_by_side, task), _in_groups(items, size), *shared):
-        yield from found
-
-
-def _side_by_side(task: Callable[..., Result], worker: Worker, items: Sequence[Item], *shared: object) -> list[Result]:
-    return worker.side_by_side(items, task, *shared)
+    for results in pool.map(InParallel(task), _in_groups(items, size), *args, **kwargs):
+        yield from results
 
 
 def _in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """The next `size` items each time, asked for when they are wanted."""
-    coming = iter(items)
-    while group := list(islice(coming, size)):
+    """Yield the next `size` items each time, taken when they are needed."""
+    remaining = iter(items)
+    while group := list(islice(remaining, size)):
         yield group
-
-
-def task_name(task: Callable[..., object]) -> str:
-    """What errors and metrics call a task; one that wraps another is called after that, a worker's whichever of its
-    layers has it.
-    """
-    if isinstance(task, partial):
-        return task_name(task.args[0] if task.args and callable(task.args[0]) else task.func)
-    return f"Worker.{task.__name__}" if getattr(Worker, task.__name__, None) is task else task.__qualname__

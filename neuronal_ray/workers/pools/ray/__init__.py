@@ -1,1 +1,1 @@
-"""The only place that imports ray."""
+"""The pool on Ray; no other package imports ray."""

@@ -1,32 +1,40 @@
-"""A shard in a process of its own: it is built, brought to the others' state, and given tasks."""
+"""A worker in a Ray actor: built, brought to the state of the others, and given tasks."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 import ray
 from ray.util.metrics import Counter, Gauge
 
-from neuronal_ray.workers.pools.protocol import task_name
 from neuronal_ray.workers.pools.ray.tensors import send_bytes_of_tensors
+from neuronal_ray.workers.shard import run_task, task_name
 from neuronal_ray.workers.spec import WorkerSpec
+from neuronal_ray.workers.tasks.statistics import peak_memory
 from neuronal_ray.workers.worker import Worker
 
-Result = TypeVar("Result")
-Call = tuple[Callable[..., object], tuple[ray.ObjectRef, ...]]
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A task with its arguments: references to those by position, values of those by name."""
+
+    task: Callable[..., Any]
+    args: tuple[ray.ObjectRef, ...]
+    kwargs: Mapping[str, object]
 
 
-def _asked(actors: Sequence[ray.actor.ActorHandle], task: Callable[..., object], *args: object) -> object:
-    """What the shards before hand on, to be asked for within a task of a later one."""
-    handed = None
+def _pass_along(actors: Sequence[ray.actor.ActorHandle], task: Callable[..., object], *args: object) -> Any:
+    """Return what the shards before hand over, queried from within a task of a later shard."""
+    handover = None
     for actor in actors:
-        handed = actor.call.remote(handed, task, *args)
-    return ray.get(handed)
+        handover = actor.call.remote(handover, task, {}, *args)
+    return ray.get(handover)
 
 
 class ShardActor:
-    """A worker behind Ray. Built by a call, not by its constructor: only a call's error reaches the driver whole."""
+    """A worker behind Ray; built by a call, not by the constructor: only a call's error reaches the driver whole."""
 
     def __init__(self) -> None:
         self._worker: Worker | None = None
@@ -38,32 +46,34 @@ class ShardActor:
         self._counted = 0
 
     def build(self, spec: WorkerSpec, before: Sequence[ray.actor.ActorHandle]) -> None:
-        """Read the shard from the node's copy of the checkpoint; raises what that raises. `before` are its chain's."""
-        self._worker = Worker(spec)
+        """Load the shard from the node's copy of the checkpoint; `before` are the earlier actors of the chain."""
+        self._worker = Worker.build(spec)
         if before:
-            self._worker.set_upstream(partial(_asked, before))
+            self._worker.upstream = partial(_pass_along, before)
 
-    def repeat(self, handed: Sequence[object] | None, calls: Sequence[Call], built: None) -> list[object]:
-        """Make the calls that brought the others to their state, after `build`.
+    def repeat(self, handovers: Sequence[object] | None, calls: Sequence[Call], built: None) -> list[object]:
+        """Make the calls that brought the other workers to their state, after `build`.
 
-        `handed` is what the shard before returned.
+        `handovers` is what the shard before returned for each.
         """
-        before = [None] * len(calls) if handed is None else handed
+        before = [None] * len(calls) if handovers is None else handovers
         return [
-            self.call(one, task, *ray.get(list(references)))
-            for one, (task, references) in zip(before, calls, strict=True)
+            self.call(handover, call.task, call.kwargs, *ray.get(list(call.args)))
+            for handover, call in zip(before, calls, strict=True)
         ]
 
-    def call(self, handed: object, task: Callable[..., Result], *args: object) -> Result:
-        """`task(worker, *args)`, given what the shard before returned."""
+    def call(
+        self, handover: object, task: Callable[..., object], kwargs: Mapping[str, object], *args: object
+    ) -> object:
+        """Run a task, given what the shard before returned."""
         assert self._worker is not None, "built before it is called"
         begin = time.perf_counter()
-        result = self._worker.relay(handed, task, *args)
+        result = run_task(self._worker, handover, task, *args, **kwargs)
         self._count(task_name(task), time.perf_counter() - begin)
         return result
 
     def _count(self, name: str, seconds: float) -> None:
-        """On Ray's own metrics endpoint."""
+        """Add to Ray's own metrics endpoint."""
         assert self._worker is not None
         tokens = self._worker.replica.tokens
         self._tasks.inc(1, {"task": name})
@@ -71,4 +81,4 @@ class ShardActor:
         if tokens > self._counted:
             self._tokens.inc(tokens - self._counted)
             self._counted = tokens
-        self._memory.set(self._worker.peak_memory(), {"device": str(self._worker.device)})
+        self._memory.set(peak_memory(self._worker), {"device": str(self._worker.device)})

@@ -1,4 +1,4 @@
-"""What the cluster has: joining it, and the memory of its GPUs, or of its nodes where there are none."""
+"""The Ray cluster: joining it, and the memory of its GPUs, or of its nodes where there are none."""
 
 import logging
 import os
@@ -36,13 +36,13 @@ def connect(address: str) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """Raise BadInput when nothing listens at HOST:PORT or ray://HOST:PORT: Ray itself would try for minutes."""
+    """Raise BadInput when nothing listens at HOST:PORT or ray://HOST:PORT; Ray itself would try for minutes."""
     if address == "auto":
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         raise BadInput(
-            f"--address: {address!r} is no address, expected none, local, auto, HOST:PORT or ray://HOST:PORT"
+            f"--address: {address!r} is not an address, expected none, local, auto, HOST:PORT or ray://HOST:PORT"
         )
     try:
         socket.create_connection((host, int(port)), timeout=_REACH_TIMEOUT_S).close()
@@ -51,12 +51,12 @@ def _check_reachable(address: str) -> None:
 
 
 def disconnect() -> None:
-    """Leave Ray, and end it if it was started here."""
+    """Leave Ray, and end it if this process started it."""
     ray.shutdown()
 
 
 def find_devices(device: str) -> Devices:
-    """The cluster's GPUs (each GPU node is asked for their memory), or its nodes; `device` as in --device."""
+    """Return the cluster's GPUs (each GPU node reports their memory), or its nodes; `device` as in --device."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     gpu_nodes = [node for node in nodes if node["Resources"].get("GPU", 0) >= 1]
     if device == "cpu" or not gpu_nodes:
@@ -66,14 +66,14 @@ def find_devices(device: str) -> Devices:
         if not computing:
             raise BadInput("--address: the Ray cluster has no node with a CPU to compute on; add workers first")
         return Devices(kind="node", memory=tuple(int(node["Resources"]["memory"]) for node in computing))
-    asked = [
+    queries = [
         ray.remote(_gpu_memory)
         .options(num_gpus=1, num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
         .remote()
         for node in gpu_nodes
     ]
-    found = ray.get(asked, timeout=_PROBE_TIMEOUT_S)
-    memory = [size for node, size in zip(gpu_nodes, found, strict=True) for _ in range(int(node["Resources"]["GPU"]))]
+    sizes = ray.get(queries, timeout=_PROBE_TIMEOUT_S)
+    memory = [size for node, size in zip(gpu_nodes, sizes, strict=True) for _ in range(int(node["Resources"]["GPU"]))]
     return Devices(kind="GPU", memory=tuple(memory))
 
 

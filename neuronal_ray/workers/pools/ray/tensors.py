@@ -1,4 +1,4 @@
-"""How tensors cross Ray: their bytes beside the pickle, so that a reader maps them instead of copying them."""
+"""How tensors cross Ray: their bytes outside the pickle, so that a reader maps them instead of copying them."""
 
 import warnings
 
@@ -11,9 +11,9 @@ _Packed = tuple[str, tuple[int, ...], np.ndarray]
 
 
 def send_bytes_of_tensors() -> None:
-    """From now on in this process; tensors arrive on the host, and as no one's own: they must not be changed.
+    """Send tensors by their bytes from now on in this process; they arrive on the host and must not be changed.
 
-    Ray by itself copies a tensor on both ways. The bits are the same, those of bfloat16 as well.
+    Ray's own serializer copies a tensor both ways. The bits are the same, those of bfloat16 too.
     """
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
     ray.util.register_serializer(Tensor, serializer=_packed, deserializer=_unpacked)

@@ -46,7 +46,7 @@ def lose():
     print("lost a node", file=sys.stderr, flush=True)
 
 threading.Thread(target=lose, daemon=True).start()
-code = neuronal_ray.mainprune.__main__.main([*arguments, "--address", cluster.address])
+code = neuronal_ray.prune.__main__.main([*arguments, "--address", cluster.address])
 print("nodes left", sum(node["Alive"] for node in ray.nodes()), file=sys.stderr)
 sys.exit(code)
 """
@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_run_survives_the_loss_of_a_node(folder: Path) -> None:
     lambdas = ",".join(f"{number / 2000:.4f}" for number in range(1, 400))
-    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, folder / "whole", block_lambdas=lambdas)) == 0
+    assert neuronal_ray.prune.__main__.main(prune_arguments(folder, folder / "whole", block_lambdas=lambdas)) == 0
     arguments = prune_arguments(folder, folder / "out", block_lambdas=lambdas, replicas="1", shards="2", address=None)
     with tempfile.TemporaryDirectory(prefix="nr") as sockets:
         run = subprocess.run(

@@ -119,7 +119,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def expected(folder: Path) -> Path:
     """The output of the same run in this process."""
-    assert neuronal_ray.mainprune.__main__.main(prune_arguments(folder, folder / "expected")) == 0
+    assert neuronal_ray.prune.__main__.main(prune_arguments(folder, folder / "expected")) == 0
     return folder / "expected"
 
 
@@ -203,7 +203,7 @@ def test_a_stopped_job_leaves_its_journal_alone_and_goes_on_from_it(cluster: Clu
         time.sleep(0.5)
         with suppress(OSError):
             seen = urllib.request.urlopen(f"{cluster.metrics}/metrics").read().decode()
-    tasks = re.findall(r"^ray_neuronal_ray_tasks\w*{.*\"Worker.trials\".*} (\S+)$", seen, re.MULTILINE)
+    tasks = re.findall(r"^ray_neuronal_ray_tasks\w*{.*\"trials\".*} (\S+)$", seen, re.MULTILINE)
     assert tasks, [line for line in seen.splitlines() if "neuronal" in line]
     assert max(map(float, tasks)) >= 1
     for name in ("tokens", "task_seconds", "peak_memory_bytes"):
