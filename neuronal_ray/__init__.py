@@ -11,7 +11,7 @@ _LOADERS = {
     "load_semi_structured": "neuronal_ray.models.formats.semi_structured",
     "pack_linears": "neuronal_ray.models.formats.packed_linear",
 }
-"""Functions of the package itself, and the modules that are imported when one is asked for."""
+"""The functions of the package itself, by the modules that are imported at their first use."""
 
 
 def __getattr__(name: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""`neuronal-ray COMMAND`: the installed script; the same as `python -m neuronal_ray.COMMAND`."""
+"""`neuronal-ray COMMAND`: the installed script; does the same as `python -m neuronal_ray.COMMAND`."""
 
 import sys
 from importlib import import_module
@@ -6,15 +6,15 @@ from importlib import import_module
 _COMMANDS = {
     "prune": "prune a model to 60-80 % unstructured sparsity",
     "evaluate": "measure perplexity and benchmarks",
-    "export": "check a pruned model, or write it packed, or its masks",
-    "sweep": "prune and evaluate a grid of models, methods and sparsities, from one file",
-    "report": "write report.html again from the files of a run, or a report over sweeps",
-    "benchmark": "measure the search beside its floors, whole jobs, growth, memory",
+    "export": "check a pruned model, or write it packed, as masks or as an ONNX graph",
+    "sweep": "prune and evaluate a grid of models, methods and sparsities, described by one file",
+    "report": "write the report of a run again, or a report on sweeps",
+    "benchmark": "measure searches, whole runs, kernels, memory and runtimes",
 }
 
 
 def main() -> int:
-    """Hand over to the command; 2 for an unknown one."""
+    """Run the command and return its exit code; 2 for an unknown command."""
     usage = "usage: neuronal-ray COMMAND [options]\n" + "".join(
         f"  {name:<10} {what}\n" for name, what in _COMMANDS.items()
     )

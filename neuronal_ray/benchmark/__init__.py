@@ -1,1 +1,1 @@
-"""Everything that measures."""
+"""Measurements of speed, memory and sizes, and the runtimes that they compare."""

@@ -1,4 +1,4 @@
-"""`python -m neuronal_ray.benchmark PART`: which measurements are there, and which module makes each?"""
+"""`python -m neuronal_ray.benchmark MEASUREMENT`: choose a measurement and run it."""
 
 import sys
 from collections.abc import Sequence
@@ -9,42 +9,48 @@ from neuronal_ray.cli.exit_codes import exit_code
 
 _DEFAULT = "search"
 
-PARTS = {
-    "search": ("neuronal_ray.benchmark.search", "where the search's time goes, its floors, a literal one (default)"),
-    "kernels": ("neuronal_ray.benchmark.kernels", "cut, rank and squares beside their references and their bytes"),
-    "job": ("neuronal_ray.benchmark.job", "a whole pruning: statistics, search, three perplexities, files"),
-    "memory": ("neuronal_ray.benchmark.memory", "the planner's formula for visiting blocks beside what was measured"),
-    "table": ("neuronal_ray.benchmark.table", "Markdown from files that searches and jobs wrote"),
-    "methods": ("neuronal_ray.benchmark.methods", "allocations, refinements and solvers beside the dense pass"),
-    "cluster": ("neuronal_ray.benchmark.cluster", "what Ray costs and replicas gain"),
-    "inference": ("neuronal_ray.benchmark.inference", "what the zeros are worth in every runtime that is installed"),
-    "export": ("neuronal_ray.benchmark.export", "packing and loading beside plain reading and writing"),
-    "scaling": ("neuronal_ray.benchmark.scaling", "what is to be expected of larger machines"),
+MEASUREMENTS = {
+    "search": ("neuronal_ray.benchmark.search", "the search by stage, its lower bounds, a literal search (default)"),
+    "kernels": (
+        "neuronal_ray.benchmark.kernels",
+        "each kernel compared with its reference and with a copy of its bytes",
+    ),
+    "job": ("neuronal_ray.benchmark.job", "a whole run: statistics, search, three perplexities, files"),
+    "memory": (
+        "neuronal_ray.benchmark.memory",
+        "memory with offloaded blocks: the planner's formula and what is measured",
+    ),
+    "table": ("neuronal_ray.benchmark.table", "Markdown tables of the files that search and job wrote"),
+    "methods": ("neuronal_ray.benchmark.methods", "allocations, refinements and solvers compared with the dense pass"),
+    "cluster": ("neuronal_ray.benchmark.cluster", "the overhead of Ray, the gain of replicas and shards"),
+    "inference": ("neuronal_ray.benchmark.inference", "dense and sparse models in every runtime that is installed"),
+    "export": ("neuronal_ray.benchmark.export", "packing and loading compared with plain reading and writing"),
+    "scaling": ("neuronal_ray.benchmark.scaling", "predicted search times on larger machines"),
 }
-"""By name: a module with `main(argv)` and what it measures. Bad input is a ValueError."""
+"""By name: a module with `main(argv)`, which raises BadInput for bad input, and what it measures."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 when done, 2 for bad input."""
+    """Run the measurement; return 0 when done, 2 for bad input, 1 for anything else."""
     return exit_code("neuronal-ray benchmark", lambda: _main(sys.argv[1:] if argv is None else argv))
 
 
 def _main(argv: Sequence[str]) -> None:
     first = argv[0] if argv else ""
     if first in ("-h", "--help"):
-        width = max(map(len, PARTS))
-        print("usage: neuronal-ray benchmark [PART] [options]\n")
-        print("\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in PARTS.items()))
-        print("\nOptions of a part: neuronal-ray benchmark PART --help")
+        width = max(map(len, MEASUREMENTS))
+        print("usage: neuronal-ray benchmark [MEASUREMENT] [options]\n")
+        print("\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in MEASUREMENTS.items()))
+        print("\nOptions of a measurement: neuronal-ray benchmark MEASUREMENT --help")
         return
     named = bool(first) and not first.startswith("-")
-    part = first if named else _DEFAULT
-    if part not in PARTS:
-        raise BadInput(f"unknown part {part!r}, expected one of: {', '.join(PARTS)}")
+    name = first if named else _DEFAULT
+    if name not in MEASUREMENTS:
+        raise BadInput(f"unknown measurement {name!r}, expected one of: {', '.join(MEASUREMENTS)}")
     try:
-        module = import_module(PARTS[part][0])
+        module = import_module(MEASUREMENTS[name][0])
     except ModuleNotFoundError as error:
-        raise BadInput(f"{part}: {error.name} is not installed") from error
+        raise BadInput(f"{name}: {error.name} is not installed") from error
     module.main(argv[1:] if named else argv)
 
 

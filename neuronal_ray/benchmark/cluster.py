@@ -1,7 +1,6 @@
-"""What Ray costs and what replicas gain: the same search in this process, on one replica, on two, and on two shards."""
+"""The overhead of Ray and the gain of replicas: one search in this process, on one and two replicas, on two shards."""
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from neuronal_ray.algorithms.allocations import neuronal
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.benchmark.record import check_output, publish
 from neuronal_ray.benchmark.shapes import kept_or_temporary, length_of, model_path
+from neuronal_ray.cli.memory import private_bytes
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.lambdas import LAMBDAS
 from neuronal_ray.core.plan import uniform_rates
@@ -30,12 +30,12 @@ _ROUNDS = 3
 _HERE = "in process"
 _LEAST_GAIN, _MOST_OVERHEAD = 1.8, 0.05
 _TARGET = 0.7
-_LAMBDAS = LAMBDAS[::2][:6]  # an even number, as the search has: of odd ones two replicas leave one idle
+_LAMBDAS = LAMBDAS[::2][:6]  # an even number: of an odd number one of two replicas would miss one
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterMeasured:
-    """Seconds of one search, best of a few taken in turn, and bytes that the driver of a Ray pool grew by."""
+    """Seconds of one search, the best of several rounds, and the growth in bytes of a Ray pool's driver."""
 
     model: str
     candidates: int
@@ -47,10 +47,10 @@ class ClusterMeasured:
     hidden_bytes: int
 
     def lines(self) -> list[str]:
-        """The rows of the printed table."""
+        """Return the lines of the printed table."""
         overhead = self.one_replica_s / self.in_process_s - 1
         return [
-            f"{self.model}: {self.candidates} candidates, one torch thread per worker, best of {_ROUNDS} in turn",
+            f"{self.model}: {self.candidates} candidates, one torch thread per worker, best of {_ROUNDS} rounds",
             f"  in this process     {self.in_process_s:8.2f} s",
             f"  Ray, 1 replica      {self.one_replica_s:8.2f} s   over in-process {overhead:+.1%} "
             f"(at most {_MOST_OVERHEAD:.0%})",
@@ -58,8 +58,8 @@ class ClusterMeasured:
             f"{self.one_replica_s / self.two_replicas_s:.2f} (at least {_LEAST_GAIN:g})",
             f"  Ray, 2 shards       {self.two_shards_s:8.2f} s   1 replica / 2 shards = "
             f"{self.one_replica_s / self.two_shards_s:.2f}; {self.hidden_bytes / 2**20:.1f} MiB of hidden states "
-            "handed on by each candidate",
-            f"  driver              {self.driver_growth / 2**20:8.1f} MiB more after a search over Ray, at most",
+            "passed on by each candidate",
+            f"  driver              {self.driver_growth / 2**20:8.1f} MiB more after a search on Ray, at most",
         ]
 
 
@@ -67,9 +67,9 @@ def main(argv: Sequence[str]) -> None:
     """Measure on the wide model."""
     parser = argparse.ArgumentParser(
         prog="neuronal-ray benchmark cluster",
-        description="One search in this process, and on one replica, two replicas, two shards of a local Ray, in turn.",
+        description="Time one search in this process and on one replica, two replicas and two shards of a local Ray.",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the figures and the machine to")
     arguments = parser.parse_args(argv)
     check_output(arguments.output)
     with kept_or_temporary(None) as folder:
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure_cluster(model: Path, *, name: str, length: int, samples: int = 2) -> ClusterMeasured:
-    """Time the search of `paper` mode in every setting, one after the other, in rounds; starts a local Ray."""
+    """Time the search of `paper` mode in every setting, in rounds; starts a local Ray."""
     spec = WorkerSpec(
         model_path=model,
         device="cpu",
@@ -98,10 +98,10 @@ def measure_cluster(model: Path, *, name: str, length: int, samples: int = 2) ->
         "2 shards": lambda: RayPool(replace(spec, shards=2), address="local", replicas=1),
     }
     best: dict[str, float] = {}
-    found: set[tuple[tuple[float, ...], ...]] = set()
+    scores: set[tuple[tuple[float, ...], ...]] = set()
     opened: dict[str, Pool] = {}
     growth = 0
-    connect("local")  # a Ray that outlives the pools: they join it
+    connect("local")  # the pools join this Ray, which outlives them
     try:
         for _ in range(_ROUNDS):
             for setting, open_pool in pools.items():
@@ -124,17 +124,17 @@ def measure_cluster(model: Path, *, name: str, length: int, samples: int = 2) ->
                 problem = Problem(layout=layout, target=_TARGET, mode="paper", probe=search)
                 uniform = problem.plan(uniform_rates(layout, lambda _: _TARGET), rows_adapted=False)
                 search.losses("warm-up", [0.0], [uniform])
-                before_search = _resident()
+                before_search = private_bytes()
                 begin = time.perf_counter()
                 allocation = neuronal.allocate(problem, block_lambdas=_LAMBDAS, row_lambdas=_LAMBDAS)
                 seconds = time.perf_counter() - begin
                 best[setting] = min(best.get(setting, seconds), seconds)
-                found.add(tuple(step.scores for step in allocation.steps))
+                scores.add(tuple(step.scores for step in allocation.steps))
                 if setting != _HERE:
-                    growth = max(growth, _resident() - before_search)
+                    growth = max(growth, private_bytes() - before_search)
                 candidates = search.evaluations
                 opened.pop(setting).close()
-        assert len(found) == 1, "the settings disagree"
+        assert len(scores) == 1, "the settings disagree"
     finally:
         for pool in opened.values():
             pool.close()
@@ -150,9 +150,3 @@ def measure_cluster(model: Path, *, name: str, length: int, samples: int = 2) ->
         driver_growth=growth,
         hidden_bytes=hidden,
     )
-
-
-def _resident() -> int:
-    """Bytes of this process that lie in memory and are its own."""
-    pages = Path("/proc/self/statm").read_text().split()
-    return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE")

@@ -1,12 +1,12 @@
-"""What can a device do at most, and how much memory was taken? Ceilings that other figures are compared with."""
+"""The ceilings of a device (products and copies), which other figures are compared with; its time and peak memory."""
 
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+
+from neuronal_ray.cli.memory import reset_peak
 
 _ROUNDS = 7
 
@@ -19,16 +19,16 @@ class Ceilings:
     bandwidth: float
 
     def __str__(self) -> str:
-        return f"{said_flops(self.flops)} (matrix product), {self.bandwidth / 1e9:.3g} GB/s (copy, read + written)"
+        return f"{format_flops(self.flops)} (matrix product), {self.bandwidth / 1e9:.3g} GB/s (copy, read + written)"
 
 
-def said_flops(rate: float) -> str:
-    """Operations per second in the unit that suits."""
+def format_flops(rate: float) -> str:
+    """Format operations per second in a suitable unit."""
     return f"{rate / 1e12:.3g} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.3g} GFLOP/s"
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Best of a few, after one that warms up, on random numbers: zeros can be faster than data."""
+    """Return the best of several runs after a warm-up, on random numbers: zeros can be faster than data."""
     on_gpu = device.type == "cuda"
     size, numbers = (8192, 2**30) if on_gpu else (2048, 2**26)
     generator = torch.Generator(device).manual_seed(0)
@@ -47,7 +47,7 @@ def _best(device: torch.device, call: Callable[[], object]) -> float:
 
 
 def seconds(device: torch.device, call: Callable[[], object]) -> float:
-    """How long `call` takes until the device is done with it."""
+    """Return the seconds until the device is done with `call`."""
     settle(device)
     begin = time.perf_counter()
     call()
@@ -56,31 +56,19 @@ def seconds(device: torch.device, call: Callable[[], object]) -> float:
 
 
 def settle(device: torch.device) -> None:
-    """Wait for the device."""
+    """Wait until the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def forget_peak(device: torch.device) -> None:
-    """Peaks are counted from here on; the host's only where Linux allows it."""
+    """Count the peaks of the device and of this process from now on."""
     if device.type == "cuda":
         torch.cuda.init()  # counting needs it
         torch.cuda.reset_peak_memory_stats(device)
-    clear = Path("/proc/self/clear_refs")
-    try:
-        clear.write_text("5")  # the largest resident size becomes the present one
-    except OSError:
-        return
+    reset_peak()
 
 
 def device_peak(device: torch.device) -> int | None:
-    """The most bytes allocated on a GPU; None on the host, whose peak is `host_peak`."""
+    """Return the most bytes that were allocated on a GPU; None for the host, whose peak is `cli.memory.peak_bytes`."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-
-
-def host_peak() -> int:
-    """The most bytes that this process was resident in."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""Does packing keep up with the disk: packing and loading against plain sequential I/O of the dense bytes?"""
+"""Packing and loading packed models, compared with plain sequential I/O of the dense bytes."""
 
 import argparse
 import os
@@ -14,6 +14,7 @@ import torch
 
 from neuronal_ray.benchmark.record import check_output, publish
 from neuronal_ray.benchmark.shapes import kept_or_temporary
+from neuronal_ray.cli.memory import peak_bytes, reset_peak, resident_bytes
 from neuronal_ray.core.packing import pack_words, unpack_words
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.models.formats.packed import open_packed, write_packed
@@ -37,7 +38,7 @@ _MODEL = {
 
 @dataclass(frozen=True, kw_only=True)
 class ExportMeasured:
-    """Sizes in bytes, medians of seconds. Unless warm, reads come from the disk and writes are waited for."""
+    """Sizes in bytes, medians of seconds. Unless warm, reads come from the disk and writes end on it."""
 
     dense_bytes: int
     prunable_bytes: int
@@ -59,7 +60,7 @@ class ExportMeasured:
     largest_bytes: int
 
     def lines(self) -> list[str]:
-        """The rows of the printed table."""
+        """Return the lines of the printed table."""
 
         def rate(seconds: float) -> str:
             return f"{seconds:7.2f} s  {self.dense_bytes / seconds / 1e9:6.2f} GB/s of dense bytes"
@@ -68,7 +69,7 @@ class ExportMeasured:
         expected = self.kept + 1 / 16
         return [
             f"packed export of a 16-bit LLaMA of {self.dense_bytes / 1e9:.2f} GB, {1 - self.kept:.2%} of its linears' "
-            f"weights zero, medians of {_ROUNDS} in turn",
+            f"weights zero, medians of {_ROUNDS} rounds",
             f"  sequential write, synced  {rate(self.write_s)}",
             f"  pack, cold and synced     {rate(self.pack_s)}, / write = {self.write_s / self.pack_s:.2f} "
             f"(at least {_LEAST:g})",
@@ -84,7 +85,7 @@ class ExportMeasured:
             f"  least for bits and values {self.least_bytes:,} bytes, {self.packed_bytes - self.least_bytes:,} more "
             f"taken; files {self.files_bytes:,} bytes",
             f"  memory at the peak        packing {self.packing_peak / 2**20:.0f} MiB, loading "
-            f"{(self.loading_peak - self.dense_bytes) / 2**20:.0f} MiB beside the model; the largest tensor has "
+            f"{(self.loading_peak - self.dense_bytes) / 2**20:.0f} MiB on top of the model; the largest tensor has "
             f"{self.largest_bytes / 2**20:.0f} MiB",
         ]
 
@@ -93,9 +94,9 @@ def main(argv: Sequence[str]) -> None:
     """Measure in a temporary directory."""
     parser = argparse.ArgumentParser(
         prog="neuronal-ray benchmark export",
-        description="Packing and loading a 16-bit checkpoint of 1.5 GB beside plain reading and writing.",
+        description="Time packing and loading a 16-bit checkpoint of 1.5 GB, and plain reading and writing.",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the figures and the machine to")
     arguments = parser.parse_args(argv)
     check_output(arguments.output)
     with kept_or_temporary(None) as folder:
@@ -105,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure_export(folder: Path) -> ExportMeasured:
-    """Write a checkpoint of 1.5 GB into `folder`, pack and load it, each next to plain I/O of as many bytes."""
+    """Write a checkpoint of 1.5 GB into `folder`, pack and load it, and time plain I/O of as many bytes."""
     dense, packed = folder / "dense", folder / "packed"
     dense.mkdir()
     _write_checkpoint(dense)
@@ -142,28 +143,28 @@ def measure_export(folder: Path) -> ExportMeasured:
         timed("load", lambda: load_packed(packed))
         timed("load warm", lambda: load_packed(packed))
     opened = open_packed(packed)
-    sparse = [one for one in opened.tensors.values() if one.bits is not None]
+    sparse = [tensor for tensor in opened.tensors.values() if tensor.bits is not None]
     words = _some_words(2**24)
     bits, values = pack_words(words)
     for _ in range(_ROUNDS):
         timed("core pack", lambda: pack_words(words))
         timed("core unpack", lambda: unpack_words(bits, values, len(words)))
-    found = {name: median(times) for name, times in seconds.items()}
+    medians = {name: median(times) for name, times in seconds.items()}
     return ExportMeasured(
         dense_bytes=size,
-        prunable_bytes=sum(one.dense_bytes for one in sparse),
-        packed_bytes=sum(one.num_bytes for one in sparse),
-        least_bytes=sum(one.least_bytes for one in sparse),
+        prunable_bytes=sum(tensor.dense_bytes for tensor in sparse),
+        packed_bytes=sum(tensor.num_bytes for tensor in sparse),
+        least_bytes=sum(tensor.least_bytes for tensor in sparse),
         files_bytes=sum(file.stat().st_size for file in opened.files),
-        kept=sum(one.kept for one in sparse) / sum(one.size for one in sparse),
-        write_s=found["write"],
-        read_s=found["read"],
-        pack_s=found["pack"],
-        pack_warm_s=found["pack warm"],
-        load_s=found["load"],
-        load_warm_s=found["load warm"],
-        core_pack_s=found["core pack"],
-        core_unpack_s=found["core unpack"],
+        kept=sum(tensor.kept for tensor in sparse) / sum(tensor.size for tensor in sparse),
+        write_s=medians["write"],
+        read_s=medians["read"],
+        pack_s=medians["pack"],
+        pack_warm_s=medians["pack warm"],
+        load_s=medians["load"],
+        load_warm_s=medians["load warm"],
+        core_pack_s=medians["core pack"],
+        core_unpack_s=medians["core unpack"],
         core_bytes=words.nbytes,
         packing_peak=packing_peak,
         loading_peak=loading_peak,
@@ -172,7 +173,7 @@ def measure_export(folder: Path) -> ExportMeasured:
 
 
 def _write_checkpoint(path: Path) -> None:
-    """A LLaMA in bfloat16 whose linears are sparse; numbers repeat, which no part of packing makes use of."""
+    """Write a LLaMA in bfloat16 with sparse linears; its numbers repeat, from which packing gains nothing."""
     model = empty_llama(**_MODEL).to(torch.bfloat16)
     model.config.dtype = torch.bfloat16
     model.config.architectures = [type(model).__name__]
@@ -193,7 +194,7 @@ def _write_checkpoint(path: Path) -> None:
 
 
 def _some_words(count: int) -> np.ndarray:
-    """Bits of small normal bfloat16 numbers, of either sign, `_SPARSITY` of them zero."""
+    """Return the bits of small normal bfloat16 numbers of both signs, a share of `_SPARSITY` zero."""
     source = np.random.default_rng(0)
     words = source.integers(0x3800, 0x3E00, count, dtype=np.uint16) | (source.integers(0, 2, count, np.uint16) << 15)
     words[source.random(count, np.float32) < _SPARSITY] = 0
@@ -224,7 +225,7 @@ def _sync(folder: Path) -> None:
 
 
 def _forget(folder: Path) -> None:
-    """Have the system drop a folder's files from memory."""
+    """Make the system drop a folder's files from memory."""
     _sync(folder)
     for path in folder.iterdir():
         with path.open("rb") as file:
@@ -232,14 +233,8 @@ def _forget(folder: Path) -> None:
 
 
 def _growth(call: Callable[[], object]) -> int:
-    """Bytes by which this process was larger while `call` ran, at the most."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _resident("VmRSS")
+    """Return the bytes by which this process was larger, at the most, while `call` ran."""
+    reset_peak()
+    before = resident_bytes()
     call()
-    return _resident("VmHWM") - before
-
-
-def _resident(what: str) -> int:
-    """Bytes in memory by a line of /proc: VmRSS now, VmHWM at the peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
+    return peak_bytes() - before

@@ -1,4 +1,4 @@
-"""`python -m neuronal_ray.benchmark inference`: what a sparse model is worth at run time, beside its dense one."""
+"""Size, loading, memory and speed of a sparse model and of its dense one, in every runtime that is installed."""
 
 import argparse
 import subprocess
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from neuronal_ray.models.checkpoint import Checkpoint
 
 PROG = "neuronal-ray benchmark inference"
-_DESCRIPTION = """Measure a sparse model beside the dense one that it was made from, in every runtime that is installed:
+_DESCRIPTION = """Compare a sparse model with the dense one that it was made from, in every runtime that is installed:
 size on disk, seconds to load, peak memory, memory held, and tokens per second of reading a prompt (prefill) and of
-generating (decode). Each model runs in a process of its own, and their rounds take turns. A ratio is printed only where
-it exceeds what the rounds differ among themselves; else the table says no gain. Example:
+generating (decode). Each model runs in a process of its own, and their rounds alternate. A ratio is printed only if
+it exceeds the spread of the rounds; otherwise the table says no gain. Example:
 neuronal-ray benchmark inference --model pruned --against huggyllama/llama-7b"""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Raises BadInput for bad input."""
+    """Measure, print the table, write the file. Raises BadInput for bad input."""
     choices = "\n".join(f"  {name:<14} {runtime.what}" for name, runtime in RUNTIMES.items())
     parser = argparse.ArgumentParser(
         prog=PROG,
@@ -36,23 +36,29 @@ def main(argv: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="the sparse model")
-    parser.add_argument("--against", required=True, metavar="DIR", help="the dense one, of the same shape")
+    parser.add_argument("--against", required=True, metavar="DIR", help="the dense model that it was made from")
     parser.add_argument(
-        "--runtimes", metavar="NAMES", help="comma-separated (default: all that are installed but compiled)"
+        "--runtimes", metavar="NAMES", help="comma-separated (default: all installed ones except compiled)"
     )
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="that count, after one more (default: 5)")
-    parser.add_argument("--batches", default="1,8", metavar="LIST", help="sequences at a time (default: 1,8)")
-    parser.add_argument("--prompt", type=int, default=32, metavar="N", help="tokens read (default: 32)")
-    parser.add_argument("--tokens", type=int, default=16, metavar="N", help="tokens generated (default: 16)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of the torch runtimes")
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="rounds that count, after a warm-up (default: 5)"
+    )
+    parser.add_argument(
+        "--batches", default="1,8", metavar="LIST", help="numbers of sequences at a time (default: 1,8)"
+    )
+    parser.add_argument("--prompt", type=int, default=32, metavar="N", help="tokens of a prompt (default: 32)")
+    parser.add_argument("--tokens", type=int, default=16, metavar="N", help="tokens to generate (default: 16)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of the torch runtimes"
+    )
     parser.add_argument(
         "--deepsparse-python",
         type=Path,
         metavar="PATH",
-        help="the Python of an environment with deepsparse 1.8, onnx and numpy; measured only if given",
+        help="Python of an environment with deepsparse 1.8, onnx and numpy; without it deepsparse is left out",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the figures to")
     arguments = parser.parse_args(argv)
     for name in ("rounds", "prompt", "tokens", "threads"):
         if (value := getattr(arguments, name)) is not None and value < 1:
@@ -77,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         places = _Places(arguments, dense, sparse, rounds, Path(folder))
         print(
             f"{arguments.model}: {100 * zeros:.1f} % zeros in its linears; {places.threads} threads, {places.device}\n"
-            f"prompts of {rounds.prompt} tokens, {rounds.tokens} more; medians of {rounds.rounds} rounds\n"
+            f"prompts of {rounds.prompt} tokens, {rounds.tokens} generated; medians of {rounds.rounds} rounds\n"
             f"GiB, tokens per second at {' and '.join(map(str, batches))} sequences"
         )
         print(header(batches), flush=True)
@@ -91,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
             pairs.append(pair)
             print("\n".join(pair.lines()), flush=True)
     for pair in pairs:
-        verdict = "" if pair.repeatability <= REPEATABLE else f", more than {REPEATABLE:.0%}: not to be relied on"
+        verdict = "" if pair.repeatability <= REPEATABLE else f", more than {REPEATABLE:.0%}: not reliable"
         print(f"{pair.runtime}: decode repeatable within {pair.repeatability:.1%}{verdict}")
     if arguments.output is not None:
         content = {
@@ -109,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _package_versions() -> dict[str, str]:
-    """Of the optional packages that are installed."""
+    """Return the versions of the optional packages that are installed."""
     names = {name for runtime in RUNTIMES.values() for name in runtime.packages if find_spec(name) is not None}
     return {name: version(name) for name in sorted(names)}
 
@@ -124,9 +130,9 @@ def _batches(text: str) -> tuple[int, ...]:
     return batches
 
 
-def _names(asked: str | None, *, deepsparse: bool) -> list[str]:
-    """The runtimes to measure; those left out by default are said on stderr."""
-    names = list(RUNTIMES) if asked is None else asked.split(",")
+def _names(listed: str | None, *, deepsparse: bool) -> list[str]:
+    """Return the runtimes to measure; print on stderr which are left out by default."""
+    names = list(RUNTIMES) if listed is None else listed.split(",")
     unknown = [name for name in names if name not in RUNTIMES]
     if unknown:
         raise BadInput(f"--runtimes: unknown {unknown[0]!r}, expected some of: {', '.join(RUNTIMES)}")
@@ -137,12 +143,12 @@ def _names(asked: str | None, *, deepsparse: bool) -> list[str]:
             reason = "--deepsparse-python is not given"
         elif absent:
             reason = f"not installed: {', '.join(absent)}; pip install 'neuronal_ray[inference]'"
-        elif asked is None and name == "compiled":
+        elif listed is None and name == "compiled":
             reason = "compiling takes minutes; ask for it with --runtimes compiled"
         else:
             usable.append(name)
             continue
-        if asked is not None:
+        if listed is not None:
             raise BadInput(f"--runtimes: {name}: {reason}")
         print(f"{PROG}: {name} is left out: {reason}", file=sys.stderr)
     return usable
@@ -151,21 +157,21 @@ def _names(asked: str | None, *, deepsparse: bool) -> list[str]:
 def _checkpoints(against: str, model: str) -> "tuple[Checkpoint, Checkpoint]":
     from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
 
-    found = []
+    checkpoints = []
     for flag, name in (("--against", against), ("--model", model)):
         try:
-            found.append(open_checkpoint(resolve_model(name)))
+            checkpoints.append(open_checkpoint(resolve_model(name)))
         except BadInput as error:
             raise BadInput(str(error).replace("--model", flag, 1)) from error
-    dense, sparse = found
-    shapes = [{name: stored.shape for name, stored in one.tensors.items()} for one in found]
+    dense, sparse = checkpoints
+    shapes = [{name: stored.shape for name, stored in one.tensors.items()} for one in checkpoints]
     if shapes[0] != shapes[1]:
         raise BadInput(f"--against: {against} has other tensors than {model}; expected the model it was made from")
     return dense, sparse
 
 
 def _zeros(checkpoint: "Checkpoint") -> float:
-    """The share of zeros in the linears of the blocks."""
+    """Return the share of zeros in the linears of the blocks."""
     from neuronal_ray.models.output_files import stored_linears
     from neuronal_ray.models.tensor_copies import count_zeros
     from neuronal_ray.models.tensor_files import WORD_BYTES, read_bytes
@@ -180,7 +186,7 @@ def _zeros(checkpoint: "Checkpoint") -> float:
 
 
 class _Places:
-    """Where dense and sparse models lie, exported when first asked for."""
+    """Where the dense and the sparse model lie, as checkpoints and, once a runtime needs them, as graphs."""
 
     def __init__(
         self,
@@ -235,7 +241,9 @@ class _Places:
         return Place(python=python, module=runtime.module, opening=opening, disk_bytes=num_bytes)
 
     def _exported(self, which: str) -> Path:
-        """In a process of its own, whose memory goes with it."""
+        """Export in a process of its own, so that its memory is freed. Raises RuntimeFailed."""
+        from neuronal_ray.benchmark.runtimes.pair import RuntimeFailed
+
         folder = self._folder / which
         if not (folder / "model.onnx").is_file():
             folder.mkdir(exist_ok=True)
@@ -246,5 +254,5 @@ class _Places:
             command = [sys.executable, "-c", code, str(self._models[which].path), str(folder)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
-                raise BadInput(f"export to ONNX failed: {done.stderr.strip().splitlines()[-1]}")
+                raise RuntimeFailed(f"export to ONNX failed: {done.stderr.strip().splitlines()[-1]}")
         return folder / "model.onnx"

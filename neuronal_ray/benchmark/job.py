@@ -1,4 +1,4 @@
-"""How long does a whole pruning take: loading, statistics, search, three perplexities dense and pruned, files?"""
+"""The time of a whole run: loading, statistics, search, three perplexities dense and pruned, files."""
 
 import argparse
 import contextlib
@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors.torch import save_file
 
-from neuronal_ray.benchmark.device import device_peak, forget_peak, host_peak
+from neuronal_ray.benchmark.device import device_peak, forget_peak
 from neuronal_ray.benchmark.record import check_output, machine, publish
 from neuronal_ray.benchmark.shapes import (
     add_model_options,
@@ -26,20 +26,21 @@ from neuronal_ray.benchmark.shapes import (
 )
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import DONE, Unfinished
+from neuronal_ray.cli.memory import peak_bytes
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.prune.__main__ import main as prune
 from neuronal_ray.workers.footprint import GIB
 
 _DESCRIPTION = """Time one whole `neuronal-ray prune` in this process, on random weights and random text: scores from
-128 sequences, NeuronAL's search on 8, perplexity on three texts as long as WikiText-2, C4 and PTB are, dense and
-pruned, and the files. Needs twice the model's room on disk. Example:
+128 sequences, NeuronAL's search on 8, perplexity dense and pruned on three texts as long as WikiText-2, C4 and PTB,
+and the output files. Needs twice the model's size on disk. Example:
 neuronal-ray benchmark job --shape 7b --dtype bfloat16 --checkpoints /scratch --output job.json"""
 _WINDOWS = "166,256,55"
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobMeasured:
-    """Seconds of each stage as the run itself counts them, and of the command from its start to its end."""
+    """Seconds of each stage, as pruning.json has them, and of the whole command."""
 
     name: str
     device: str
@@ -55,7 +56,7 @@ class JobMeasured:
     host_bytes: int
 
     def lines(self) -> list[str]:
-        """The rows of the printed table."""
+        """Return the lines of the printed table."""
         memory = "" if self.device_bytes is None else f"device {self.device_bytes / GIB:.2f} GiB, "
         between_s = self.total_s - sum(self.stages.values())
         return [
@@ -76,7 +77,13 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="neuronal-ray benchmark job", description=_DESCRIPTION)
     add_model_options(parser, shape="wide")
     parser.add_argument("--calibration-samples", type=int, default=128, metavar="N", help="(default: 128)")
-    parser.add_argument("--search-samples", type=int, default=8, metavar="N", help="the first of them (default: 8)")
+    parser.add_argument(
+        "--search-samples",
+        type=int,
+        default=8,
+        metavar="N",
+        help="of the calibration sequences, the first (default: 8)",
+    )
     parser.add_argument("--length", type=int, metavar="N", help="tokens of each (default: 2048; builtin 256, wide 512)")
     parser.add_argument(
         "--windows", default=_WINDOWS, metavar="N,N,N", help=f"sequences of each text (default: {_WINDOWS})"
@@ -125,7 +132,7 @@ def measure_job(
     windows: tuple[int, ...],
     threads: int | None,
 ) -> JobMeasured:
-    """Prune the model at `path` into the folder `scratch`; what is written stays there."""
+    """Prune the model at `path` into the folder `scratch`, where all files stay."""
     vocabulary = open_checkpoint(path).config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     files = []
@@ -166,5 +173,5 @@ def measure_job(
         stages=summary["seconds"],
         total_s=total_s,
         device_bytes=device_peak(torch.device(device)),
-        host_bytes=host_peak(),
+        host_bytes=peak_bytes(),
     )

@@ -1,4 +1,4 @@
-"""How fast are the kernels beside their references, and how far from the time that their bytes take?"""
+"""The speed of the kernels, compared with their references and with a copy of their bytes."""
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ _ROUNDS, _IN_A_ROW = 7, 20
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """Medians of seconds on one large input; `floor_s` is its bytes, read and written once, at the speed of a copy."""
+    """Medians of seconds on one large input; `floor_s` is the time to read and write its bytes once, as a copy does."""
 
     name: str
     dtype: str
@@ -43,7 +43,7 @@ class Kernel:
     floor_s: float
 
     def line(self) -> str:
-        """Its row of the table."""
+        """Return the kernel's row of the table."""
         return (
             f"  {self.name:<10} {self.dtype:<9} {self.kernel_s * 1e3:9.2f} ms   reference / kernel = "
             f"{self.reference_s / self.kernel_s:5.2f}   kernel / its bytes = {self.kernel_s / self.floor_s:.2f}"
@@ -52,13 +52,13 @@ class Kernel:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelsMeasured:
-    """All kernels, in both of the usual dtypes."""
+    """All kernels, in float32 and bfloat16."""
 
     device: str
     kernels: tuple[Kernel, ...]
 
     def lines(self) -> list[str]:
-        """The printed table."""
+        """Return the lines of the printed table."""
         shapes = f"weights {_ROWS} x {_COLUMNS}, inputs {_TOKENS} x {_COLUMNS}"
         return [f"kernels ({self.device}): {shapes}, medians of {_ROUNDS}", *(kernel.line() for kernel in self.kernels)]
 
@@ -67,11 +67,11 @@ def main(argv: Sequence[str]) -> None:
     """Measure every kernel."""
     parser = argparse.ArgumentParser(
         prog="neuronal-ray benchmark kernels",
-        description="Cut, rank and column squares, on a GPU also normalization, rotary embedding and gate, beside "
-        "their definitions in torch.",
+        description="Time masking, ranking and column squares, on a GPU also normalization, rotary embedding and "
+        "gate, and their definitions in torch.",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the figures and the machine to")
     arguments = parser.parse_args(argv)
     check_output(arguments.output)
     measured = measure_kernels(torch.device(device_of(arguments.device)))
@@ -87,7 +87,7 @@ def _repeated(call: Callable[[], object], times: int) -> None:
 def _two_four(
     weight: Float[Tensor, "rows columns"], inputs: Float[Tensor, "tokens columns"]
 ) -> Iterator[tuple[str, Callable[[], object], Callable[[], object], int]]:
-    """Products with a 2:4 weight in torch's semi-structured form, beside its dense ones, for some numbers of tokens."""
+    """Yield products with a 2:4 weight, in torch's semi-structured form and dense, for several numbers of tokens."""
     groups = weight.unflatten(1, (-1, 4))
     pruned = (groups * (groups.abs().argsort(dim=2).argsort(dim=2) >= 2)).flatten(1)
     sparse = to_sparse_semi_structured(pruned)
@@ -100,10 +100,12 @@ def _two_four(
 def measure_kernels(
     device: torch.device, *, rows: int = _ROWS, columns: int = _COLUMNS, tokens: int = _TOKENS
 ) -> KernelsMeasured:
-    """Each kernel next to its reference; on a CPU freed memory is kept for both, as in a worker."""
+    """Time each kernel and its reference; on a CPU freed memory is kept for both, as in a worker."""
     if device.type == "cpu":
         keep_freed_memory()
-    in_a_row = _IN_A_ROW if device.type == "cuda" else 1  # so that starting a kernel is hidden by the one before
+    in_a_row = (
+        _IN_A_ROW if device.type == "cuda" else 1
+    )  # so that the start of a kernel is hidden behind the one before
     source = torch.Generator().manual_seed(0)
     score = torch.rand(rows, columns, generator=source)
     ranks, removed = rank(score).to(device), torch.full((rows,), columns * 7 // 10, dtype=torch.int32, device=device)

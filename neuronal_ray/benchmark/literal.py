@@ -1,7 +1,7 @@
-"""The yardsticks of the benchmark: what the released codes do, with nothing shared or saved.
+"""Literal implementations, which share and save nothing, as the released codes do: what ours are compared with.
 
 A candidate of NeuronAL's search: for every block dense weights on the sparse stream, one sequence at a time,
-statistics in a hook on every linear; a new score, a new sort and a new mask for every linear; sparse weights on the
+statistics in a hook on every linear; a new score, a new sort and a new mask for every linear; masked weights on the
 same inputs. AlphaPruning: a singular value decomposition and a loop over cut-offs.
 """
 
@@ -34,7 +34,7 @@ class _Hook:
 
 
 def literal_candidate(worker: Worker, inputs: list[Recording], plan: Plan, *, all_statistics: bool) -> float:
-    """The alignment score of `plan`; `inputs` are single sequences before the first block."""
+    """Return the alignment score of `plan`; `inputs` are single sequences before the first block."""
     score = 0.0
     for index, linears in worker.replica.linears.items():
         dense, _ = _observed_pass(worker, index, inputs, all_statistics=all_statistics)
@@ -51,8 +51,8 @@ def literal_candidate(worker: Worker, inputs: list[Recording], plan: Plan, *, al
         sparse, inputs = _observed_pass(worker, index, inputs, all_statistics=all_statistics)
         for path, weight in own.items():
             set_weight(linears[path], weight)
-            ours, theirs = dense[path].square.sqrt(), sparse[path].square.sqrt()
-            score += float(torch.norm(ours / ours.sum() - theirs / theirs.sum())) / len(ours)
+            before, after = dense[path].square.sqrt(), sparse[path].square.sqrt()
+            score += float(torch.norm(before / before.sum() - after / after.sum())) / len(before)
     return score
 
 
@@ -68,13 +68,13 @@ def _observed_pass(
 
 
 def literal_spectrum(weight: Tensor) -> Tensor:
-    """Squared singular values, ascending, by a singular value decomposition (AlphaPruning)."""
+    """Return the squared singular values, ascending, by a singular value decomposition (AlphaPruning)."""
     singular: Tensor = torch.linalg.svdvals(weight.float())
     return singular.square().flip(0)
 
 
 def literal_tail_exponent(spectrum: Tensor, *, compat: bool) -> float:
-    """AlphaPruning's exponent by a loop over the cut-offs from 0.95 (compat: its logarithm) to 1.5 times the peak."""
+    """Return AlphaPruning's exponent by a loop over cut-offs from 0.95 (compat: its log) to 1.5 times the peak."""
     count = len(spectrum)
     logs = spectrum.log10()
     histogram = torch.histogram(logs.float().cpu(), bins=100)

@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive at most? Counted by storage, whatever the allocator makes of them."""
+"""The peak of the bytes of living tensors, counted by storage, whatever the allocator does."""
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that operations make while this lasts, as long as they live; `peak` is the most at a time.
+    """Counts the bytes of the storages that operations of this thread create, while they live; `peak` is the maximum.
 
-    Storages that were there before do not count, nor what an operation needs inside and frees. Of operations of this
-    thread only.
+    Storages that existed before do not count, nor what an operation allocates and frees internally.
     """
 
     def __init__(self) -> None:
@@ -29,7 +28,7 @@ class LiveBytes(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the operation; inputs are known already or older than this."""
+        """Run the operation and count the storages of its results that are new."""
         before = {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):

@@ -1,4 +1,4 @@
-"""Does the planner's formula for blocks that visit hold? Beside the bytes that live in a search, and the aims."""
+"""The planner's formula for a search with offloaded blocks, compared with the bytes that live in one, and with aims."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from neuronal_ray.workers.footprint import GIB, Footprint, Work
 from neuronal_ray.workers.pools.in_process import InProcessPool
 
 AIMS_GIB = {"7b": 8, "13b": 12, "70b": 40}
-"""What a device should need to have for a streamed search of 8 x 2048 tokens in 16 bits."""
+"""The memory that a device should need for a search with offloaded blocks, on 8 x 2048 tokens in 16 bits."""
 
 _MIB = 2**20
 _CONFIG = {"vocab_size": 1024, "max_position_embeddings": 2048, "num_hidden_layers": 3}
@@ -31,7 +31,7 @@ SMALL = {
 
 @dataclass(frozen=True, kw_only=True)
 class Lived:
-    """Bytes of one streamed search on a CPU: at most alive on the device's side, and what the formula has for that."""
+    """The peak of living bytes on the device's side of a search with offloaded blocks, and the formula's value."""
 
     name: str
     tokens: int
@@ -41,7 +41,7 @@ class Lived:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """The formula for a shape whose blocks visit, by its terms, and the device's size that it should stay within."""
+    """The formula for a shape with offloaded blocks, by its terms, and the device's size that it should stay within."""
 
     name: str
     terms: Mapping[str, int]
@@ -49,34 +49,34 @@ class Planned:
 
     @property
     def total(self) -> int:
-        """All terms."""
+        """The sum of the terms."""
         return sum(self.terms.values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryMeasured:
-    """Small searches that were run, large ones that were not."""
+    """Small searches that were run, large ones that were only planned."""
 
     lived: tuple[Lived, ...]
     planned: tuple[Planned, ...]
 
     def lines(self) -> list[str]:
-        """The printed tables, in Markdown."""
+        """Return the lines of the printed tables, in Markdown."""
         rows = [
-            "| searched here, blocks visit | tokens | alive at most | formula | formula / alive |",
+            "| searched here, blocks offloaded | tokens | peak of living bytes | formula | formula / peak |",
             "|---|---|---|---|---|",
             *(
-                f"| {one.name} | {one.tokens:,} | {one.measured / _MIB:.1f} MiB | {one.formula / _MIB:.1f} MiB | "
-                f"{one.formula / one.measured:.2f} |"
-                for one in self.lived
+                f"| {small.name} | {small.tokens:,} | {small.measured / _MIB:.1f} MiB | "
+                f"{small.formula / _MIB:.1f} MiB | {small.formula / small.measured:.2f} |"
+                for small in self.lived
             ),
             "",
             f"| formula | aim | whole | {' | '.join(self.planned[0].terms)} |",
             "|---" * (3 + len(self.planned[0].terms)) + "|",
         ]
-        for one in self.planned:
-            terms = " | ".join(f"{size / GIB:.2f}" for size in one.terms.values())
-            rows.append(f"| {one.name.upper()} | {one.aim / GIB:.0f} GiB | {one.total / GIB:.2f} GiB | {terms} |")
+        for large in self.planned:
+            terms = " | ".join(f"{size / GIB:.2f}" for size in large.terms.values())
+            rows.append(f"| {large.name.upper()} | {large.aim / GIB:.0f} GiB | {large.total / GIB:.2f} GiB | {terms} |")
         return rows
 
 
@@ -84,13 +84,14 @@ def main(argv: Sequence[str]) -> None:
     """Measure small shapes, plan large ones."""
     parser = argparse.ArgumentParser(
         prog="neuronal-ray benchmark memory",
-        description="Bytes of tensors alive in a streamed search on a CPU beside the planner's formula, and the "
-        "formula for the shapes of Llama 2. On a GPU `benchmark search --offload` has the allocator's peak beside it.",
+        description="Compare the peak of living tensors' bytes in a search with offloaded blocks, on a CPU, with the "
+        "planner's formula; print the formula for the shapes of Llama 2. On a GPU `benchmark search --offload` prints "
+        "the allocator's peak and the formula.",
     )
     parser.add_argument("--samples", type=int, default=4, metavar="N", help="search sequences (default: 4)")
-    parser.add_argument("--length", type=int, default=1024, metavar="N", help="their tokens (default: 1024)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
+    parser.add_argument("--length", type=int, default=1024, metavar="N", help="tokens of each (default: 1024)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the figures and the machine to")
     arguments = parser.parse_args(argv)
     check_counts(arguments, samples=1, length=2, threads=1)
     check_output(arguments.output)
@@ -118,9 +119,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure_lived(setting: Setting) -> Lived:
-    """The bytes that live at most on the device's side of a streamed search, which here is a CPU.
+    """Run a search with offloaded blocks on a CPU and count the bytes that live on the device's side.
 
-    A CPU does not fetch the next block ahead: it is left out of the formula.
+    A CPU does not prefetch the next block, so the formula is taken without it.
     """
     pool = InProcessPool(setting.spec)
     worker = worker_of(pool)
@@ -141,13 +142,13 @@ def measure_lived(setting: Setting) -> Lived:
 
 
 def planned_streaming(name: str) -> Planned:
-    """The formula for 8 x 2048 tokens of a shape in 16 bits, taken apart."""
+    """Return the formula for 8 x 2048 tokens of a shape in 16 bits, term by term."""
     model = empty_llama(**SHAPES[name].config)
     work = Work(item=2, held=8 * 2048)
     footprint, unranked = Footprint.of(model, work), Footprint.of(model, replace(work, ranks=False))
     terms = {
         "this block and the next": 2 * max(footprint.weights),
-        "its pruned copy": max(footprint.weights),
+        "its masked copy": max(footprint.weights),
         "its rankings": max(footprint.ranks),
         "a linear being ranked": footprint.passing - unranked.passing,
         "outside the blocks": footprint.outside,

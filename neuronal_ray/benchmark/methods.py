@@ -1,4 +1,4 @@
-"""What allocations, refinements and solvers cost beside the dense pass and the matrix work that they need anyway."""
+"""The cost of allocations, refinements and solvers, compared with the dense pass and the matrix work they need."""
 
 import argparse
 import time
@@ -40,7 +40,7 @@ _DEFAULT_SEQUENCES = 128  # of the calibration text
 
 @dataclass(frozen=True, kw_only=True)
 class MethodsMeasured:
-    """Seconds and ratios; the bound beside a ratio is what it is meant to stay below (or above, for speed-ups)."""
+    """Seconds and ratios; the bound printed after a ratio is the aim: below it, or above it for speed-ups."""
 
     model: str
     tokens: int
@@ -61,7 +61,7 @@ class MethodsMeasured:
     gram_model_bytes: int
 
     def lines(self) -> list[str]:
-        """The rows of the printed table."""
+        """Return the lines of the printed table."""
         dense, whole = self.dense_pass_s, self.dense_pass_s * _DEFAULT_SEQUENCES / self.sequences
         rows = [
             f"{self.model}: {self.tokens} calibration tokens",
@@ -73,11 +73,11 @@ class MethodsMeasured:
                 f"  {name:<26} {seconds:9.3f} s   {algebra:.3f} s of it its own algebra; the rest / dense pass = "
                 f"{(seconds - algebra) / dense:.2f} (at most 1.2)"
             )
-        for bound, ours in self.tail_s.items():
+        for bound, own in self.tail_s.items():
             literal, error = self.literal_tail_s[bound], self.tail_error[bound]
-            with_spectra = (literal + self.literal_spectrum_s) / (ours + self.spectrum_s)
+            with_spectra = (literal + self.literal_spectrum_s) / (own + self.spectrum_s)
             rows.append(
-                f"  cut-offs, {bound:<16} {ours:9.4f} s   literal loop / ours = {literal / ours:.1f} (at least 20), "
+                f"  cut-offs, {bound:<16} {own:9.4f} s   literal loop / ours = {literal / own:.1f} (at least 20), "
                 f"largest difference {error:.1g}; with the spectra {with_spectra:.1f}"
             )
         return [
@@ -96,11 +96,11 @@ def main(argv: Sequence[str]) -> None:
     """Measure on the wide model."""
     parser = argparse.ArgumentParser(
         prog="neuronal-ray benchmark methods",
-        description="What allocations, refinements and solvers cost beside the dense pass and the matrix work that "
-        "they need anyway, on a LLaMA of hidden size 1024.",
+        description="Time allocations, refinements and solvers on a LLaMA of hidden size 1024, and the dense pass and "
+        "the matrix work that they need.",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the figures and the machine to")
     arguments = parser.parse_args(argv)
     check_counts(arguments, threads=1)
     check_output(arguments.output)
@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> None:
 def measure_methods(
     spec: WorkerSpec, text: Int64[Tensor, "sequences length"], *, name: str, target: float
 ) -> MethodsMeasured:
-    """Everything in one run; `spec` is of a method without calibration text."""
+    """Measure everything in one run; the method of `spec` needs no calibration text."""
     pool = InProcessPool(spec)
     worker = pool.first(_itself)
     layout, replica = worker.layout, worker.replica
@@ -167,9 +167,9 @@ def measure_methods(
     literal_spectrum_s, _ = _timed(lambda: [literal_spectrum(weight) for weight in weights])
     tail_s, literal_tail_s, tail_error = {}, {}, {}
     for bound in BOUNDS:
-        tail_s[bound], ours = _timed(partial(_tails, spectra, bound))
-        literal_tail_s[bound], theirs = _timed(partial(_literal_tails, spectra, bound))
-        tail_error[bound] = max(abs(one - other) for one, other in zip(ours, theirs, strict=True) if one is not None)
+        tail_s[bound], own = _timed(partial(_tails, spectra, bound))
+        literal_tail_s[bound], literal = _timed(partial(_literal_tails, spectra, bound))
+        tail_error[bound] = max(abs(a - b) for a, b in zip(own, literal, strict=True) if a is not None)
 
     _, recordings = replica.start(text)
     _, (grams,) = replica.run(0, recordings, (Gram,))
@@ -224,14 +224,14 @@ def _literal_tails(spectra: list[Tensor], bound: str) -> list[float]:
 
 
 def _dense_pass(worker: Worker, text: Int64[Tensor, "sequences length"]) -> None:
-    """The text through all blocks, nothing observed."""
+    """Pass the text through all blocks without observing anything."""
     _, recordings = worker.replica.start(text)
     for index in range(worker.layout.num_blocks):
         recordings, _ = worker.replica.run(index, recordings)
 
 
 def _timed(call: Callable[[], Result]) -> tuple[float, Result]:
-    """The median time of a few calls, and the last result."""
+    """Return the median seconds of a few calls, and the last result."""
     seconds = []
     for _ in range(_REPEATS):
         begin = time.perf_counter()
@@ -241,7 +241,7 @@ def _timed(call: Callable[[], Result]) -> tuple[float, Result]:
 
 
 def _factor_chain(gram: Tensor) -> Tensor:
-    """Two Cholesky factorizations and an inverse of a matrix of the Hessian's size."""
+    """Do two Cholesky factorizations and an inverse of a matrix of the Hessian's size."""
     damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
@@ -249,7 +249,7 @@ def _factor_chain(gram: Tensor) -> Tensor:
 
 
 def _slab_products(work: Tensor, upper: Tensor) -> None:
-    """The products of a sweep: the rank-1 updates inside each slab, and the slab's on all later columns."""
+    """Do the products of a sweep: rank-1 updates inside each slab, then the slab's update of all later columns."""
     columns = len(work)
     for first in range(0, columns, _SLAB):
         last = min(first + _SLAB, columns)

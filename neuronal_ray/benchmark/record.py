@@ -1,6 +1,5 @@
-"""How is a measurement said and kept: as lines, as JSON, with the machine it was made on?"""
+"""Measurements as JSON files, with the machine that they were made on."""
 
-import json
 import os
 import platform
 from collections.abc import Sequence
@@ -12,22 +11,24 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from neuronal_ray.cli.atomic import write_json
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.memory import machine_bytes
 
 
 class Measured(Protocol):
-    """A frozen dataclass that can say itself."""
+    """A frozen dataclass of figures that can be printed."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def lines(self) -> list[str]:
-        """The rows of the printed table."""
+        """Return the lines of the printed table."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What figures depend on besides the program."""
+    """The machine and the versions that figures depend on."""
 
     date: str
     processor: str
@@ -47,28 +48,28 @@ class Machine:
 
 
 def machine() -> Machine:
-    """This one, today."""
+    """Return this machine, today."""
     return Machine(
         date=date.today().isoformat(),
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)),
         threads=torch.get_num_threads(),
-        host_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        host_bytes=machine_bytes(),
         devices=tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())),
         versions={"python": platform.python_version()} | {name: version(name) for name in ("torch", "transformers")},
     )
 
 
 def _processor() -> str:
-    """As Linux names it."""
+    """Return the processor's name as Linux has it."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
 
 
-def _named(one: Measured) -> dict[str, object]:
-    return {"kind": type(one).__name__} | asdict(one)
+def _named(figures: Measured) -> dict[str, object]:
+    return {"kind": type(figures).__name__} | asdict(figures)
 
 
 def check_output(path: Path | None) -> None:
@@ -78,10 +79,8 @@ def check_output(path: Path | None) -> None:
 
 
 def publish(measured: Sequence[Measured], output: Path | None) -> None:
-    """The figures as JSON, where that was asked for; they were printed when they came."""
+    """Write the figures as JSON, if there is an output file."""
     if output is None:
         return
-    document = {"machine": asdict(machine()), "measured": [_named(one) for one in measured]}
-    temporary = output.with_name(f".{output.name}.partial")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    temporary.replace(output)
+    document = {"machine": asdict(machine()), "measured": [_named(figures) for figures in measured]}
+    write_json(output, document)

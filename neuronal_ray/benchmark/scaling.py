@@ -1,8 +1,8 @@
-"""How long would a search take on larger machines, and what would it wait for? From costs measured here and a model.
+"""Predicted times and bottlenecks of a search on larger machines, from costs measured here and a model of the search.
 
-Measured in the run: what a call through Ray costs, how fast one actor's tensor reaches another, and how much longer a
-candidate takes than its arithmetic (all on this machine's CPU). Assumed, and printed: a device's speed. The search is
-that of `paper` mode: two steps, each waits for all of its candidates.
+Measured in the run, on this machine's CPU: the cost of a call through Ray, the rate of tensors from actor to actor, and
+the time of a candidate over that of its arithmetic. Assumed, and printed: a device's speed. The search is that of
+`paper` mode: two steps, each of which ends with its last candidate.
 """
 
 import argparse
@@ -37,7 +37,7 @@ DEVICE_GIB = (24, 40, 80, 141)
 DEVICES = (1, 2, 4, 8, 16, 32, 64)
 SEARCH_TOKENS = 8 * 2048
 RATE, BANDWIDTH, MEMORY_GIB = 200e12, 2e12, 80
-"""Assumed of one device: bfloat16 operations and bytes per second that a candidate reaches, and its memory."""
+"""The assumptions about a device: bfloat16 operations and bytes per second that a candidate reaches, and its memory."""
 
 _STEPS = (len(LAMBDAS), len(LAMBDAS))
 _WORK = Work(item=2, held=SEARCH_TOKENS)
@@ -54,7 +54,7 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One layout: seconds of both steps and what most of them go to."""
+    """One layout: the seconds of both steps and what most of them are spent on."""
 
     model: str
     devices: int
@@ -66,33 +66,33 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """What was measured, in how many shards models lie on devices, and the predictions."""
+    """The measured costs, the shards that models need on devices, and the predictions."""
 
     costs: Costs
     shards: dict[str, dict[int, int | None]]
-    visiting_bytes: dict[str, int]
+    offloaded_bytes: dict[str, int]
     points: list[Point]
 
     def lines(self) -> list[str]:
-        """The printed tables, in Markdown."""
+        """Return the lines of the printed tables, in Markdown."""
         costs = self.costs
         lines = [
             f"measured here: {costs.call_s * 1e3:.2f} ms a call through Ray, {costs.handed_rate / 2**20:.0f} MiB/s "
             f"from actor to actor, a candidate takes {costs.over_arithmetic:.2f} times its arithmetic",
             f"assumed: {RATE / 1e12:.0f} TFLOP/s and {BANDWIDTH / 1e12:g} TB/s of a device of {MEMORY_GIB} GiB",
             "",
-            "| model | " + " | ".join(f"{size} GiB" for size in DEVICE_GIB) + " | with visiting blocks |",
+            "| model | " + " | ".join(f"{size} GiB" for size in DEVICE_GIB) + " | with offloaded blocks |",
             "|---|" + "---|" * (len(DEVICE_GIB) + 1),
         ]
-        for name, found in self.shards.items():
-            cells = ["-" if count is None else f"{count}" for count in found.values()]
-            cells.append(f"{self.visiting_bytes[name] / GIB:.1f} GiB")
+        for name, counts in self.shards.items():
+            cells = ["-" if count is None else f"{count}" for count in counts.values()]
+            cells.append(f"{self.offloaded_bytes[name] / GIB:.1f} GiB")
             lines.append(f"| {name.upper()} | " + " | ".join(cells) + " |")
         lines += ["", "| model | devices | replicas x shards | search | bottleneck |", "|---|---|---|---|---|"]
         lines += [
-            f"| {one.model.upper()} | {one.devices} | {one.replicas} x {one.shards} | {one.seconds:.1f} s | "
-            f"{one.bottleneck} |"
-            for one in self.points
+            f"| {point.model.upper()} | {point.devices} | {point.replicas} x {point.shards} | {point.seconds:.1f} s | "
+            f"{point.bottleneck} |"
+            for point in self.points
         ]
         return lines
 
@@ -101,18 +101,18 @@ def main(argv: Sequence[str]) -> None:
     """Measure and predict."""
     parser = argparse.ArgumentParser(
         prog="neuronal-ray benchmark scaling",
-        description="How long a search would take on 1 to 64 devices: costs measured here, a device's speed assumed.",
+        description="Predict the time of a search on 1 to 64 devices, from costs measured here and an assumed speed.",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the figures and the machine to")
     arguments = parser.parse_args(argv)
     check_output(arguments.output)
-    found = predictions()
-    print("\n".join(found.lines()), flush=True)
-    publish([found], arguments.output)
+    scaling = predictions()
+    print("\n".join(scaling.lines()), flush=True)
+    publish([scaling], arguments.output)
 
 
 def predictions() -> Scaling:
-    """Measure and predict; starts a local Ray."""
+    """Measure the costs on a local Ray, and predict."""
     footprints = {name: Footprint.of(empty_llama(**SHAPES[name].config), _WORK) for name in MODELS}
     costs = _measured()
     return Scaling(
@@ -121,7 +121,7 @@ def predictions() -> Scaling:
             name: {size: needed_devices(footprint, size * GIB) for size in DEVICE_GIB}
             for name, footprint in footprints.items()
         },
-        visiting_bytes={name: footprint.offloaded() for name, footprint in footprints.items()},
+        offloaded_bytes={name: footprint.offloaded() for name, footprint in footprints.items()},
         points=[
             predicted(name, footprint, count, shards, costs)
             for name, footprint in footprints.items()
@@ -132,7 +132,7 @@ def predictions() -> Scaling:
 
 
 def _layouts(footprint: Footprint, count: int) -> Sequence[int]:
-    """The number of shards that the planner chooses, and twice and four times as many, on `count` devices."""
+    """Return the number of shards that the planner chooses for `count` devices, and twice and four times as many."""
     devices = Devices(kind="GPU", memory=(MEMORY_GIB * GIB,) * count)
     try:
         least = fit(footprint, devices).shards
@@ -142,13 +142,13 @@ def _layouts(footprint: Footprint, count: int) -> Sequence[int]:
 
 
 def predicted(name: str, footprint: Footprint, devices: int, shards: int, costs: Costs) -> Point:
-    """A step of n candidates on R chains of S shards takes n / R, rounded up, and S - 1 more turns of one shard."""
+    """Predict a search: n candidates on R chains of S shards take ceil(n / R) + S - 1 turns of one shard."""
     weights = sum(footprint.weights) / 2  # bfloat16
     hidden = SEARCH_TOKENS * SHAPES[name].config["hidden_size"] * 2
     replicas = max(1, devices // shards)
     parts = {
         "arithmetic": 2 * weights * SEARCH_TOKENS / RATE * costs.over_arithmetic / shards,
-        "memory": (3 * sum(footprint.weights) + sum(footprint.ranks)) / BANDWIDTH / shards,  # cut, written, read
+        "memory": (3 * sum(footprint.weights) + sum(footprint.ranks)) / BANDWIDTH / shards,  # masked, written, read
         "hidden states": hidden / costs.handed_rate if shards > 1 else 0.0,
         "calls": costs.call_s,
     }
@@ -170,14 +170,14 @@ def predicted(name: str, footprint: Footprint, devices: int, shards: int, costs:
 def _measured() -> Costs:
     connect("local")
     try:
-        found = measure_ray_costs()
-        return Costs(call_s=found.call_s, handed_rate=found.handed_rate, over_arithmetic=_over_arithmetic())
+        of_ray = measure_ray_costs()
+        return Costs(call_s=of_ray.call_s, handed_rate=of_ray.handed_rate, over_arithmetic=_over_arithmetic())
     finally:
         disconnect()
 
 
 def _over_arithmetic() -> float:
-    """A candidate's seconds, on a worker behind Ray, over those of its products at the speed of a large product."""
+    """Return a candidate's seconds on a Ray worker, over those of its products at the speed of a large product."""
     with TemporaryDirectory() as folder:
         shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 16}
         path = Path(folder) / "model"

@@ -1,7 +1,7 @@
-"""Where does the time of a search go, stage by stage, and how far is it from what the device could do?
+"""The time of a search by stage, compared with the device's ceilings and with a literal implementation.
 
-Everything in one run: the search of `paper` mode, the ceilings of the device, the candidates' sparse forwards alone
-(the floor), and a literal implementation (benchmark/literal.py).
+Measured in one run: the search of `paper` mode, the ceilings of the device, the candidates' sparse forwards alone (the
+floor), and a literal search (benchmark/literal.py).
 """
 
 import argparse
@@ -17,7 +17,6 @@ from neuronal_ray.benchmark.device import (
     Ceilings,
     device_peak,
     forget_peak,
-    host_peak,
     measure_ceilings,
     seconds,
     settle,
@@ -39,11 +38,12 @@ from neuronal_ray.benchmark.timed import (
     TimedSearch,
     Tokens,
     forwards_alone,
-    forwards_beside,
+    forwards_in_parallel,
     random_tokens,
     timed_search,
     worker_of,
 )
+from neuronal_ray.cli.memory import peak_bytes
 from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.workers.footprint import GIB, Footprint, Work
 from neuronal_ray.workers.pools.in_process import InProcessPool
@@ -53,18 +53,18 @@ from neuronal_ray.workers.tasks.statistics import device_name, observe
 from neuronal_ray.workers.worker import Worker
 
 _DESCRIPTION = """Time NeuronAL's search in `paper` mode (the dense pass over the calibration text, ranking, 14 block
-and 15 row candidates) on a model of any size, stage by stage, beside its floors and, in the same run, a literal
-implementation that sorts again and runs dense and sparse weights for every lambda, as the released code does. Weights
-are random, except for the built-in model's: the search does the same work. Example:
+and 15 row candidates) on a model of any size, stage by stage. Its lower bounds, and a literal implementation that sorts
+again and runs dense and sparse weights for every lambda, as the released code does, are measured in the same run.
+Weights are random, except for the built-in model's: the search does the same work. Example:
 neuronal-ray benchmark search --shape 7b --dtype bfloat16 --checkpoints /scratch --output search.json"""
 _DEFAULT = "builtin,wide"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Literal:
-    """A candidate of the literal search over one of ours, dense pass and ranking included by their share.
+    """The time of a literal candidate over one of ours, which includes its share of the dense pass and the ranking.
 
-    `all_statistics`: with the mean and the variance that the released hooks take too. Medians of `candidates`.
+    `all_statistics`: with the mean and the variance that the released hooks take as well. Medians of `candidates`.
     """
 
     candidates: int
@@ -74,13 +74,12 @@ class Literal:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchMeasured:
-    """One model's search. `search_s` is the whole after loading, `candidates` the distinct ones of `asked`.
+    """One model's search. `search_s` is all after loading; `candidates` counts the distinct ones among `tried`.
 
-    `staged_s` is what the stages add up to: the same run, but on a GPU, where they are taken in one that waits for the
-    device at each. `forwards_alone_s`: the candidates' forwards with weights already masked, nothing observed, one
-    after the other; `forwards_beside_s`: as many side by side as in the search (workers/thread_lanes.py).
-    `floor_s`: the operations of their matrix products at the device's ceiling. `formula_bytes`: what the planner
-    counts with.
+    `staged_s` is the sum of the stages; on a GPU they come from a second run, which waits for the device at each.
+    `forwards_alone_s`: the candidates' forwards with weights masked before, nothing observed, one after the other;
+    `forwards_in_parallel_s`: as many in parallel as in the search (workers/thread_lanes.py). `floor_s`: the operations
+    of their matrix products at the device's ceiling. `formula_bytes`: the planner's estimate.
     """
 
     name: str
@@ -92,7 +91,7 @@ class SearchMeasured:
     length: int
     calibration_samples: int
     offload: bool
-    asked: int
+    tried: int
     candidates: int
     load_s: float
     search_s: float
@@ -100,7 +99,7 @@ class SearchMeasured:
     stages: tuple[Stage, ...]
     staged_s: float
     forwards_alone_s: float
-    forwards_beside_s: float
+    forwards_in_parallel_s: float
     floor_s: float
     ceilings: Ceilings
     token_forwards: float
@@ -110,7 +109,7 @@ class SearchMeasured:
     literal: Literal | None
 
     def lines(self) -> list[str]:
-        """The rows of the printed table."""
+        """Return the lines of the printed table."""
         memory = "" if self.device_bytes is None else f"device {self.device_bytes / GIB:.2f} GiB, "
         rows = [
             f"{self.name} ({self.dtype}, {self.device}): {self.blocks} blocks of {self.prunable / 1e6:,.0f} M prunable "
@@ -118,13 +117,13 @@ class SearchMeasured:
             f"  ceilings: {self.ceilings}",
             *(stage.line(self.staged_s, self.ceilings) for stage in self.stages),
             f"  {'load':<28} {self.load_s:9.2f} s",
-            f"  {'search':<28} {self.search_s:9.2f} s   {self.candidates} distinct candidates of {self.asked}, "
+            f"  {'search':<28} {self.search_s:9.2f} s   {self.candidates} distinct candidates of {self.tried}, "
             f"{self.token_forwards / self.search_s:,.0f} token-forwards/s",
             f"  {'sparse forwards alone':<28} {self.forwards_alone_s:9.2f} s   candidates / forwards alone = "
             f"{self.candidates_s / self.forwards_alone_s:.2f}, search / forwards alone = "
             f"{self.search_s / self.forwards_alone_s:.2f}",
-            f"  {'the same, side by side':<28} {self.forwards_beside_s:9.2f} s   search / forwards = "
-            f"{self.search_s / self.forwards_beside_s:.2f}",
+            f"  {'the same, in parallel':<28} {self.forwards_in_parallel_s:9.2f} s   search / forwards = "
+            f"{self.search_s / self.forwards_in_parallel_s:.2f}",
             f"  {'arithmetic floor':<28} {self.floor_s:9.2f} s   search / floor = {self.search_s / self.floor_s:.2f}",
             f"  peak memory: {memory}host {self.host_bytes / GIB:.2f} GiB; planner's formula "
             f"{self.formula_bytes / GIB:.2f} GiB",
@@ -140,29 +139,33 @@ class SearchMeasured:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure the shapes asked for, one after the other."""
+    """Measure the given shapes one after the other."""
     parser = argparse.ArgumentParser(prog="neuronal-ray benchmark search", description=_DESCRIPTION)
     add_model_options(parser, shape=_DEFAULT)
     parser.add_argument("--samples", type=int, default=8, metavar="N", help="search sequences (default: 8)")
-    parser.add_argument("--length", type=int, metavar="N", help="their tokens (default: 2048; builtin 256, wide 512)")
+    parser.add_argument("--length", type=int, metavar="N", help="tokens of each (default: 2048; builtin 256, wide 512)")
     parser.add_argument(
         "--calibration-samples",
         type=int,
         metavar="N",
-        help="sequences for the scores, the search's first (default: --samples)",
+        help="sequences for the scores, of which the search takes the first (default: --samples)",
     )
     parser.add_argument(
-        "--offload", action="store_true", help="keep weights on the host, copy each block to the device for its turn"
+        "--offload", action="store_true", help="keep the weights on the host, with one block at a time on the device"
     )
     parser.add_argument(
         "--literal-candidates",
         type=int,
         default=3,
         metavar="N",
-        help="of the literal search (default: 3); 0 leaves it out, as --offload does",
+        help="candidates of the literal search (default: 3); none with 0 or --offload",
     )
     parser.add_argument(
-        "--repeats", type=int, default=5, metavar="N", help="passes of the floor, scaled to the candidates (default: 5)"
+        "--repeats",
+        type=int,
+        default=5,
+        metavar="N",
+        help="passes for the floor, of which the median counts (default: 5)",
     )
     arguments = parser.parse_args(argv)
     names, device = shape_names(arguments.shape), device_of(arguments.device)
@@ -193,7 +196,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -> SearchMeasured:
-    """Load, search, then the floors and the literal candidates."""
+    """Time loading and the search, then the floors and the literal candidates."""
     device = torch.device(setting.device)
     forget_peak(device)
     begin = time.perf_counter()
@@ -205,17 +208,17 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
     observe(worker, tokens[:1])  # warm up
 
     search = staged = timed_search(setting, pool, tokens, quiet=False)
-    if device.type == "cuda":  # its stages by a run that waits for the device at each
+    if device.type == "cuda":  # the stages of a run that waits for the device at each
         worker.stopwatch.synchronize = True
         staged = timed_search(setting, pool, tokens, quiet=False)
         worker.stopwatch.synchronize = False
-    device_bytes, host_bytes = device_peak(device), host_peak()
+    device_bytes, host_bytes = device_peak(device), peak_bytes()
 
     text, layout, dtype = tokens[: setting.samples], worker.layout, worker.replica.stream.model.dtype
     alone_s = forwards_alone(worker, text, search.plans[-1], repeats=repeats) * search.distinct
-    beside_s = alone_s  # where nothing goes side by side
+    parallel_s = alone_s  # where nothing runs in parallel
     if parallel_tasks(worker) > 1:
-        beside_s = forwards_beside(worker, text, search.plans[-1], repeats=repeats) * search.distinct
+        parallel_s = forwards_in_parallel(worker, text, search.plans[-1], repeats=repeats) * search.distinct
     literal = _literal(worker, text, search, literal_candidates) if literal_candidates else None
     ceilings = measure_ceilings(device, dtype)
     need = needs(
@@ -238,7 +241,7 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
         length=setting.length,
         calibration_samples=setting.calibration_samples,
         offload=setting.offload,
-        asked=search.asked,
+        tried=search.tried,
         candidates=search.distinct,
         load_s=load_s,
         search_s=search.search_s,
@@ -246,7 +249,7 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
         stages=tuple(Stage.of(name, spent, need.get(name, Need())) for name, spent in staged.seconds.items()),
         staged_s=staged.search_s,
         forwards_alone_s=alone_s,
-        forwards_beside_s=beside_s,
+        forwards_in_parallel_s=parallel_s,
         floor_s=need[FORWARDS].flops / ceilings.flops,
         ceilings=ceilings,
         token_forwards=search.distinct * text.numel() + tokens.numel(),
@@ -258,9 +261,7 @@ def measure_search(setting: Setting, *, repeats: int, literal_candidates: int) -
 
 
 def _literal(worker: Worker, text: Tokens, search: TimedSearch, candidates: int) -> Literal:
-    """Each literal candidate timed next to ours, as many as go side by side; of the two steps in turn, whose plans cost
-    the same.
-    """
+    """Time each literal candidate next to as many of ours as run in parallel, with the plans of both steps in turn."""
     inputs = [worker.replica.stream.start(part) for part in text.to(worker.device).split(1)]
     shared_s = (search.search_s - search.candidates_s) / search.distinct
     ratios: dict[bool, list[float]] = {False: [], True: []}
@@ -268,9 +269,9 @@ def _literal(worker: Worker, text: Tokens, search: TimedSearch, candidates: int)
         plan = search.plans[number % 2]
         ours_s = search.candidates_s / search.distinct
         if not pass_together(worker):
-            beside = [plan] * parallel_tasks(worker)
-            ours_s = seconds(worker.device, partial(InParallel(trial), worker, beside)) / len(beside)
-        for all_statistics, found in ratios.items():
+            plans = [plan] * parallel_tasks(worker)
+            ours_s = seconds(worker.device, partial(InParallel(trial), worker, plans)) / len(plans)
+        for all_statistics, measured in ratios.items():
             call = partial(literal_candidate, worker, inputs, plan, all_statistics=all_statistics)
-            found.append(seconds(worker.device, call) / (ours_s + shared_s))
+            measured.append(seconds(worker.device, call) / (ours_s + shared_s))
     return Literal(candidates=candidates, ratio=median(ratios[False]), all_statistics=median(ratios[True]))

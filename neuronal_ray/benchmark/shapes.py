@@ -1,4 +1,4 @@
-"""Which models are measured: the built-in one, a wide one, and the shapes of Llama 2 with random weights."""
+"""The models that are measured: the built-in one, a wide one, and the shapes of Llama 2 with random weights."""
 
 import argparse
 from collections.abc import Iterator
@@ -73,18 +73,18 @@ SHAPES = {
         }
     ),
 }
-"""Made on the spot with random weights: TinyLlama's shape and those of Llama 2 besides the wide one."""
+"""The shapes of models made with random weights: a wide one, TinyLlama's and those of Llama 2."""
 
 
 def length_of(name: str) -> int:
-    """The length of the sequences that a model is measured on."""
+    """Return the length of the sequences that a model is measured on."""
     return 256 if name == BUILTIN else SHAPES[name].length
 
 
 def model_path(name: str, folder: Path, *, blocks: int | None = None) -> Path:
-    """The model's directory: made in `folder` if it is not there yet, with only the first `blocks` blocks if asked for.
+    """Return the model's directory, made in `folder` if it is not there yet; `blocks`: only so many of its blocks.
 
-    Raises BadInput when the disk has not enough room, or for blocks that the model has not.
+    Raises BadInput when the disk has too little room, or when the model has fewer blocks.
     """
     if name == BUILTIN:
         if blocks is not None:
@@ -104,7 +104,7 @@ def model_path(name: str, folder: Path, *, blocks: int | None = None) -> Path:
 
 @contextmanager
 def kept_or_temporary(folder: Path | None) -> Iterator[Path]:
-    """`folder`, which keeps the checkpoints for another run, or one that is removed in the end."""
+    """Yield `folder`, where checkpoints stay for another run, or else a folder that is removed in the end."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
@@ -114,24 +114,28 @@ def kept_or_temporary(folder: Path | None) -> Iterator[Path]:
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, shape: str) -> None:
-    """The options that say what is measured."""
+    """Add the options that choose the model, the device and the output."""
     names = ", ".join((BUILTIN, *SHAPES))
     parser.add_argument("--shape", default=shape, metavar="NAME", help=f"{names} (default: {shape})")
-    parser.add_argument("--blocks", type=int, metavar="N", help="only the first N blocks of the shape (default: all)")
+    parser.add_argument(
+        "--blocks", type=int, metavar="N", help="measure only the first N blocks of the shape (default: all)"
+    )
     parser.add_argument(
         "--checkpoints",
         type=Path,
         metavar="DIR",
-        help="keep the random checkpoints here for the next run (default: a temporary directory; 7b takes 13 GB)",
+        help="where random checkpoints are kept for the next run (default: a temporary directory; 7b takes 13 GB)",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: a GPU if any)")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: a GPU if there is one)"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: float32)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures and the machine")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the figures and the machine to")
 
 
 def shape_names(text: str) -> list[str]:
-    """One name or several with commas. Raises BadInput for one that is unknown."""
+    """Split comma-separated names. Raises BadInput for one that is unknown."""
     names = text.split(",")
     for name in names:
         if name != BUILTIN and name not in SHAPES:
@@ -139,15 +143,15 @@ def shape_names(text: str) -> list[str]:
     return names
 
 
-def device_of(asked: str) -> str:
-    """The device to measure on. Raises BadInput when it is not there."""
-    if asked == "cuda" and not torch.cuda.is_available():
+def device_of(choice: str) -> str:
+    """Return the device to measure on. Raises BadInput when this machine lacks it."""
+    if choice == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device: no CUDA device on this machine")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
+    return ("cuda" if torch.cuda.is_available() else "cpu") if choice == "auto" else choice
 
 
 def check_counts(arguments: argparse.Namespace, **least: int) -> None:
-    """Raise BadInput when an option that was given is less than `least` has for it."""
+    """Raise BadInput when a given option is less than its minimum in `least`."""
     for name, lowest in least.items():
         value = getattr(arguments, name)
         if value is not None and value < lowest:

@@ -1,9 +1,9 @@
-"""The stages of a search: how long each took, and the least operations and bytes that it must do and move."""
+"""The stages of a search: their seconds, and the least operations and bytes that they need."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from neuronal_ray.benchmark.device import Ceilings, said_flops
+from neuronal_ray.benchmark.device import Ceilings, format_flops
 from neuronal_ray.core.kernels.ranking import rank_dtype
 from neuronal_ray.core.layout import Layout
 
@@ -14,7 +14,7 @@ CALIBRATION, SEARCH_TEXT, CANDIDATES = "calibration text", "search text", "candi
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Operations and bytes; 0 where a stage is not about them."""
+    """Operations and bytes; 0 where they do not bound the stage."""
 
     flops: float = 0.0
     moved: float = 0.0
@@ -22,7 +22,7 @@ class Need:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage's seconds, and what it had to do."""
+    """The seconds of a stage, and its operations and bytes."""
 
     name: str
     seconds: float
@@ -31,15 +31,15 @@ class Stage:
 
     @classmethod
     def of(cls, name: str, seconds: float, need: Need) -> "Stage":
-        """A stage that took `seconds` for `need`."""
+        """Return the stage that took `seconds` for `need`."""
         return cls(name=name, seconds=seconds, flops=need.flops, moved=need.moved)
 
     def line(self, total_s: float, ceilings: Ceilings) -> str:
-        """Its row of the printed table, with the share of `total_s` and of the ceilings."""
+        """Return the stage's row of the printed table, with its shares of `total_s` and of the ceilings."""
         rates = []
         if self.flops and self.seconds:
             rate = self.flops / self.seconds
-            rates.append(f"{said_flops(rate)} ({rate / ceilings.flops:.1%} of the ceiling)")
+            rates.append(f"{format_flops(rate)} ({rate / ceilings.flops:.1%} of the ceiling)")
         if self.moved and self.seconds:
             rate = self.moved / self.seconds
             rates.append(f"{rate / 1e9:.3g} GB/s ({rate / ceilings.bandwidth:.1%})")
@@ -47,17 +47,17 @@ class Stage:
 
 
 def stage_name(activity: str, phase: str) -> str:
-    """What a worker's activity is called in a phase of the search; dense passes and statistics are in several."""
+    """Name a worker's activity in a phase of the search; dense passes and statistics occur in several."""
     return f"{activity}, {phase}" if activity in (DENSE, STATISTICS) else activity
 
 
 def needs(
     layout: Layout, *, tokens: int, calibration_tokens: int, candidates: int, item: int, rankings: int = 1
 ) -> Mapping[str, Need]:
-    """By stage: products of prunable linears (not of attention), and each input read and each output written once.
+    """Return each stage's need: products of prunable linears (not of attention), inputs read and outputs written once.
 
-    `item` bytes a weight and an activation. A candidate does not need the last group's products. `rankings`: how often
-    all is ranked.
+    Weights and activations have `item` bytes. A candidate does not need the last group's products. `rankings`: the
+    number of times that all weights are ranked.
     """
     last = max(spec.reads for spec in layout.blocks[-1])
     skipped = sum(spec.rows * spec.columns for spec in layout.groups[last])

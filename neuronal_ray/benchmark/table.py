@@ -1,4 +1,4 @@
-"""Which Markdown tables do the JSON files of searches and jobs make, from however many runs and machines?"""
+"""Markdown tables of the JSON files of searches and jobs, from any number of runs and machines."""
 
 import argparse
 import json
@@ -9,8 +9,8 @@ from typing import Any
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.workers.footprint import GIB
 
-_DESCRIPTION = """Print tables in Markdown from files that `benchmark search` and `benchmark job` wrote with --output;
-of files of other parts only the machine is named."""
+_DESCRIPTION = """Print Markdown tables of files that `benchmark search` and `benchmark job` wrote with --output; of the
+files of other measurements only the machine is printed."""
 _SEARCH = (
     "model",
     "search tokens",
@@ -41,11 +41,11 @@ _JOB = (
     "device peak",
 )
 _ENDS = (" search", ": dense", ": pruned")
-"""Of the names of the stages that the middle columns add up."""
+"""The ends of the stages' names that the middle columns sum up."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the tables. Raises BadInput for a file that is none of the benchmark's."""
+    """Print the tables. Raises BadInput for a file that the benchmark did not write."""
     parser = argparse.ArgumentParser(prog="neuronal-ray benchmark table", description=_DESCRIPTION)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     documents = {file: _read(file) for file in parser.parse_args(argv).files}
@@ -56,25 +56,25 @@ def _read(file: Path) -> Mapping[str, Any]:
     try:
         document = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise BadInput(f"{file}: no JSON file that can be read ({type(error).__name__})") from error
+        raise BadInput(f"{file}: cannot be read as JSON ({type(error).__name__})") from error
     if not isinstance(document, dict) or not {"machine", "measured"} <= set(document):
         raise BadInput(f"{file}: expected a file that the benchmark wrote with --output")
     return document
 
 
 def tables(documents: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The machines, then searches, then jobs."""
-    lines = list(dict.fromkeys(_said(document["machine"]) for document in documents))
-    measured = [one for document in documents for one in document["measured"]]
+    """Return the machines, a table of searches and one of jobs, as lines."""
+    lines = list(dict.fromkeys(_machine(document["machine"]) for document in documents))
+    measured = [entry for document in documents for entry in document["measured"]]
     for kind, header, row in (("SearchMeasured", _SEARCH, _search_row), ("JobMeasured", _JOB, _job_row)):
-        rows = [row(one) for one in measured if one["kind"] == kind]
+        rows = [row(entry) for entry in measured if entry["kind"] == kind]
         if rows:
             lines += ["", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
             lines += [f"| {' | '.join(cells)} |" for cells in rows]
     return lines
 
 
-def _said(machine: Mapping[str, Any]) -> str:
+def _machine(machine: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     devices = ", ".join(machine["devices"]) or "no GPU"
     return (
@@ -83,46 +83,46 @@ def _said(machine: Mapping[str, Any]) -> str:
     )
 
 
-def _model(one: Mapping[str, Any]) -> str:
-    offloaded = ", offloaded" if one.get("offload") else ""
-    return f"{one['name']}, {one['blocks']} blocks, {one['dtype']}{offloaded}"
+def _model(entry: Mapping[str, Any]) -> str:
+    offloaded = ", offloaded" if entry.get("offload") else ""
+    return f"{entry['name']}, {entry['blocks']} blocks, {entry['dtype']}{offloaded}"
 
 
 def _gib(size: int | None) -> str:
     return "-" if size is None else f"{size / GIB:.2f} GiB"
 
 
-def _search_row(one: Mapping[str, Any]) -> list[str]:
-    stages = {stage["name"]: stage["seconds"] for stage in one["stages"]}
+def _search_row(entry: Mapping[str, Any]) -> list[str]:
+    stages = {stage["name"]: stage["seconds"] for stage in entry["stages"]}
     overhead_s = stages.get("masks", 0.0) + stages.get("statistics, candidates", 0.0)
-    literal = one["literal"]
+    literal = entry["literal"]
     return [
-        _model(one),
-        f"{one['samples']} x {one['length']}",
-        f"{one['search_s']:.1f} s",
-        f"{one['forwards_alone_s']:.1f} s",
-        f"{one['search_s'] / one['forwards_alone_s']:.2f}",
-        f"{one['floor_s']:.1f} s",
-        f"{one['search_s'] / one['floor_s']:.2f}",
-        f"{overhead_s / one['staged_s']:.1%}",
+        _model(entry),
+        f"{entry['samples']} x {entry['length']}",
+        f"{entry['search_s']:.1f} s",
+        f"{entry['forwards_alone_s']:.1f} s",
+        f"{entry['search_s'] / entry['forwards_alone_s']:.2f}",
+        f"{entry['floor_s']:.1f} s",
+        f"{entry['search_s'] / entry['floor_s']:.2f}",
+        f"{overhead_s / entry['staged_s']:.1%}",
         f"{stages['ranking']:.2f} s",
-        f"{one['token_forwards'] / one['search_s']:,.0f}",
-        _gib(one["device_bytes"]),
-        _gib(one["formula_bytes"]),
-        _gib(one["host_bytes"]),
+        f"{entry['token_forwards'] / entry['search_s']:,.0f}",
+        _gib(entry["device_bytes"]),
+        _gib(entry["formula_bytes"]),
+        _gib(entry["host_bytes"]),
         "-" if literal is None else f"{literal['ratio']:.2f}",
         "-" if literal is None else f"{literal['all_statistics']:.2f}",
     ]
 
 
-def _job_row(one: Mapping[str, Any]) -> list[str]:
-    stages = one["stages"]
+def _job_row(entry: Mapping[str, Any]) -> list[str]:
+    stages = entry["stages"]
     sums = (sum(spent for name, spent in stages.items() if name.endswith(end)) for end in _ENDS)
     return [
-        _model(one),
-        f"{one['total_s']:.1f} s",
+        _model(entry),
+        f"{entry['total_s']:.1f} s",
         *(f"{stages[name]:.1f} s" for name in ("loading", "statistics", "ranking")),
         *(f"{spent:.1f} s" for spent in sums),
         f"{stages['checkpoint']:.1f} s",
-        _gib(one["device_bytes"]),
+        _gib(entry["device_bytes"]),
     ]

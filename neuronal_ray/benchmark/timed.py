@@ -1,4 +1,4 @@
-"""One search in this process, timed by stage, and the same candidates' forwards with nothing else done."""
+"""One search in this process, timed by stage, and the forwards of its candidates alone."""
 
 import math
 import time
@@ -39,9 +39,9 @@ Tokens = Int64[Tensor, "sequences length"]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Which model is searched, where and on how much text: the first `samples` of `calibration_samples` sequences.
+    """The model of a search, its device and its text: the first `samples` of `calibration_samples` sequences.
 
-    `lambdas` of the block step; the row step has 0 besides.
+    `lambdas` are those of the block step; the row step has 0 as well.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Setting:
 
     @property
     def config(self) -> PruneConfig:
-        """The run whose search it is: NeuronAL's, by alignment."""
+        """The run that has this search: NeuronAL's, by alignment."""
         return PruneConfig(
             model=str(self.path),
             sparsity=0.7,
@@ -70,7 +70,7 @@ class Setting:
 
     @property
     def spec(self) -> WorkerSpec:
-        """The worker that it runs on."""
+        """The worker that the search runs on."""
         return WorkerSpec(
             model_path=self.path,
             device=self.device,
@@ -84,18 +84,18 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TimedSearch:
-    """Seconds by stage, of all of it and of its candidates, `asked` of which were `distinct`; a plan of each step."""
+    """Seconds by stage, of the whole and of the candidates, of which `distinct` among `tried`; a plan of each step."""
 
     seconds: dict[str, float]
     search_s: float
     candidates_s: float
-    asked: int
+    tried: int
     distinct: int
     plans: tuple[Plan, Plan]
 
 
 def worker_of(pool: InProcessPool) -> Worker:
-    """The only worker."""
+    """Return the only worker."""
     return pool.first(_itself)
 
 
@@ -104,7 +104,7 @@ def _itself(worker: Worker) -> Worker:
 
 
 def random_tokens(setting: Setting, worker: Worker) -> Tokens:
-    """Text for the whole of `setting`, the same each time."""
+    """Return random calibration text for `setting`, the same each time."""
     shape = (setting.calibration_samples, setting.length)
     return torch.randint(worker.replica.stream.vocabulary, shape, generator=torch.Generator().manual_seed(0))
 
@@ -112,9 +112,9 @@ def random_tokens(setting: Setting, worker: Worker) -> Tokens:
 def search_phases(
     setting: Setting, pool: Pool, tokens: Tokens, *, layout: Layout, progress: Progress, done: Callable[[str], None]
 ) -> tuple[Allocation, Search]:
-    """Statistics and ranking, the search text, the candidates, as a run has them; `done` with each.
+    """Do what a run does: statistics and ranking, the search text, the candidates; `done` is called after each.
 
-    Raises BadInput when a candidate's score is not finite: such a search proves nothing.
+    Raises BadInput when a candidate's score is not finite: the time of such a search means nothing.
     """
     config = setting.config
     composition, session = compose(config), Session(pool)
@@ -132,7 +132,7 @@ def search_phases(
 
 
 def timed_search(setting: Setting, pool: InProcessPool, tokens: Tokens, *, quiet: bool = True) -> TimedSearch:
-    """`search_phases`, each phase's time by what the worker's watch counted in it. Not `quiet`: with progress."""
+    """Time `search_phases`, each phase by the activities that the worker's stopwatch counted in it."""
     worker = worker_of(pool)
     watch, stages, totals = worker.stopwatch.seconds, dict[str, float](), dict[str, float]()
     begin = time.perf_counter()
@@ -151,16 +151,17 @@ def timed_search(setting: Setting, pool: InProcessPool, tokens: Tokens, *, quiet
         seconds=stages | {OTHER: search_s - sum(stages.values())},
         search_s=search_s,
         candidates_s=totals[CANDIDATES],
-        asked=len(search.candidates),
+        tried=len(search.candidates),
         distinct=round(search.evaluations),
         plans=(allocation.baselines["block"], allocation.plan),
     )
 
 
 def forwards_alone(worker: Worker, text: Tokens, plan: Plan, *, repeats: int) -> float:
-    """Seconds of one candidate's forwards through blocks that are masked already, nothing observed.
+    """Return the seconds of one candidate's forwards through blocks masked before, with nothing observed.
 
-    Per block the median of `repeats` passes. As in a candidate the last block's last products are left out.
+    They are the sum over blocks of the median of `repeats` passes. As in a candidate, the last block's last products
+    are left out.
     """
     replica, total = worker.replica, 0.0
     _, recordings = replica.start(text)
@@ -177,8 +178,8 @@ def forwards_alone(worker: Worker, text: Tokens, plan: Plan, *, repeats: int) ->
     return total
 
 
-def forwards_beside(worker: Worker, text: Tokens, plan: Plan, *, repeats: int) -> float:
-    """`forwards_alone` of as many candidates as the worker takes side by side, for one of them."""
+def forwards_in_parallel(worker: Worker, text: Tokens, plan: Plan, *, repeats: int) -> float:
+    """Return `forwards_alone` per candidate when the worker runs as many in parallel as it takes."""
     count = parallel_tasks(worker)
     spent = InParallel(_nth_forwards_alone)(worker, range(count), text, plan, repeats)
     return sum(spent) / count / count

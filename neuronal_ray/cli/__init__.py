@@ -1,1 +1,1 @@
-"""What every command shares: options, errors and exit codes, atomic files, progress."""
+"""What every command shares: options, errors and exit codes, atomic files, progress, versions, memory."""

@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all: written under a temporary name beside their place, then renamed."""
+"""Outputs that appear whole or not at all: written under a temporary name in the same directory, then renamed."""
 
 import json
 import os
@@ -24,16 +24,16 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 
 
 def staging_of(path: Path) -> Path:
-    """Where this process puts what becomes `path`."""
+    """Return the temporary name under which this process writes `path`."""
     return path.with_name(f".{path.name}.partial-{os.getpid()}")
 
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A directory beside `path` that takes its place when the body succeeds and vanishes when it does not."""
+    """Yield a temporary directory that becomes `path` when the body succeeds and is removed when it does not."""
     path = path.absolute()
     staging = staging_of(path)
-    missing = [folder for folder in path.parents if not folder.exists()]  # the innermost first
+    missing = [folder for folder in path.parents if not folder.exists()]  # innermost first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         staging.mkdir()
@@ -52,13 +52,13 @@ def staged(path: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         if not path.exists():
             for folder in missing:
-                with suppress(OSError):  # somebody else's files
+                with suppress(OSError):  # not empty: another process wrote there
                     folder.rmdir()
 
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when the body succeeds and vanishes when it does not."""
+    """Yield a temporary file name that becomes `path` when the body succeeds and is removed when it does not."""
     path = path.absolute()
     staging = staging_of(path)
     if not path.parent.is_dir():

@@ -1,4 +1,4 @@
-"""Options that several commands share, as frozen dataclasses that are checked once; errors name the flag."""
+"""The options that several commands share, as frozen dataclasses that are checked once; errors name the flag."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,58 +10,60 @@ from neuronal_ray.cli.options import Option
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every command that loads a model needs to know."""
+    """The options of every command that loads a model."""
 
     model: Annotated[
         str,
         Option(
             "str",
-            "a local model directory, an id on the Hugging Face hub, or `builtin` (the small model that comes along)",
+            "a local model directory, an id on the Hugging Face hub, or `builtin` (the small model of this package)",
         ),
     ]
     sequence_length: Annotated[
-        int | None, Option("int", "tokens per sequence; if absent 2048, or the model's context where that is shorter")
+        int | None, Option("int", "tokens per sequence; default: 2048, or the model's context if that is shorter")
     ] = None
     address: Annotated[
         str | None,
         Option(
             "str",
-            "where workers run: `none` in this process, `local` a Ray started for this run, `auto` the running Ray, or "
-            "an address. If absent: the cluster of the Ray job this is part of, else `local` with several GPUs, else "
-            "`none`",
+            "where workers run: `none` (in this process), `local` (on a Ray started for this run), `auto` (on the Ray "
+            "that is running), HOST:PORT or ray://HOST:PORT; default: the cluster of the Ray job that runs the "
+            "command, else `local` if there are several GPUs, else `none`",
         ),
     ] = None
     replicas: Annotated[
         int | None,
         Option(
             "int",
-            "copies of the model that share the work; if absent as many as GPUs, or nodes without GPUs, have room",
+            "copies of the model, which share the work; default: as many as fit on the GPUs, else one per node",
         ),
     ] = None
     shards: Annotated[
         int | None,
         Option(
-            "int", "workers that share one copy of the model, each with some of its blocks; if absent as few as fit"
+            "int", "workers that share one copy of the model, each holding some of its blocks; default: as few as fit"
         ),
     ] = None
     task_timeout: Annotated[
-        int, Option("int", "seconds after which a task on Ray counts as hung and is given to a new worker")
+        int, Option("int", "seconds after which a task on Ray counts as hung and is repeated by a new worker")
     ] = 7200
-    device: Annotated[str, Option("str", "where workers compute", choices=("auto", "cpu", "cuda"))] = "auto"
+    device: Annotated[str, Option("str", "the device that workers compute on", choices=("auto", "cpu", "cuda"))] = (
+        "auto"
+    )
     dtype: Annotated[
         str,
         Option(
             "str",
-            "of the computation; auto is the checkpoint's own on a GPU and float32 on a CPU. The saved weights keep "
-            "the checkpoint's",
+            "dtype of the computation; auto: the checkpoint's on a GPU, float32 on a CPU. Saved weights keep the "
+            "checkpoint's dtype",
             choices=("auto", "float32", "bfloat16", "float16"),
         ),
     ] = "auto"
     threads: Annotated[
-        int | None, Option("int", "CPU threads of a worker; if absent the machine's cores shared evenly")
+        int | None, Option("int", "CPU threads of each worker; default: the machine's cores, shared evenly")
     ] = None
     trust_remote_code: Annotated[
-        bool, Option("switch", "run Python code that comes with the model; only for sources you trust")
+        bool, Option("switch", "run the Python code that comes with the model; only for sources you trust")
     ] = False
 
     def check(self) -> None:
@@ -82,24 +84,24 @@ class RunConfig:
             raise BadInput("--replicas: one process holds one worker; use --address local for more")
 
     def warn_of_ignored(self) -> None:
-        """Say which options have no effect beside the others: none here."""
+        """Warn of options that have no effect given the others: none here."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(RunConfig):
-    """What every command that evaluates a model needs to know."""
+    """The options of every command that evaluates a model."""
 
     few_shot: Annotated[
-        int | None, Option("int", "examples before each question of a benchmark; if absent as its task says (mostly 0)")
+        int | None, Option("int", "examples before each question of a benchmark; default: as its task has it, mostly 0")
     ] = None
     task_limit: Annotated[
-        int | None, Option("int", "questions of each benchmark, the first ones; if absent all. For trying things out")
+        int | None, Option("int", "only the first N questions of each benchmark, for a quick try; default: all")
     ] = None
     task_data: Annotated[
         Path | None,
         Option(
             "path",
-            "directory with the benchmarks' rows, instead of the hub: rte_val.jsonl, arc_easy/test.parquet, ..",
+            "directory with the rows of the benchmarks, instead of the hub: rte_val.jsonl, arc_easy/test.parquet, ...",
         ),
     ] = None
 

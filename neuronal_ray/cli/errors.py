@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one line on the terminal and exit code 2. Every other exception is a fault of ours."""
+"""Errors that a user can mend: one line on the terminal, exit code 2. Every other exception is a fault of ours."""
 
 
 class BadInput(ValueError):

@@ -1,6 +1,6 @@
-"""How are the options of a command, fields of a frozen dataclass, read from flags and from TOML?
+"""Options of a command: the fields of a frozen dataclass, each annotated with an Option, read from flags and TOML.
 
-Each field is annotated with an Option. Errors name the flag.
+Errors name the flag.
 """
 
 import argparse
@@ -25,7 +25,7 @@ class Options(Protocol):
         ...
 
     def warn_of_ignored(self) -> None:
-        """Say which options have no effect beside the others."""
+        """Warn of options that have no effect given the others."""
         ...
 
 
@@ -48,7 +48,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _setting(text: str) -> tuple[str, object]:
-    """KEY=VALUE; the value in TOML's notation, or a bare string."""
+    """Split KEY=VALUE; the value is TOML, or else a plain string."""
     key, equals, value = text.partition("=")
     if not equals or "." not in key:
         raise ValueError(text)
@@ -60,7 +60,7 @@ def _setting(text: str) -> tuple[str, object]:
 
 @dataclass(frozen=True)
 class _Kind:
-    """How a type of option is read: from a word on the command line and from a TOML value, or from its items."""
+    """How a kind of option is read from a word, and the types of TOML values and of their items that it accepts."""
 
     parse: Callable[[str], object]
     expected: str
@@ -82,7 +82,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Option:
-    """What makes a dataclass field a command-line option; `kind` is a key of `_KINDS`."""
+    """The annotation that makes a dataclass field a command-line option; `kind` is a key of `_KINDS`."""
 
     kind: str
     help: str
@@ -97,9 +97,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_config(kind: type[AnyOptions], argv: Sequence[str], *, prog: str, description: str) -> AnyOptions:
-    """The configuration of `argv`: flags over `--config FILE` over defaults. Raises BadInput naming the flag."""
+    """Return the configuration of `argv`: flags over `--config FILE` over defaults. Raises BadInput naming the flag."""
     parser = _Parser(prog=prog, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with any of these options")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="TOML file with any of these options, without the dashes in front"
+    )
     options = options_of(kind)
     defaults = {entry.name: entry.default for entry in fields(kind) if entry.default is not MISSING}
     for name, declared in options.items():
@@ -120,12 +122,13 @@ def parse_config(kind: type[AnyOptions], argv: Sequence[str], *, prog: str, desc
 
 
 def options_of(kind: type[Options]) -> dict[str, Option]:
+    """Return the options of a configuration by the names of its fields."""
     hints = get_type_hints(kind, include_extras=True)
     return {entry.name: hints[entry.name].__metadata__[0] for entry in fields(kind)}
 
 
 def flag_of(name: str) -> str:
-    """The flag of an option."""
+    """Return the flag of an option."""
     return "--set" if name == "settings" else "--" + name.replace("_", "-")
 
 
@@ -143,9 +146,9 @@ def _add_option(parser: argparse.ArgumentParser, name: str, option: Option, *, d
     metavar = {
         "int": "N",
         "float": "X",
-        "path": "DIR",
-        "numbers": "X,X,..",
-        "names": "NAME,..",
+        "path": "PATH",
+        "numbers": "X,X,...",
+        "names": "NAME,...",
         "settings": "KEY=VALUE",
     }
     parser.add_argument(
@@ -170,7 +173,7 @@ def _parser_of(kind: str) -> Callable[[str], object]:
 
 
 def _read_toml(path: Path, options: Mapping[str, Option]) -> dict[str, object]:
-    """The options of a TOML file; keys are flags without dashes in front, `[set.method]` tables are settings."""
+    """Read a TOML file of options: keys are flags without the dashes in front, `[set.method]` tables are settings."""
     try:
         table = tomllib.loads(path.read_text())
     except OSError as error:
@@ -183,7 +186,7 @@ def _read_toml(path: Path, options: Mapping[str, Option]) -> dict[str, object]:
 def read_options(
     table: Mapping[str, object], options: Mapping[str, Option], *, flag: str, place: str
 ) -> dict[str, Any]:
-    """The values of a TOML table by the options' names; ValueError, naming flag and place, for unknown keys."""
+    """Return the values of a TOML table by the options' names. Raises BadInput with flag and place for unknown keys."""
     values: dict[str, Any] = {}
     for key, value in table.items():
         name = option_name(key, options, flag=flag, place=place)
@@ -192,7 +195,7 @@ def read_options(
 
 
 def option_name(key: str, options: Mapping[str, Option], *, flag: str, place: str) -> str:
-    """The name of the option that a TOML key stands for."""
+    """Return the name of the option that a TOML key stands for."""
     name = "settings" if key == "set" else key.replace("-", "_")
     if name not in options:
         known = [flag_of(known)[2:] for known in options]
@@ -203,7 +206,7 @@ def option_name(key: str, options: Mapping[str, Option], *, flag: str, place: st
 
 
 def option_value(value: object, option: Option, *, where: str) -> object:
-    """A TOML value as the option has it; ValueError, starting with `where`, for one of another type."""
+    """Convert a TOML value to the option's type. Raises BadInput, beginning with `where`, for one of another type."""
     kind = _KINDS[option.kind]
     if not _is_a(value, kind.accepts) or (isinstance(value, list) and not all(_is_a(x, kind.items) for x in value)):
         raise BadInput(f"{where}: {value!r} is not {kind.expected}")
@@ -224,5 +227,5 @@ def option_value(value: object, option: Option, *, where: str) -> object:
 
 
 def _is_a(value: object, types: tuple[type, ...]) -> bool:
-    """`isinstance`, but True and False are no numbers."""
+    """Do what `isinstance` does, but True and False are no numbers."""
     return isinstance(value, types) and (bool in types or not isinstance(value, bool))

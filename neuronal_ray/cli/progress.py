@@ -13,7 +13,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Stages of a run, one after the other; `seconds` holds how long each took. `quiet`: says nothing."""
+    """The stages of a run, one after the other; `seconds` holds how long each took. `quiet`: print nothing."""
 
     def __init__(self, events: Path | None = None, *, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -23,7 +23,7 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Callable[[str], None]]:
-        """A stage of `total` parts; the value yielded is called with a note when a part is done."""
+        """Run a stage of `total` steps; yield the function to call, with a note, when a step is done."""
         begin = time.perf_counter()
         terminal = sys.stderr.isatty()
         bar = tqdm(total=total, desc=f"{name:<16}", leave=True, disable=not terminal or self._quiet, file=sys.stderr)

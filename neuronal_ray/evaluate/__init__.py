@@ -1,1 +1,1 @@
-"""What a model is worth: perplexity."""
+"""Measuring a model: perplexity of texts, accuracy on benchmarks."""

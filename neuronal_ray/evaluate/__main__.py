@@ -1,4 +1,4 @@
-"""`python -m neuronal_ray.evaluate`: perplexity and benchmarks of a model, dense or pruned."""
+"""`python -m neuronal_ray.evaluate`: measure perplexity and benchmarks of a model, dense or pruned."""
 
 import sys
 from collections.abc import Sequence
@@ -8,19 +8,19 @@ from neuronal_ray.cli.exit_codes import exit_code
 from neuronal_ray.cli.options import parse_config
 from neuronal_ray.evaluate.config import EvaluateConfig
 
-_DESCRIPTION = """Measure the perplexity of a model by the protocol of the pruning papers (consecutive windows, losses
-in float32), and its accuracy on benchmarks, by lm-eval. Example:
+_DESCRIPTION = """Measure a model's perplexity by the protocol of the pruning papers (consecutive windows, losses in
+float32) and its accuracy on the benchmarks of lm-eval. Example:
 neuronal-ray evaluate --model pruned --evaluate wikitext2,c4,ptb,zero-shot"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 when done, 2 for bad input, 1 for anything else."""
+    """Run the command; return 0 when done, 2 for bad input, 1 for anything else."""
     return exit_code("neuronal-ray evaluate", lambda: _main(sys.argv[1:] if argv is None else argv))
 
 
 def _main(argv: Sequence[str]) -> None:
     config = parse_config(EvaluateConfig, argv, prog="neuronal-ray evaluate", description=_DESCRIPTION)
-    # What follows imports torch and transformers: after the options are known to be good.
+    # The imports below load torch and transformers: only once the options are known to be good.
     from neuronal_ray.cli.atomic import write_json
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.cli.versions import versions

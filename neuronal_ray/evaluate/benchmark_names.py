@@ -1,4 +1,4 @@
-"""Which names given to `--evaluate` are texts, and which are benchmarks of lm-eval?"""
+"""The names that `--evaluate` takes: texts, the paper's seven tasks, any other task of lm-eval."""
 
 import difflib
 from collections.abc import Sequence
@@ -11,14 +11,17 @@ ZERO_SHOT = ("rte", "winogrande", "boolq", "hellaswag", "arc_easy", "arc_challen
 """The paper's seven tasks, in the order of its tables (section 5.1)."""
 
 MEAN = "mean"
-"""What results call the mean over the seven."""
+"""The name of the mean over the seven in results."""
 
 SETS = {"zero-shot": ZERO_SHOT}
-"""Names that stand for several."""
+"""Names that stand for several benchmarks."""
 
 
 def split_names(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Texts and benchmarks among `names`, each in order; BadInput that suggests names for one that is neither."""
+    """Return the texts and the benchmarks among `names`, each in order.
+
+    Raises BadInput, with similar names, for a name that is neither.
+    """
     expanded = [member for name in names for member in SETS.get(name, (name,))]
     texts = tuple(name for name in expanded if name in NAMES or is_file_name(name))
     benchmarks = tuple(dict.fromkeys(name for name in expanded if name not in texts))
@@ -27,15 +30,15 @@ def split_names(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]
             known = [*NAMES, *SETS, *ZERO_SHOT, *_lm_eval_tasks()]
             near = difflib.get_close_matches(name, known, n=4) or [*NAMES, *SETS, *ZERO_SHOT]
             raise BadInput(
-                f"--evaluate: {name!r} is no text and no task of lm-eval, did you mean {', '.join(dict.fromkeys(near))}"
-                f"? Files end in {', '.join(EXTENSIONS)}"
+                f"--evaluate: {name!r} is neither a text nor a task of lm-eval, did you mean "
+                f"{', '.join(dict.fromkeys(near))}? Files end in {', '.join(EXTENSIONS)}"
             )
     return texts, benchmarks
 
 
 @cache
 def _lm_eval_tasks() -> tuple[str, ...]:
-    """All that lm-eval has, single tasks and groups; reading their index takes seconds."""
+    """Return the names of all tasks and groups of lm-eval; reading their index takes seconds."""
     from lm_eval.tasks import TaskManager
 
     return tuple(TaskManager().all_tasks)

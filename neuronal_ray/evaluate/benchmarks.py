@@ -1,4 +1,4 @@
-"""Benchmarks of the released lm-eval on a model that a worker holds, dense or under a plan."""
+"""Benchmarks of the released lm-eval, run on the model that a worker holds, dense or under a plan."""
 
 import io
 import logging
@@ -36,9 +36,9 @@ _LONG_PROMPT = 2048  # tokens; models take more, benchmarks do not
 
 
 def check_benchmarks(names: Sequence[str], settings: BenchmarkSettings) -> None:
-    """Fetch or read every row that `names` need; ValueError before a model is loaded."""
+    """Fetch or read the rows of every benchmark. Raises BadInput when they are not to be had."""
     for name in names:
-        with _quietly(), _said_of(name):
+        with _quietly(), _naming(name):
             if settings.data is None:
                 _manager().load([name])
             else:
@@ -48,8 +48,8 @@ def check_benchmarks(names: Sequence[str], settings: BenchmarkSettings) -> None:
 def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: BenchmarkSettings) -> Score:
     """Return the score of lm-eval's task (or group) `name` on the final model under `plan`; None is the dense model.
 
-    Runs in the last shard of a chain, which queries the others. On one worker the sparse weights stand in for the dense
-    ones while it lasts: one more copy of the pruned linears in memory. Raises BadInput when the task's rows are missing.
+    Runs in the last shard of a chain, which queries the others. On one worker the masked weights replace the dense
+    ones meanwhile, which takes another copy of the pruned linears. Raises BadInput when the task's rows are missing.
     """
     task: str | dict[str, Any] = name if settings.data is None else _local_task(name, settings)
     model = worker.replica.stream.model
@@ -63,8 +63,8 @@ def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: Benchm
             batch_size=_batch_size(worker.device, model.config.get_text_config().vocab_size, min(length, _LONG_PROMPT)),
             max_length=length,
         )
-        with _said_of(name):
-            found = simple_evaluate(
+        with _naming(name):
+            results = simple_evaluate(
                 adapter,
                 tasks=[task],
                 num_fewshot=settings.few_shot,
@@ -73,7 +73,7 @@ def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: Benchm
                 log_samples=False,
                 task_manager=_manager(),
             )
-    return _score(found, name)
+    return _score(results, name)
 
 
 class _Relayed(HFLM):  # type: ignore[misc]
@@ -84,19 +84,24 @@ class _Relayed(HFLM):  # type: ignore[misc]
         super().__init__(**settings)
 
     def _model_call(self, inps: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
-        return logits_on_demand(self._worker, inps, self._plan)
+        try:
+            return logits_on_demand(self._worker, inps, self._plan)
+        except BadInput:
+            raise
+        except ValueError as error:
+            raise RuntimeError(f"a fault of ours, not of lm-eval: {error}") from error
 
     def _model_generate(self, *_: object, **__: object) -> torch.Tensor:
         raise BadInput("--evaluate: a task that generates text needs the whole model in the memory of one device")
 
 
-def _score(found: Mapping[str, Any], name: str) -> Score:
-    """The first metric that the task's configuration lists, of those that lm-eval reports."""
-    values = found["results"][name] if name in found["results"] else found["groups"][name]
+def _score(results: Mapping[str, Any], name: str) -> Score:
+    """Return the score by the first metric of the task's configuration that lm-eval reports."""
+    values = results["results"][name] if name in results["results"] else results["groups"][name]
     key = next(key for key in values if "," in key and "_stderr" not in key)
     metric, _, rule = key.partition(",")
     error = values.get(f"{metric}_stderr,{rule}")
-    rows = sum(count["effective"] for count in found["n-samples"].values())
+    rows = sum(count["effective"] for count in results["n-samples"].values())
     return Score(
         metric=_NAMES.get(metric, metric),
         value=float(values[key]),
@@ -107,13 +112,13 @@ def _score(found: Mapping[str, Any], name: str) -> Score:
 
 @cache
 def _manager() -> TaskManager:
-    """The index of lm-eval's tasks; making it takes seconds."""
+    """Return the index of lm-eval's tasks; reading it takes seconds."""
     return TaskManager()
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without lm-eval's and datasets' bars and warnings: many benchmarks run side by side, each reported when done."""
+    """Silence the bars and warnings of lm-eval and datasets: many benchmarks run in parallel, and we report each."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels = [logger.level for logger in loggers]
     try:
@@ -127,19 +132,23 @@ def _quietly() -> Iterator[None]:
 
 
 @contextmanager
-def _said_of(name: str) -> Iterator[None]:
-    """Errors of datasets and the hub as one line that says what to do."""
+def _naming(name: str) -> Iterator[None]:
+    """Turn errors of lm-eval, datasets and the hub into a BadInput that names the benchmark."""
     try:
         yield
+    except BadInput:
+        raise
     except (OSError, HTTPError, datasets.exceptions.DatasetsError) as error:
         raise BadInput(
-            f"--evaluate: the rows of {name} could not be had from the Hugging Face hub ({one_line(error)}); "
+            f"--evaluate: the rows of {name} could not be read from the Hugging Face hub ({one_line(error)}); "
             "--task-data DIR takes local ones"
         ) from error
+    except ValueError as error:  # for a task that it refuses, or offline for rows that were not downloaded before
+        raise BadInput(f"--evaluate: lm-eval cannot run {name} ({one_line(error)})") from error
 
 
 def _local_task(name: str, settings: BenchmarkSettings) -> dict[str, Any]:
-    """lm-eval's own configuration of the task over local rows."""
+    """Return lm-eval's configuration of the task, with local rows in place of the hub's."""
     assert settings.data is not None
     manager = _manager()
     if not settings.data.is_dir():
@@ -165,7 +174,7 @@ def _local_task(name: str, settings: BenchmarkSettings) -> dict[str, Any]:
 
 
 def _context(config: Any) -> int:
-    """The longest input of the model."""
+    """Return the longest input of the model, in tokens."""
     try:
         return int(config.max_position_embeddings)
     except AttributeError:
@@ -173,7 +182,7 @@ def _context(config: Any) -> int:
 
 
 def _batch_size(device: torch.device, vocabulary: int, length: int) -> int:
-    """Sequences of `length` tokens whose logits fit in half of the device's free memory."""
+    """Return the number of sequences of `length` tokens whose logits fit in half of the device's free memory."""
     if device.type != "cuda":
         return _CPU_BATCH
     free, _ = torch.cuda.mem_get_info(device)

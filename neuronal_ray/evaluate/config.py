@@ -11,17 +11,19 @@ from neuronal_ray.cli.options import Option
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(BenchmarkConfig):
-    """Options of `neuronal_ray.evaluate`."""
+    """Options of `neuronal-ray evaluate`."""
 
     evaluate: Annotated[
         tuple[str, ...],
         Option(
             "names",
-            "perplexity on wikitext2, c4, ptb, builtin or files; accuracy on rte, winogrande, boolq, hellaswag, "
-            "arc_easy, arc_challenge, openbookqa (zero-shot: all seven), or any other task of lm-eval",
+            "comma-separated: perplexity on wikitext2, c4, ptb, builtin or text files; accuracy on rte, winogrande, "
+            "boolq, hellaswag, arc_easy, arc_challenge, openbookqa (zero-shot: all seven) or any other lm-eval task",
         ),
     ] = ("wikitext2",)
-    output: Annotated[Path | None, Option("path", "JSON file for the results, besides printing them")] = None
+    output: Annotated[
+        Path | None, Option("path", "JSON file that receives the results, which are printed in any case")
+    ] = None
 
     def check(self) -> None:
         """Raise BadInput, naming the flag, for values that can never work."""

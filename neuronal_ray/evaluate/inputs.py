@@ -1,4 +1,4 @@
-"""What is evaluated: texts in windows and benchmarks, read and checked before any weight is loaded."""
+"""The texts and benchmarks of an evaluation, read and checked before any weight is loaded."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ _DEFAULT_LENGTH = 2048
 
 
 def sequence_length(config: RunConfig, checkpoint: Checkpoint) -> int:
-    """The tokens per sequence asked for, or 2048 or the model's context where that is shorter."""
+    """Return --sequence-length or its default: 2048, or the model's context if that is shorter."""
     context = context_length(checkpoint)
     if config.sequence_length is None:
         return min(_DEFAULT_LENGTH, context)
@@ -27,7 +27,7 @@ def sequence_length(config: RunConfig, checkpoint: Checkpoint) -> int:
 
 
 def context_length(checkpoint: Checkpoint) -> int:
-    """The longest text that the model was made for; models without positions have no limit."""
+    """Return the longest sequence that the model was made for, in tokens; models without positions have no limit."""
     try:
         return int(checkpoint.config.get_text_config().max_position_embeddings)
     except AttributeError:
@@ -37,7 +37,7 @@ def context_length(checkpoint: Checkpoint) -> int:
 def read_evaluations(
     config: BenchmarkConfig, names: Sequence[str], checkpoint: Checkpoint, *, length: int
 ) -> Evaluations:
-    """The texts among `names` cut into windows, and the benchmarks, whose local rows are read once to check them."""
+    """Read the texts among `names` as windows of `length` tokens, and check that the benchmarks' rows can be read."""
     texts, benchmarks = split_names(names)
     settings = BenchmarkSettings(few_shot=config.few_shot, limit=config.task_limit, data=config.task_data)
     windows = read_windows(texts, checkpoint, length=length, trust_remote_code=config.trust_remote_code)
@@ -51,7 +51,7 @@ def read_evaluations(
 def read_windows(
     sources: Sequence[str], checkpoint: Checkpoint, *, length: int, trust_remote_code: bool
 ) -> dict[str, Int64[Tensor, "windows length"]]:
-    """The evaluation windows of every source by its name."""
+    """Return the windows of every source, by the name that results have it under."""
     windows = {}
     for source in sources:
         name = evaluation_name(source)

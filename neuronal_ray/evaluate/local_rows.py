@@ -1,7 +1,7 @@
-"""Which local rows does a zero-shot task get when the hub is not to be asked?
+"""Rows of benchmarks from local files (`--task-data DIR`) instead of the hub.
 
-Files of `--task-data DIR` are found by name (`rte_val.jsonl`, `arc_easy/test.parquet`) and brought to the hub's field
-names, which lm-eval's own task configurations read.
+Files are found by name (`rte_val.jsonl`, `arc_easy/test.parquet`); their rows are converted to the hub's field names,
+which lm-eval's task configurations read.
 """
 
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 
 from neuronal_ray.cli.errors import BadInput
 
@@ -28,7 +29,7 @@ _FLAG = "--task-data"
 
 
 def _rte(row: Row) -> Row:
-    """SuperGLUE's shape: premise, hypothesis and the label in words."""
+    """Convert SuperGLUE's form: premise, hypothesis and the label in words."""
     if "sentence1" in row:
         return row
     label = row["label"]
@@ -42,17 +43,17 @@ def _rte(row: Row) -> Row:
 
 
 def _boolq(row: Row) -> Row:
-    """BoolQ's own shape: the answer as a Boolean."""
+    """Convert BoolQ's own form: the answer as a Boolean."""
     return row if "label" in row else {**row, "label": int(row["answer"])}
 
 
 def _hellaswag(row: Row) -> Row:
-    """HellaSwag's own shape: the label as a number."""
+    """Convert HellaSwag's own form: the label as a number."""
     return {**row, "label": str(row["label"])}
 
 
 def _arc(row: Row) -> Row:
-    """AI2's own shape: stem and choices inside the question."""
+    """Convert AI2's own form: stem and choices inside the question."""
     if "choices" in row:
         return row
     question = row["question"]
@@ -61,7 +62,7 @@ def _arc(row: Row) -> Row:
 
 
 def _openbookqa(row: Row) -> Row:
-    """Query, a list of choices and the index of the right one."""
+    """Convert a query, a list of choices and the index of the right one."""
     if "question_stem" in row:
         return row
     labels = [chr(ord("A") + number) for number in range(len(row["choices"]))]
@@ -81,11 +82,11 @@ _SHAPES: dict[str, Callable[[Row], Row]] = {
     "arc_challenge": _arc,
     "openbookqa": _openbookqa,
 }
-"""Tasks whose rows are found in other shapes than the hub's; those of other tasks are taken as they are."""
+"""Tasks whose rows are published in other forms than the hub's; rows of other tasks are not converted."""
 
 
 def find_files(directory: Path, task: str, *, default: str) -> dict[str, Path]:
-    """The file of each split of `task`; one whose name says no split is `default`. ValueError if there is none."""
+    """Return the file of each split of `task`; a name without a split means `default`. BadInput if there is no file."""
     found: dict[str, Path] = {}
     for path in sorted([*directory.glob(f"{task}*"), *directory.glob(f"{task}/*")]):
         if path.suffix not in _SUFFIXES or not path.is_file():
@@ -105,7 +106,7 @@ def find_files(directory: Path, task: str, *, default: str) -> dict[str, Path]:
 
 
 def read_rows(path: Path, task: str) -> datasets.Dataset:
-    """The rows of a file in the shape that the task's configuration reads; BadInput that names the row."""
+    """Return the rows of a file in the form that the task's configuration reads. Raises BadInput naming the row."""
     if path.suffix == ".parquet":
         try:
             rows = datasets.Dataset.from_parquet(str(path), keep_in_memory=True).to_list()
@@ -117,7 +118,7 @@ def read_rows(path: Path, task: str) -> datasets.Dataset:
         raise BadInput(f"{_FLAG}: {path} is empty, expected one row per line")
     shape = _SHAPES.get(task)
     if shape is None:
-        return datasets.Dataset.from_list(rows)
+        return _dataset(rows, path)
     shaped = []
     for number, row in enumerate(rows, start=1):
         try:
@@ -126,7 +127,14 @@ def read_rows(path: Path, task: str) -> datasets.Dataset:
             raise BadInput(
                 f"{_FLAG}: row {number} of {path} is no row of {task} (field {error}); it has {', '.join(row)}"
             ) from error
-    return datasets.Dataset.from_list(shaped)
+    return _dataset(shaped, path)
+
+
+def _dataset(rows: list[dict[str, Any]], path: Path) -> datasets.Dataset:
+    try:
+        return datasets.Dataset.from_list(rows)
+    except pyarrow.ArrowException as error:
+        raise BadInput(f"{_FLAG}: the rows of {path} differ in the types of their fields ({error})") from error
 
 
 def _lines(path: Path) -> list[str]:

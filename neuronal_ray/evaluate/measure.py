@@ -1,4 +1,4 @@
-"""Texts and benchmarks of one model, spread over the pool: windows in parts, benchmarks whole."""
+"""The scores of one model on texts and benchmarks, computed over the pool: one task per benchmark, several per text."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ Windows = Int64[Tensor, "windows length"]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluations:
-    """What a model is evaluated on."""
+    """The texts, as windows by name, and the benchmarks that a model is evaluated on."""
 
     windows: Mapping[str, Windows] = field(default_factory=dict)
     benchmarks: tuple[str, ...] = ()
@@ -28,11 +28,11 @@ class Evaluations:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Texts, then benchmarks."""
+        """The names of texts, then of benchmarks."""
         return (*self.windows, *self.benchmarks)
 
     def without(self, done: set[str]) -> "Evaluations":
-        """Those that are not done."""
+        """Return the evaluations whose names are not in `done`."""
         return Evaluations(
             windows={name: text for name, text in self.windows.items() if name not in done},
             benchmarks=tuple(name for name in self.benchmarks if name not in done),
@@ -51,9 +51,9 @@ def _benchmark(worker: Worker, name: str, plan: Plan | None, settings: Benchmark
 def measure(
     pool: Pool, evaluations: Evaluations, plan: Plan | None, progress: Progress, *, label: str
 ) -> dict[str, Score]:
-    """The score of every text and benchmark, of the model under `plan` (None: dense).
+    """Return the score of the model under `plan` (None: dense) on every text and benchmark, by name.
 
-    Where the paper's seven tasks are among them, their mean follows.
+    If the paper's seven tasks are among them, their mean comes last.
     """
     scores = dict(measured(pool, evaluations, plan, progress, label=label))
     ordered = {name: scores[name] for name in evaluations.names}
@@ -65,7 +65,7 @@ def measure(
 def measured(
     pool: Pool, evaluations: Evaluations, plan: Plan | None, progress: Progress, *, label: str
 ) -> Iterator[tuple[str, Score]]:
-    """`measure`, one name and score after the other; a stage of `progress` each, one for all benchmarks.
+    """Yield each name with its score as soon as it is known; each text is a stage of `progress`, so are all benchmarks.
 
     Benchmarks, the longest tasks, start first.
     """

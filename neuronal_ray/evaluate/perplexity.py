@@ -1,4 +1,4 @@
-"""Perplexity by the protocol of the pruning papers: consecutive windows, mean of the windows' mean losses."""
+"""Perplexity by the protocol of the pruning papers: consecutive windows, exp of the mean of their mean losses."""
 
 import math
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ from neuronal_ray.workers.tasks.statistics import sequences_per_chunk
 def window_losses(
     windows: Int64[Tensor, "windows length"], chunks: Iterator[Float[Tensor, "some length vocabulary"]]
 ) -> Float64[Tensor, " windows"]:
-    """Return the mean cross-entropy, in nats, over the length - 1 predictions of each window, from float32 logits."""
+    """Return each window's mean cross-entropy over its length - 1 predictions, in nats, from float32 logits."""
     losses = []
     remaining = windows
     for chunk in chunks:
-        part, remaining = remaining[: len(chunk)].to(chunk.device), remaining[len(chunk) :]
-        for row, tokens in zip(chunk, part, strict=True):
+        inputs, remaining = remaining[: len(chunk)].to(chunk.device), remaining[len(chunk) :]
+        for row, tokens in zip(chunk, inputs, strict=True):
             losses.append(F.cross_entropy(row[:-1].float(), tokens[1:]))
     return torch.stack(losses).double().cpu()
 
@@ -34,8 +34,9 @@ def window_losses(
 def split_windows(
     windows: Int64[Tensor, "windows length"], *, chunk: int, most_chunks: int, workers: int
 ) -> list[Int64[Tensor, "some length"]]:
-    """Tasks of whole chunks of `chunk` windows, so that no bit depends on how many; of `most_chunks` at most, and as
-    many as `workers` finish at the same time.
+    """Split `windows` into tasks of whole chunks of `chunk` windows, at most `most_chunks` each.
+
+    Chunks are never divided, so no bit depends on the number of tasks, which is such that all `workers` end together.
     """
     chunks = math.ceil(len(windows) / chunk)
     rounds = math.ceil(chunks / (workers * most_chunks))
@@ -43,7 +44,7 @@ def split_windows(
 
 
 def _tasks(pool: Pool, windows: Int64[Tensor, "windows length"]) -> list[Int64[Tensor, "some length"]]:
-    """Return the tasks of an evaluation.
+    """Return the windows of each task.
 
     The chunks of a task share the cost of masking or transferring a block. A chain of shards that hold their blocks is
     busy in all of them only with many tasks under way: there a task has one chunk.
@@ -65,22 +66,17 @@ def perplexity(
     progress: Progress | None = None,
     stage: str = "perplexity",
 ) -> float:
-    """exp of the mean of the windows' losses of the model under `plan` (None: dense); infinite on overflow.
+    """Return exp of the mean of the windows' losses of the model under `plan` (None: dense); infinite on overflow.
 
-    The originals multiply each window's mean over length - 1 predictions by length and divide by all tokens: the
-    same number. Differs: their losses are taken from half-precision logits. Windows are merged in their order: the
-    bits do not depend on the pool.
+    The released codes multiply each window's mean over length - 1 predictions by length and divide by all tokens: the
+    same number. Differs: they take losses from half-precision logits. Losses are merged in the order of the windows,
+    so no bit depends on the pool.
     """
     tasks = _tasks(pool, windows)
     losses = []
     with (progress or Progress(quiet=True)).stage(stage, len(tasks)) as advance:
-        for some in map_in_parallel(pool, logits, tasks, plan, window_losses):
-            losses.append(some)
+        for of_task in map_in_parallel(pool, logits, tasks, plan, window_losses):
+            losses.append(of_task)
             advance("")
-    return _perplexity_of(torch.cat(losses))
-
-
-def _perplexity_of(losses: Float64[Tensor, " windows"]) -> float:
-    """exp of the mean; infinite on overflow."""
-    mean = float(losses.mean())
+    mean = float(torch.cat(losses).mean())
     return math.exp(mean) if mean < 700 else math.inf

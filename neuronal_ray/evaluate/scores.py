@@ -1,4 +1,4 @@
-"""What an evaluation gives: one number with its name, error and size, of a text or of a benchmark."""
+"""The result of an evaluation on one text or benchmark: a number with its metric, standard error and size."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ PERPLEXITY = "perplexity"
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSettings:
-    """How benchmarks are run. `few_shot` None: as the task's own configuration says; `limit` None: all rows."""
+    """How benchmarks run. `few_shot` None: as the task is configured; `limit` None: all rows; `data`: local rows."""
 
     few_shot: int | None = None
     limit: int | None = None
@@ -19,9 +19,9 @@ class BenchmarkSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """`value` by `metric` over `rows` (windows of `length` tokens of a text, questions of a benchmark).
+    """`value` of `metric` over `rows`: windows of `length` tokens of a text, or questions of a benchmark.
 
-    `error` is the standard error, nan where there is none. An accuracy is a fraction.
+    `error` is the standard error, nan if there is none. An accuracy is a fraction.
     """
 
     metric: str
@@ -31,19 +31,19 @@ class Score:
     length: int | None = None
 
     def value_summary(self) -> dict[str, object]:
-        """The number alone as pruning.json has it: null for one that overflowed, which JSON has no number for."""
+        """Return the number alone, as in pruning.json: null for infinity, which JSON does not have."""
         known: dict[str, object] = {self.metric: self.value if math.isfinite(self.value) else None}
         return known if math.isnan(self.error) else known | {"stderr": self.error}
 
     def summary(self) -> dict[str, object]:
-        """All of it as pruning.json has it."""
+        """Return the whole score as in pruning.json."""
         if self.metric == PERPLEXITY:
             return self.value_summary() | {"windows": self.rows, "sequence_length": self.length}
         return self.value_summary() | {"rows": self.rows}
 
 
 def mean_score(scores: Sequence[Score]) -> Score:
-    """The mean of benchmarks' values, the paper's "Average", and its standard error, tasks taken as independent."""
+    """Return the mean over benchmarks (the paper's "Average"), with its standard error for independent tasks."""
     assert scores
     count = len(scores)
     return Score(

@@ -1,1 +1,1 @@
-"""Checking results, and writing them in other formats."""
+"""Checking pruned models, and writing them in other forms."""

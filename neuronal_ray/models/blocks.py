@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from neuronal_ray.cli.errors import UnsupportedModel
+from neuronal_ray.cli.errors import BadInput, UnsupportedModel
 from neuronal_ray.models.experts import Expert, experts_of, split_experts
 from neuronal_ray.models.offload import Residence
 
@@ -27,6 +27,17 @@ class Recording:
 
     hidden: Float[Tensor, "sequences tokens features"]
     calls: tuple[Call, ...]
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn what transformers refuses by a ValueError, an architecture or an attention say, into UnsupportedModel."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except ValueError as error:
+        raise UnsupportedModel(f"--model: {str(error).strip().splitlines()[0]}") from error
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -219,7 +230,8 @@ class Stream:
         return (hidden, None) if self._returns_tuple else hidden
 
     def _run_base(self, tokens: Tensor) -> None:
-        self.model.base_model(input_ids=tokens, use_cache=False)
+        with refusals():
+            self.model.base_model(input_ids=tokens, use_cache=False)
 
     @torch.no_grad()
     def _first_block_returns_tuple(self) -> bool:

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from neuronal_ray.cli.errors import BadInput, UnsupportedModel
 from neuronal_ray.core.layout import Linear
-from neuronal_ray.models.blocks import find_blocks, find_linears, weight_of
+from neuronal_ray.models.blocks import find_blocks, find_linears, refusals, weight_of
 from neuronal_ray.models.experts import split_experts
 from neuronal_ray.models.tensor_files import Stored, read_header
 
@@ -117,6 +117,7 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PretrainedCon
         raise BadInput(f"--model: no config.json in {path}, expected a Hugging Face model directory")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config.get_text_config()  # refused with several
     except (ValueError, OSError, KeyError) as error:
         raise BadInput(f"--model: config.json in {path}: {str(error).strip().splitlines()[0]}") from error
     except StrictDataclassError as error:
@@ -159,7 +160,7 @@ def load_model(
     kind, trust = AutoModelForCausalLM, {"trust_remote_code": trust_remote_code}
     if blocks is not None and len(blocks) < checkpoint.config.get_text_config().num_hidden_layers:
         kind, trust = _partial_class(checkpoint, blocks, trust_remote_code=trust_remote_code), {}
-    with quiet_loading():
+    with refusals(), quiet_loading():
         model, info = kind.from_pretrained(
             checkpoint.path,
             config=checkpoint.config,
@@ -227,7 +228,7 @@ def quiet_loading() -> Iterator[None]:
 
 def empty_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model without weights (on the meta device), for its shapes."""
-    with torch.device("meta"):
+    with refusals(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(checkpoint.config, trust_remote_code=trust_remote_code)
     split_experts(model, find_blocks(model)[1])
     return model

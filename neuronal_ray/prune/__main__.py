@@ -1,4 +1,4 @@
-"""`python -m neuronal_ray.prune`: prune a model, say what it cost in perplexity, write it down."""
+"""`python -m neuronal_ray.prune`: prune a model, evaluate it and write it."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.cli.exit_codes import Unfinished, exit_code
+from neuronal_ray.cli.exit_codes import InternalError, Unfinished, exit_code
 from neuronal_ray.cli.options import parse_config
 from neuronal_ray.prune.config import PruneConfig
 
 _DESCRIPTION = """Prune the linear weights of a language model to an unstructured sparsity, without re-training.
-By default: Wanda's scores, spread over blocks, parts and rows by output divergence (--mode best). Example:
+By default: Wanda's scores, with sparsity spread over blocks, sub-blocks and rows by output divergence (--mode best).
+Example:
 neuronal-ray prune --model huggyllama/llama-7b --output pruned --sparsity 0.7 --evaluate wikitext2,c4,ptb"""
+_KEPT = "what is finished was kept: the same command with --resume goes on from there"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 when done, 2 for bad input, 1 for anything else."""
+    """Run the command; return 0 when done, 2 for bad input, 1 for anything else."""
     return exit_code("neuronal-ray prune", lambda: _main(sys.argv[1:] if argv is None else argv))
 
 
@@ -25,7 +27,7 @@ def _main(argv: Sequence[str]) -> None:
     config = parse_config(PruneConfig, argv, prog="neuronal-ray prune", description=_DESCRIPTION)
     if config.output is None and not config.dry_run:
         raise BadInput("--output: missing, expected the directory to write")
-    # What follows imports torch and transformers: after the options are known to be good.
+    # The imports below load torch and transformers: only once the options are known to be good.
     from neuronal_ray.cli.atomic import check_output, staged
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.models.tensor_files import check_room
@@ -35,7 +37,6 @@ def _main(argv: Sequence[str]) -> None:
     from neuronal_ray.prune.pipeline import run
     from neuronal_ray.report.__main__ import write_report
     from neuronal_ray.workers.pools.launch import check_device, open_pool
-    from neuronal_ray.workers.pools.protocol import TaskError
 
     if config.output is not None:
         check_output(config.output, overwrite=config.overwrite)
@@ -66,15 +67,17 @@ def _main(argv: Sequence[str]) -> None:
                 advance(f"{pool.replicas} replica{'s' * (pool.replicas > 1)}{shards}")
             summary = run(config, inputs, pool, staging, progress, journal=journal)
             write_report(staging)
-    except (TaskError, OSError) as error:
-        raise Unfinished(
-            f"{error}\nwhat is finished was kept: the same command with --resume goes on from there"
-        ) from error
+    except BadInput:
+        raise
+    except (Unfinished, OSError) as error:  # a full disk, say, or workers that are gone
+        raise Unfinished(f"{error}\n{_KEPT}") from error
+    except Exception as error:
+        raise InternalError(_KEPT) from error
     print(_table(summary, config.output))
 
 
 def _what(summary: Mapping[str, Any]) -> str:
-    """Method, allocation and what else shaped the masks."""
+    """Return the method, the allocation and what else shaped the masks, in words."""
     parts = [summary["method"], summary["allocation"]]
     parts += [f"{summary['row_step']} rows"] if summary["row_step"] else []
     parts += [
@@ -84,7 +87,7 @@ def _what(summary: Mapping[str, Any]) -> str:
 
 
 def _table(summary: Mapping[str, Any], output: Path) -> str:
-    """What a run found, for the terminal."""
+    """Return the results of a run as a table for the terminal."""
     sparsity, search = summary["sparsity"], summary["search"]
     lines = [
         "",

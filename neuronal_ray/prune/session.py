@@ -12,9 +12,9 @@ from pathlib import Path
 from jaxtyping import Int64
 from torch import Tensor
 
-from neuronal_ray import __version__
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.cli.progress import Progress
+from neuronal_ray.cli.versions import score_versions
 from neuronal_ray.core.layout import Group, Layout
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import RunningNorm, Statistic
@@ -154,9 +154,14 @@ class Session:
         if self.journal is None:
             return Results()
         device, model = self.pool.first(dense.device_name), self.pool.first(dense.fingerprint)
-        results = Results.of(Journal(self.journal, f"{__version__} {query} {mode} {device} {model}"))
+        pruner = query.ranked.pruner
+        question = {"search": f"{query} {mode}", "device": device, "model": model}
+        journal = Journal(self.journal, score_versions(pruner.method, pruner.refinement or "") | question)
+        results = Results.of(journal)
         if len(results):
             logger.warning("%d finished candidates are taken from %s", len(results), self.journal)
+        elif others := journal.differences():
+            logger.warning("no finished candidate is taken from %s: another %s", self.journal, ", ".join(others))
         return results
 
     def settle(self, composition: Composition, plan: Plan, calibration: Tokens, progress: Progress) -> None:

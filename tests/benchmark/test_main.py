@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuronal_ray.benchmark.__main__ import PARTS, main
+from neuronal_ray.benchmark.__main__ import MEASUREMENTS, main
 from neuronal_ray.benchmark.device import Ceilings, measure_ceilings
 from neuronal_ray.benchmark.kernels import measure_kernels
 from neuronal_ray.benchmark.shapes import SHAPES, Shape, model_path
@@ -53,10 +53,10 @@ def setting(folder: Path, **changes: object) -> Setting:
 # The command
 
 
-def test_every_part_is_a_module_with_main(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_measurement_is_a_module_with_main(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    for name, (module, what) in PARTS.items():
+    for name, (module, what) in MEASUREMENTS.items():
         assert callable(import_module(module).main), name
         assert f"  {name} " in listed
         assert what in listed
@@ -65,7 +65,7 @@ def test_every_part_is_a_module_with_main(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["serach"], "unknown part 'serach', expected one of: search, "),
+        (["serach"], "unknown measurement 'serach', expected one of: search, "),
         (["search", "--shape", "9b"], "--shape: unknown name '9b', expected one of: builtin, wide, "),
         (["--shape", "tiny", "--blocks", "4"], "--blocks: 4 of a model of 3 blocks"),
         (["--shape", "builtin", "--blocks", "2"], "--blocks: the built-in model is measured whole"),
@@ -83,14 +83,14 @@ def test_bad_input_is_refused_in_one_line(
     assert len(said.splitlines()) == 1
 
 
-def test_without_a_part_the_search_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_name_the_search_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
     words = ["--shape", "tiny", "--samples", "2", "--device", "cpu", "--threads", "1", "--literal-candidates", "2"]
     assert main([*words, "--repeats", "1", "--blocks", "2", "--output", str(file)]) == 0
     document = json.loads(file.read_text())
     assert document["machine"]["versions"]["torch"] == torch.__version__
     (found,) = document["measured"]
-    assert (found["asked"], found["candidates"]) == (29, 28), "the row step's lambda 0 is the block step's winner"
+    assert (found["tried"], found["candidates"]) == (29, 28), "the row step's lambda 0 is the block step's winner"
     assert (found["blocks"], found["prunable"]) == (2, PRUNABLE * 2 // 3)
     spent = {stage["name"]: stage["seconds"] for stage in found["stages"]}
     assert {"masks", "ranking", "sparse forwards", "dense pass, calibration text", "statistics, candidates"} <= set(
@@ -102,7 +102,7 @@ def test_without_a_part_the_search_is_measured(tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     for line in (
         "sparse forwards alone",
-        "the same, side by side",
+        "the same, in parallel",
         "arithmetic floor",
         "literal / search",
         "peak memory",
@@ -121,7 +121,7 @@ def test_the_search_of_a_random_model_is_valid_and_the_same_where_blocks_visit(t
         pool = InProcessPool(own.spec)
         tokens = random_tokens(own, worker_of(pool))
         first, second = (timed_search(own, pool, tokens) for _ in range(2))
-        assert (first.asked, first.distinct) == (7, 6)
+        assert (first.tried, first.distinct) == (7, 6)
         assert [plan.digest for plan in first.plans] == [plan.digest for plan in second.plans]
         for plan in first.plans:
             plan.check(worker_of(pool).layout)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,10 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import CONTEXT, LENGTH, VOCABULARY, prune_arguments, write_model, write_texts
-from transformers import T5Config
+from transformers import DistilBertConfig, T5Config
 
-import neuronal_ray.evaluate.__main__
-import neuronal_ray.prune.__main__
+import neuronal_ray
+from neuronal_ray.evaluate.__main__ import main as evaluate
+from neuronal_ray.prune.__main__ import main as prune
 
 TIED_MODEL = """
 from transformers import LlamaForCausalLM
@@ -76,6 +78,8 @@ def write_bad_models(folder: Path) -> None:
         (variant(name) / "config.json").write_text(json.dumps(tied))
         (folder / name / "tied.py").write_text(TIED_MODEL.format(block))
     T5Config(num_layers=2).save_pretrained(variant("translator"))
+    DistilBertConfig(n_layers=3).save_pretrained(variant("encoder"))
+    (variant("garbled") / "tokenizer.json").write_text("{]")
 
 
 def write_bad_texts(folder: Path) -> None:
@@ -103,7 +107,7 @@ def write_bad_texts(folder: Path) -> None:
 
 
 def run_main(
-    capfd: pytest.CaptureFixture[str], arguments: list[str], command: object = neuronal_ray.prune
+    capfd: pytest.CaptureFixture[str], arguments: list[str], command: Callable[[list[str]], int] = prune
 ) -> list[str]:
     """Lines on stderr of a run in this process that ends with exit code 2, progress aside.
 
@@ -117,7 +121,7 @@ def run_main(
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", UserWarning)
             try:
-                code = command.main(arguments)
+                code = command(arguments)
             except SystemExit as stopped:
                 code = stopped.code
     finally:
@@ -172,6 +176,8 @@ def test_sparsity(capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Pat
         ("overflowing", "NaN or infinite activations in block"),
         ("quantized", "quantized"),
         ("translator", "encoder-decoder"),
+        ("encoder", "Unrecognized configuration class"),
+        ("garbled", "tokenizer"),
     ],
 )
 def test_model(capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, name: str, expected: str) -> None:
@@ -191,8 +197,13 @@ def test_a_model_with_tied_linears(
 def test_weights_that_make_activations_overflow(
     capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, changes: dict[str, str]
 ) -> None:
-    model = str(folder / "overflowing")
-    assert_refused(capfd, folder, tmp_path, "--model", "infinite activations", model=model, **changes)
+    arguments = prune_arguments(folder, tmp_path / "out", model=str(folder / "overflowing"), **changes)
+    (line,) = run_main(capfd, arguments)
+    assert "--model" in line
+    assert "infinite activations" in line
+    kept = {path for path in tmp_path.rglob("*.safetensors") if path.parts[-3] == ".out.journal"}
+    assert {path for path in tmp_path.rglob("*") if path.is_file() and path.name != "question.json"} == kept
+    assert bool(kept) == (changes == {"mode": "authors"}), "candidates that were finished before stay for --resume"
 
 
 @pytest.mark.parametrize(
@@ -229,7 +240,7 @@ def test_calibration(
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("c5", "is no text and no task of lm-eval"),
+        ("c5", "is neither a text nor a task of lm-eval"),
         ("text.csv", ".jsonl"),
         ("absent.txt", "does not exist"),
         ("empty.txt", "at least one window"),
@@ -360,7 +371,7 @@ def test_a_disk_without_room_for_the_model(
 
 
 def test_a_failed_run_leaves_the_earlier_one(capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
-    assert neuronal_ray.prune.__main__.main(prune_arguments(folder, tmp_path / "out", evaluate="none")) == 0
+    assert prune(prune_arguments(folder, tmp_path / "out", evaluate="none")) == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     run_main(capfd, prune_arguments(folder, tmp_path / "out", overwrite="", model=str(folder / "nan")))
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
@@ -417,7 +428,7 @@ def test_evaluate_s_options(
     options |= changes
     options |= {"model": str(folder / options["model"]), "output": str(tmp_path / options["output"])}
     arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
-    lines = run_main(capfd, arguments, neuronal_ray.evaluate)
+    lines = run_main(capfd, arguments, evaluate)
     assert len(lines) == 1, lines
     assert lines[0].startswith("neuronal-ray evaluate: "), lines
     assert flag in lines[0]
@@ -430,7 +441,7 @@ def test_as_a_program(folder: Path, tmp_path: Path, name: str) -> None:
     arguments = prune_arguments(folder, tmp_path / "out", model=str(folder / name))
     command = [sys.executable, "-m", "neuronal_ray.prune", *arguments]
     finished = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, cwd=Path(neuronal_ray.__path__[0]).parent
+        command, capture_output=True, text=True, timeout=120, cwd=Path(neuronal_ray.__file__).parents[1]
     )
     assert finished.returncode == 2, finished
     lines = [line for line in finished.stderr.splitlines() if not line.startswith("[")]

@@ -348,6 +348,6 @@ def test_rows_that_the_hub_does_not_give_are_said_before_any_work(
     words = tiny.prune_arguments(folder, tmp_path / "out", model=str(model), evaluate="winogrande")
     assert neuronal_ray.prune.__main__.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--evaluate: the rows of winogrande could not be had" in line
+    assert "--evaluate: the rows of winogrande could not be read" in line
     assert "--task-data" in line
     assert not (tmp_path / "out").exists()

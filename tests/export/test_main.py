@@ -12,8 +12,11 @@ from tiny import prune_arguments, write_model, write_texts
 from transformers import AutoModelForCausalLM
 
 import neuronal_ray
-import neuronal_ray.export.__main__
-import neuronal_ray.prune.__main__
+from neuronal_ray.cli.options import options_of
+from neuronal_ray.export.__main__ import main as export_main
+from neuronal_ray.export.config import ExportConfig
+from neuronal_ray.export.formats import WRITERS
+from neuronal_ray.prune.__main__ import main as prune
 
 PRUNABLE = 3 * (32 * 96 + 3 * 32 * 48)
 
@@ -25,13 +28,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(folder / "model", dtype=torch.bfloat16)
     write_texts(folder)
     changes = {"evaluate": "none", "allocation": "uniform", "block_lambdas": None, "row_lambdas": None}
-    assert neuronal_ray.prune.__main__.main(prune_arguments(folder, folder / "pruned", **changes)) == 0
+    assert prune(prune_arguments(folder, folder / "pruned", **changes)) == 0
     return folder
 
 
 def export(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     """What a run that ends well prints."""
-    code = neuronal_ray.export.__main__.main([str(argument) for argument in arguments])
+    code = export_main([str(argument) for argument in arguments])
     printed = capsys.readouterr()
     assert code == 0, printed.err
     return printed.out
@@ -39,7 +42,7 @@ def export(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     """The one line on stderr of a run that is refused."""
-    assert neuronal_ray.export.__main__.main([str(argument) for argument in arguments]) == 2
+    assert export_main([str(argument) for argument in arguments]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]
     assert len(lines) == 1, lines
     return lines[0].removeprefix("neuronal-ray export: error: ")
@@ -124,9 +127,13 @@ def test_models_that_are_none_are_refused(folder: Path, tmp_path: Path, capsys: 
     assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
 
 
+def test_every_format_has_a_writer() -> None:
+    assert tuple(WRITERS) == options_of(ExportConfig)["format"].choices
+
+
 def test_an_unknown_format_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        neuronal_ray.export.__main__.main(["--model", "builtin", "--format", "zip"])
+        export_main(["--model", "builtin", "--format", "zip"])
     assert ended.value.code == 2
     assert "--format" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ import pytest
 from neuronal_ray.benchmark import job as benchmark_job
 from neuronal_ray.benchmark import search as benchmark_search
 from neuronal_ray.benchmark import table as benchmark_table
-from neuronal_ray.benchmark.__main__ import PARTS, main
+from neuronal_ray.benchmark.__main__ import MEASUREMENTS, main
 from neuronal_ray.benchmark.timed import Setting
 
 TESTS = Path(__file__).parents[1]
@@ -100,7 +100,7 @@ def test_the_tests_come_first_and_the_table_last(calls: list[list[str]]) -> None
     assert calls[-1][:3] == ["-m", "neuronal_ray.benchmark", "table"]
     parts = [call[2] for call in calls[1:]]
     assert parts == ["kernels", "search", "job", "search", "search", "search", "table"]
-    assert set(parts) <= set(PARTS)
+    assert set(parts) <= set(MEASUREMENTS)
 
 
 def test_the_benchmark_takes_the_options(calls: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_the_table_has_the_machine_and_the_figures() -> None:
     assert lines[0] == "2026-01-01, a GPU, 16 cores (a CPU), 128 GiB; torch 2"
     assert len(lines) == 6, "the machine once, a header, two rows"
     cells = [cell.strip() for cell in lines[-1].split("|")[1:-1]]
-    assert cells[:5] == ["7b, 32 blocks, bfloat16, visiting", "8 x 2048", "30.0 s", "20.0 s", "1.50"]
+    assert cells[:5] == ["7b, 32 blocks, bfloat16, offloaded", "8 x 2048", "30.0 s", "20.0 s", "1.50"]
     assert cells[7:9] == ["25.0%", "1.50 s"]
     assert cells[10:12] == ["6.00 GiB", "7.00 GiB"]
     assert {line.count("|") for line in lines[2:]} == {len(cells) + 1}

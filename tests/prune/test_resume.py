@@ -139,12 +139,12 @@ def test_without_resume_an_earlier_journal_is_dropped_aloud(
 ) -> None:
     (tmp_path / ".out.journal" / "old").mkdir(parents=True)
     assert neuronal_ray.prune.__main__.main(prune_arguments(folder, tmp_path / "out")) == 0
-    assert "--resume would go on where it was" in capsys.readouterr().err
+    assert "--resume would keep them" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
 def test_a_journal_gives_back_what_it_was_given_and_nothing_cut_short(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, "question")
+    journal = Journal(tmp_path, {"search": "one"})
     trial = Trial(
         misalignment=float("inf"),
         signals={Group(2, 0): torch.randn(5), Group(0, 1): torch.randn(3)},
@@ -157,12 +157,12 @@ def test_a_journal_gives_back_what_it_was_given_and_nothing_cut_short(tmp_path: 
     (whole.parent / "ff.safetensors").write_bytes(whole.read_bytes()[:-4])
     (lines,) = tmp_path.rglob("*.jsonl")
     lines.write_text(lines.read_text() + '\n{"kind": "loss", "key": "05", "val')
-    again = Journal(tmp_path, "question")
+    again = Journal(tmp_path, {"search": "one"})
     assert list(again.numbers()) == [Number("loss", b"\x03", (1 / 3,)), Number("kl", b"\x04", (0.1, float("inf")))]
     ((digest, found),) = again.trials()
     assert (digest, found.misalignment, found.divergences) == (b"\x01\x02", trial.misalignment, trial.divergences)
     assert found.signals.keys() == trial.signals.keys()
     assert all(torch.equal(found.signals[group], trial.signals[group]) for group in trial.signals)
     again.note(Number("loss", b"\x06", (2.0,)))
-    assert Number("loss", b"\x06", (2.0,)) in set(Journal(tmp_path, "question").numbers())
-    assert list(Journal(tmp_path, "other").numbers()) == []
+    assert Number("loss", b"\x06", (2.0,)) in set(Journal(tmp_path, {"search": "one"}).numbers())
+    assert list(Journal(tmp_path, {"search": "other"}).numbers()) == []

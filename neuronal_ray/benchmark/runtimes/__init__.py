@@ -1,4 +1,4 @@
-"""What runs a model, and what each of the runtimes needs: the names that `benchmark inference` knows."""
+"""The runtimes that `benchmark inference` knows by name, and what each of them needs."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class Session(Protocol):
-    """A loaded model and the key/value cache of the sequences under way."""
+    """A loaded model with the key/value cache of the sequences that it generates."""
 
     def prefill(self, tokens: "Tokens") -> "Tokens":
-        """Forget what was, read `tokens` [sequences, length]; the most likely next token of each [sequences]."""
+        """Start anew with `tokens` [sequences, length]; return the most likely next token of each [sequences]."""
         ...
 
     def decode(self, tokens: "Tokens") -> "Tokens":
-        """One token [sequences] more for each sequence; the most likely next ones [sequences]."""
+        """Add one token [sequences] to each sequence; return the most likely next ones [sequences]."""
         ...
 
 
@@ -28,8 +28,8 @@ class Session(Protocol):
 class Runtime:
     """`module` has `open_session`; `dense` names the runtime that the dense model is measured in.
 
-    `packages` must be importable. With `onnx` it reads an exported graph instead of a checkpoint. `dtype` of both
-    models where it cannot be the checkpoint's.
+    `packages` must be importable. With `onnx` it reads an exported graph instead of a checkpoint. `dtype` is that of
+    both models if it cannot be the checkpoint's.
     """
 
     module: str
@@ -48,12 +48,12 @@ _TORCH, _ONNX, _OPENVINO = (
 _GRAPH = ("onnx", "onnxscript")
 
 RUNTIMES = {
-    "eager": Runtime(module=_TORCH, what="transformers, as it is", dense="eager"),
+    "eager": Runtime(module=_TORCH, what="transformers, eager", dense="eager"),
     "compiled": Runtime(module=_TORCH, what="transformers under torch.compile", dense="compiled"),
-    "packed": Runtime(module=_TORCH, what="transformers with packed linears, against eager", dense="eager"),
+    "packed": Runtime(module=_TORCH, what="transformers with packed linears, compared with eager", dense="eager"),
     "csr": Runtime(
         module=_TORCH,
-        what="transformers with torch's sparse CSR linears, against eager, float32",
+        what="transformers with torch's sparse CSR linears, compared with eager, float32",
         dense="eager",
         dtype="float32",
     ),
@@ -63,7 +63,7 @@ RUNTIMES = {
     "openvino": Runtime(module=_OPENVINO, what="OpenVINO", dense="openvino", packages=(*_GRAPH, "openvino"), onnx=True),
     "openvino-8bit": Runtime(
         module=_OPENVINO,
-        what="OpenVINO, 8-bit weights, sparse ones decompressed on the way",
+        what="OpenVINO, 8-bit weights, sparse ones decompressed on the fly",
         dense="openvino-8bit",
         packages=(*_GRAPH, "openvino", "nncf"),
         onnx=True,
@@ -80,7 +80,7 @@ RUNTIMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """What a session is opened with. `length` is the longest that a sequence gets; no `dtype` is the checkpoint's."""
+    """How a session is opened. `length` is that of the longest sequence; `dtype` None: the checkpoint's."""
 
     runtime: str
     path: Path
@@ -91,5 +91,5 @@ class Opening:
 
 
 def missing(runtime: Runtime) -> list[str]:
-    """The packages that are not installed."""
+    """Return the packages that are not installed."""
     return [name for name in runtime.packages if find_spec(name) is None]

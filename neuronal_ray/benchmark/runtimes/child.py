@@ -1,7 +1,7 @@
-"""`python -m neuronal_ray.benchmark.runtimes.child JSON`: one model in one runtime, timed at the word of another process.
+"""`python -m neuronal_ray.benchmark.runtimes.child JSON`: time one model in one runtime, commanded by another process.
 
-Answers are lines of stdout that start with ANSWER: one when the model is loaded, one for each line of stdin, which
-asks for a round, and one with the memory at the end of stdin. Runs under Pythons that have no torch.
+Every line of stdin starts a round. Results are lines of stdout that start with ANSWER: one when the model is loaded,
+one for each round, and one with the memory when stdin ends. This also runs under Pythons without torch.
 """
 
 import json
@@ -11,20 +11,22 @@ from importlib import import_module
 from pathlib import Path
 from statistics import median
 
+from neuronal_ray.cli.memory import peak_bytes, resident_bytes
+
 ANSWER = "@measured "
 
 
 def main() -> None:
-    """Serve until stdin ends."""
-    asked = json.loads(sys.argv[1])
-    module = import_module(asked.pop("module"))  # imports are not load time
+    """Load the model and run rounds until stdin ends."""
+    order = json.loads(sys.argv[1])
+    module = import_module(order.pop("module"))  # imports are not load time
 
     import numpy as np
 
     from neuronal_ray.benchmark.runtimes import Opening
 
-    vocabulary = asked.pop("vocabulary")
-    opening = Opening(**(asked | {"path": Path(asked["path"])}))
+    vocabulary = order.pop("vocabulary")
+    opening = Opening(**(order | {"path": Path(order["path"])}))
     begin = time.perf_counter()
     session = module.open_session(opening)
     _answer(load_s=time.perf_counter() - begin)
@@ -41,19 +43,12 @@ def main() -> None:
             chosen = session.decode(chosen)
             steps.append(time.perf_counter() - begin)
         _answer(prefill_s=prefill_s, step_s=median(steps))
-    held, peak = _memory()
+    held, peak = resident_bytes(), peak_bytes()
     if opening.device == "cuda":
         import torch
 
         held, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
     _answer(held_bytes=held, peak_bytes=peak)
-
-
-def _memory() -> tuple[int, int]:
-    """Bytes that this process has now, and the most that it had."""
-    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    found = {words[0]: int(words[1]) * 1024 for words in lines if words and words[0] in ("VmRSS:", "VmHWM:")}
-    return found["VmRSS:"], found["VmHWM:"]
 
 
 def _answer(**values: float) -> None:

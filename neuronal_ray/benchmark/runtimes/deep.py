@@ -1,4 +1,4 @@
-"""Generation by DeepSparse 1.8, which wants fixed shapes: one engine for each, over a cache of constant length."""
+"""Generation by DeepSparse 1.8, which needs fixed shapes: an engine per shape, and a cache of constant length."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +10,11 @@ from deepsparse import Engine
 from neuronal_ray.benchmark.runtimes import Opening
 from neuronal_ray.benchmark.runtimes.graph import PAST, PRESENT, Array, Tokens
 
-_IR_VERSION = 8  # what its onnx and its own reader know
+_IR_VERSION = 8  # the newest that its onnx and its reader know
 
 
 class DeepSparseSession:
-    """A Session. The cache always has room for the longest sequence; what is not there yet is masked."""
+    """A Session whose cache always has room for the longest sequence; positions not reached yet are masked."""
 
     def __init__(self, opening: Opening) -> None:
         self._path, self._threads, self._window = opening.path, opening.threads, opening.length
@@ -25,7 +25,7 @@ class DeepSparseSession:
         self._engines: dict[tuple[int, int], Engine] = {}
         self._cache: dict[str, Array] = {}
         self._seen = 0
-        self._engine(1, 1)  # the first to be wanted, so that it counts as loading
+        self._engine(1, 1)  # the first that a round needs, so that it counts as loading
 
     def prefill(self, tokens: Tokens) -> Tokens:
         """See Session."""
@@ -77,7 +77,7 @@ class DeepSparseSession:
                 for dimension in value.type.tensor_type.shape.dim:
                     if dimension.dim_param:
                         dimension.Clear()
-            file = Path(self._path).with_name(f"deepsparse-{sequences}-{length}.onnx")  # beside the weights
+            file = Path(self._path).with_name(f"deepsparse-{sequences}-{length}.onnx")  # next to the weights
             onnx.save(fixed, str(file))
             self._engines[key] = Engine(str(file), batch_size=sequences, num_cores=self._threads)
             file.unlink()
@@ -91,5 +91,5 @@ class DeepSparseSession:
 
 
 def open_session(opening: Opening) -> DeepSparseSession:
-    """A graph of `onnx_export`."""
+    """Open a graph that `export --format onnx` wrote."""
     return DeepSparseSession(opening)

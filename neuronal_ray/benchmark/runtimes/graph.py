@@ -1,4 +1,4 @@
-"""Greedy generation with an exported ONNX graph, whatever runs it."""
+"""Greedy generation with an exported ONNX graph, in any runtime."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,9 +12,7 @@ PAST, PRESENT = "past_key_values.", "present."
 
 
 class GraphSession(ABC):
-    """A Session; a runtime adds how the graph is run. `caches` are the names and shapes of the empty cache of one
-    sequence, `names` all inputs.
-    """
+    """A Session; a runtime adds how the graph is run. `names`: all inputs; `caches`: the cache's heads and features."""
 
     def __init__(self, names: set[str], caches: Mapping[str, tuple[int, int]]) -> None:
         self._names, self._shapes = names, caches
@@ -36,7 +34,7 @@ class GraphSession(ABC):
 
     @abstractmethod
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name."""
+        """Run the graph; return the outputs by name."""
 
     def _step(self, tokens: Tokens) -> Tokens:
         sequences, length = tokens.shape

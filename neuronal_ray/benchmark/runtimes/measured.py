@@ -1,4 +1,4 @@
-"""What was measured of a dense and a sparse model in one runtime, and whether the sparse one gains anything."""
+"""The figures of a dense and a sparse model in one runtime, and the gain of the sparse one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ REPEATABLE = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One model. `prefill` and `decode` are tokens per second by number of sequences, one for each round."""
+    """The figures of one model; `prefill` and `decode` are tokens per second of each round, by number of sequences."""
 
     disk_bytes: int
     load_s: float
@@ -22,14 +22,14 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A dense and a sparse model whose rounds alternated."""
+    """A dense and a sparse model, measured in alternating rounds."""
 
     runtime: str
     dense: Side
     sparse: Side
 
     def lines(self) -> list[str]:
-        """The rows of the printed table."""
+        """Return the lines of the printed table."""
         rows = []
         for name, side in (("dense", self.dense), ("sparse", self.sparse)):
             rates = [f"{median(rounds):10.2f}" for rounds in _columns(side)]
@@ -54,29 +54,29 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """How much faster, and what that must exceed to be called a gain."""
+    """The ratio of rates, and the threshold that it must exceed to count as a gain."""
 
     ratio: float
     threshold: float
 
     @property
     def real(self) -> bool:
-        """Whether it is a gain."""
+        """Whether the ratio is a gain."""
         return self.ratio > self.threshold
 
 
 def gain(sparse: Sequence[float], dense: Sequence[float]) -> Gain:
-    """Of rates measured side by side: the median of the rounds' ratios or the ratio of the medians, whichever is less.
+    """Return the median of the rounds' ratios or the ratio of the medians, whichever is less, with its threshold.
 
-    The threshold is one plus the spread of the rounds' ratios, or what any figure here may be off by if that is more.
+    The threshold is one plus the spread of the rounds' ratios, or plus REPEATABLE if that is more.
     """
-    ratios = [one / other for one, other in zip(sparse, dense, strict=True)]
+    ratios = [rate / reference for rate, reference in zip(sparse, dense, strict=True)]
     threshold = 1 + max(spread(ratios), REPEATABLE)
     return Gain(ratio=min(median(ratios), median(sparse) / median(dense)), threshold=threshold)
 
 
 def spread(values: Sequence[float]) -> float:
-    """The distance between the quartiles over the median; 0 of one value."""
+    """Return the distance between the quartiles over the median; 0 for one value."""
     if len(values) == 1:
         return 0.0
     low, _, high = quantiles(values, n=4, method="inclusive")
@@ -84,7 +84,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def header(batches: Sequence[int]) -> str:
-    """The first row of the table."""
+    """Return the first row of the table."""
     rates = "".join(f"{phase + ' ' + str(batch):>10}" for batch in batches for phase in ("prefill", "decode"))
     return f"{'runtime':<14} {'model':<7}{'disk':>7} {'load s':>7} {'peak':>7} {'held':>7}" + rates
 

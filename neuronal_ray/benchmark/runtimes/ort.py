@@ -28,5 +28,5 @@ class OnnxRuntimeSession(GraphSession):
 
 
 def open_session(opening: Opening) -> OnnxRuntimeSession:
-    """A graph of `onnx_export`."""
+    """Open a graph that `export --format onnx` wrote."""
     return OnnxRuntimeSession(opening)

@@ -1,4 +1,4 @@
-"""Generation by OpenVINO on the CPU, with the graph's weights or with 8-bit ones."""
+"""Generation by OpenVINO on the CPU, with the graph's weights or with 8-bit weights."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from neuronal_ray.benchmark.runtimes import Opening
 from neuronal_ray.benchmark.runtimes.graph import PAST, Array, GraphSession
 
 _SPARSE_FROM = 0.5
-"""A weight with at least this share of zeros is kept packed, where the processor has the instructions (AMX)."""
+"""The share of zeros from which a weight stays packed, on processors with the instructions for it (AMX)."""
 
 
 class OpenVinoSession(GraphSession):
@@ -36,10 +36,10 @@ class OpenVinoSession(GraphSession):
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """See GraphSession."""
-        found = self._request.infer(dict(feed))
-        return {name: found[index].copy() for index, name in enumerate(self._outputs)}
+        results = self._request.infer(dict(feed))
+        return {name: results[index].copy() for index, name in enumerate(self._outputs)}
 
 
 def open_session(opening: Opening) -> OpenVinoSession:
-    """A graph of `onnx_export`."""
+    """Open a graph that `export --format onnx` wrote."""
     return OpenVinoSession(opening)

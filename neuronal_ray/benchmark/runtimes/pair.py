@@ -1,4 +1,4 @@
-"""Two models in one runtime, each in a process of its own, their rounds taking turns."""
+"""Two models in one runtime, each in a process of its own, measured in alternating rounds."""
 
 import json
 import os
@@ -17,12 +17,12 @@ from neuronal_ray.benchmark.runtimes.measured import Pair, Side
 
 
 class RuntimeFailed(RuntimeError):
-    """A measuring process ended before its time; the message is the last line that it wrote."""
+    """A process that exports or measures a model ended too early; the message has the last line that it wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rounds:
-    """How much is measured: `rounds` times a prompt of `prompt` tokens and `tokens` more, for each of `batches`."""
+    """The rounds: for each of `batches`, `rounds` times a prompt of `prompt` tokens and `tokens` generated ones."""
 
     rounds: int
     batches: tuple[int, ...]
@@ -31,16 +31,16 @@ class Rounds:
 
 
 class Measuring:
-    """A process with a model, stopped between its rounds: threads that wait busily would take the other's time."""
+    """A process with a model, stopped between its rounds: threads that wait busily would slow the other process."""
 
     def __init__(self, python: str, module: str, opening: Opening, *, vocabulary: int, log: Path) -> None:
-        asked = asdict(opening) | {"path": str(opening.path), "module": module, "vocabulary": vocabulary}
+        order = asdict(opening) | {"path": str(opening.path), "module": module, "vocabulary": vocabulary}
         root = str(Path(neuronal_ray.__file__).parent.parent)
         number = str(opening.threads)
         self._log = log
         with log.open("w") as errors:
             self._process = subprocess.Popen(
-                [python, "-m", "neuronal_ray.benchmark.runtimes.child", json.dumps(asked)],
+                [python, "-m", "neuronal_ray.benchmark.runtimes.child", json.dumps(order)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -61,7 +61,7 @@ class Measuring:
         self._end()
 
     def round(self, *, sequences: int, rounds: Rounds) -> dict[str, float]:
-        """The seconds of one round."""
+        """Run one round; return its seconds."""
         job = {"sequences": sequences, "prompt": rounds.prompt, "tokens": rounds.tokens}
         assert self._process.stdin is not None
         self._process.send_signal(signal.SIGCONT)
@@ -75,7 +75,7 @@ class Measuring:
         return found
 
     def memory(self) -> dict[str, float]:
-        """The bytes held and the most held; ends the process."""
+        """End the process; return the bytes that it held and their peak."""
         assert self._process.stdin is not None
         self._process.send_signal(signal.SIGCONT)
         self._process.stdin.close()
@@ -106,7 +106,7 @@ class Measuring:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where one of the two models is measured."""
+    """How one of the two models is opened, and by which Python."""
 
     python: str
     module: str
@@ -115,7 +115,7 @@ class Place:
 
 
 def measure_pair(runtime: str, dense: Place, sparse: Place, *, rounds: Rounds, vocabulary: int, folder: Path) -> Pair:
-    """Alternating rounds after one that does not count. Raises RuntimeFailed."""
+    """Measure both models in alternating rounds, after a warm-up. Raises RuntimeFailed."""
     places = (dense, sparse)
     rates: tuple[dict[str, dict[int, list[float]]], ...] = (
         {"prefill": {}, "decode": {}},
@@ -158,5 +158,5 @@ def measure_pair(runtime: str, dense: Place, sparse: Place, *, rounds: Rounds, v
 
 
 def _order(number: int) -> Sequence[int]:
-    """Who is first alternates as well."""
+    """Return the order of the two models in a round: each goes first in turn."""
     return (0, 1) if number % 2 else (1, 0)

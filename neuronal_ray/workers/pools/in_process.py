@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.workers.pools.protocol import TaskError
+from neuronal_ray.workers.pools.protocol import ResourceError, TaskError
 from neuronal_ray.workers.shard import Handover, run_task, task_name
 from neuronal_ray.workers.spec import WorkerSpec
 from neuronal_ray.workers.tasks.statistics import keep_layout, trace
@@ -92,7 +92,7 @@ def _called(
     except BadInput:
         raise
     except OSError as error:  # a full disk, for example: where in the code is no help
-        raise TaskError(f"{task_name(task)}, {where}: {error}") from error
+        raise ResourceError(f"{task_name(task)}, {where}: {error}") from error
     except Exception as error:
         raise TaskError(f"{task_name(task)}, {where} failed: {type(error).__name__}: {error}") from error
 

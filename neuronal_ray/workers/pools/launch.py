@@ -11,6 +11,7 @@ import torch
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.cli.config import RunConfig
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.memory import machine_bytes
 from neuronal_ray.models.checkpoint import Checkpoint, empty_model
 from neuronal_ray.workers.footprint import CHUNKS_PER_TASK, Devices, Fit, Footprint, Work, fit
 from neuronal_ray.workers.pools.in_process import InProcessPool
@@ -63,7 +64,7 @@ def local_devices(device: str) -> Devices:
     count = 0 if device == "cpu" else torch.cuda.device_count()
     if count:
         return Devices(kind="GPU", memory=tuple(torch.cuda.mem_get_info(index)[1] for index in range(count)))
-    return Devices(kind="node", memory=(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),))
+    return Devices(kind="node", memory=(machine_bytes(),))
 
 
 def choose_fit(

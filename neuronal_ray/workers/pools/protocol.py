@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
+from neuronal_ray.cli.exit_codes import Unfinished
 from neuronal_ray.workers.tasks.parallel import InParallel, parallel_tasks
 from neuronal_ray.workers.worker import Worker
 
@@ -17,7 +18,11 @@ Result = TypeVar("Result")
 
 
 class TaskError(RuntimeError):
-    """An error of ours inside a task; the message names the task, the item and the error."""
+    """A fault of ours in a task; the message names the task, the item and the error, the cause has the traceback."""
+
+
+class ResourceError(TaskError, Unfinished):
+    """A task failed for want of disk space, memory or workers: where in the code it did is no help."""
 
 
 class Pool(Protocol):

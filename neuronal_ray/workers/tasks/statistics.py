@@ -1,13 +1,13 @@
 """Tasks on the dense model: its layout, statistics of calibration text, and the ranking of its weights."""
 
 import hashlib
-import resource
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
+from neuronal_ray.cli.memory import peak_bytes
 from neuronal_ray.core.layout import Group, Layout
 from neuronal_ray.core.stats import SquareSum, Statistic
 from neuronal_ray.models.wiring import Kinds
@@ -55,7 +55,7 @@ def peak_memory(worker: Worker) -> int:
     """Return the most bytes that were allocated on a GPU, or that this process was resident in."""
     if worker.device.type == "cuda":
         return torch.cuda.max_memory_allocated(worker.device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return peak_bytes()
 
 
 def sequences_per_chunk(worker: Worker, length: int) -> int:

@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.workers.pools.protocol import TaskError
+from neuronal_ray.workers.pools.protocol import ResourceError, TaskError
 from neuronal_ray.workers.pools.ray.actor import Call, ShardActor
 from neuronal_ray.workers.spec import WorkerSpec
 
@@ -95,6 +95,8 @@ def new_call(task: Callable[..., Any], args: tuple[object, ...], kwargs: dict[st
 def result_of(reference: ray.ObjectRef, name: str, *, timeout: float | None = None) -> Any:
     """Return the value of a task; raise its error once: BadInput as it is, any other as TaskError called `name`.
 
+    The cause of a TaskError is Ray's own error, which has the remote traceback.
+
     Raises WorkerLost when the worker is gone, or when the task is not done in time.
     """
     try:
@@ -102,11 +104,14 @@ def result_of(reference: ray.ObjectRef, name: str, *, timeout: float | None = No
     except _LOSSES as error:  # before RayTaskError: one that wraps it is both
         raise WorkerLost(f"its worker died ({str(error).strip().splitlines()[0]})") from error
     except RayTaskError as error:
-        if isinstance(error.cause, BadInput):
-            raise error.cause from None
-        if isinstance(error.cause, OSError):  # a full disk, for example: where in the code is no help
-            raise TaskError(f"{name}: {error.cause}") from error
-        raise TaskError(f"{name} failed:\n{error}") from error
+        cause = error.cause
+        while isinstance(cause, RayTaskError):  # of a shard that a later one waited for
+            cause = cause.cause
+        if isinstance(cause, BadInput):
+            raise cause from None
+        if isinstance(cause, OSError):  # a full disk, for example: where in the code is no help
+            raise ResourceError(f"{name}: {cause}") from error
+        raise TaskError(f"{name} failed: {type(cause).__name__}: {cause}") from error
     except GetTimeoutError as error:
         free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
         raise WorkerLost(f"not done after {timeout:.0f} s, free in the cluster: {free}") from error

@@ -23,12 +23,15 @@ def connect(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+        try:
+            ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+        except ValueError as error:  # of this machine's memory, or of what RAY_... variables say
+            raise BadInput(f"--address: no Ray can be started here ({error}); --address none needs none") from error
         return
     _check_reachable(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
     try:
         ray.init(address=address, **quiet)
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:
         raise BadInput(f"--address: no Ray to join at {address!r}; start one, or use --address local") from error
 
 

@@ -13,7 +13,7 @@ from ray.util import metrics
 
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.workers.footprint import Devices, Fit
-from neuronal_ray.workers.pools.protocol import TaskError
+from neuronal_ray.workers.pools.protocol import ResourceError
 from neuronal_ray.workers.pools.ray.actor import Call
 from neuronal_ray.workers.pools.ray.chain import Chain, WorkerLost, new_call, new_chain, result_of
 from neuronal_ray.workers.pools.ray.devices import connect, find_devices
@@ -257,7 +257,7 @@ class RayPool:
         """Return a new chain in the place of a lost one, on its way to the state of the others."""
         self._retries.inc()
         if losses >= _MOST_LOSSES:
-            raise TaskError(f"{what}, {losses} times; was the node short of memory?")
+            raise ResourceError(f"{what}, {losses} times; was the node short of memory?")
         if chain not in self._chains:  # replaced already, for another of its tasks
             return self._chains[0]
         logger.warning("%s; a new worker takes its place", what)
