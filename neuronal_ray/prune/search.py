@@ -17,6 +17,7 @@ from neuronal_ray.core.levels import levels_around
 from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.problem import BlockTask
 from neuronal_ray.prune.journal import Journal, Number
+from neuronal_ray.report.schemas import Candidate
 from neuronal_ray.workers.pools.protocol import Pool, map_side_by_side
 from neuronal_ray.workers.replica import Statistics, chunk_sequences
 from neuronal_ray.workers.solved_levels import LevelStore
@@ -29,15 +30,9 @@ _BY_LAMBDA = ("block", "row")
 Tokens = Int64[Tensor, "sequences length"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One row of search.parquet; `score` is by the criterion named, lower is better."""
-
-    step: str
-    lam: float
-    criterion: str
-    score: float
-    seconds: float
+def noun_of(step: str) -> str:
+    """Return what the candidates of a step vary: lambda, or no more than their number."""
+    return "lambda" if step in _BY_LAMBDA else "candidate"
 
 
 @dataclass
@@ -264,7 +259,7 @@ class Search:
         new: dict[bytes, float] = {}
         asked: list[bytes] = []
         seconds: dict[bytes, float] = {}
-        noun = "lambda" if step in _BY_LAMBDA else "candidate"
+        noun = noun_of(step)
         with self._progress.stage(f"{step} search", len(lambdas)) as advance:
 
             def unknown() -> Iterator[Plan]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from neuronal_ray.evaluate.benchmark_names import ZERO_SHOT
-from neuronal_ray.report.study_tables import PUBLISHED, published_tables
+from neuronal_ray.report.published_tables import PUBLISHED, published_tables
 
 TABLES: list[dict[str, Any]] = tomllib.loads(PUBLISHED.read_text(encoding="utf-8"))["table"]
 MISPRINTS = {

@@ -11,10 +11,12 @@ import pytest
 import neuronal_ray.report.__main__
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.plan import exact_plan, uniform_rates
+from neuronal_ray.report.curves import curves
+from neuronal_ray.report.schemas import DENSE, Result
 from neuronal_ray.report.study_page import read_studies
-from neuronal_ray.report.study_tables import curves, lambda_table, ranked, result_tables, seconds_table, shown
+from neuronal_ray.report.study_tables import lambda_table, ranked, result_tables, seconds_table, shown
 from neuronal_ray.sweep.config import Study, read_study
-from neuronal_ray.sweep.files import DENSE, Planned, Row, open_store
+from neuronal_ray.sweep.files import Planned, open_store
 
 CHROMIUM = shutil.which("chromium")
 
@@ -41,7 +43,7 @@ allocation = "neuronal"
 VALUES = {"Uniform": 50.0, "OWL": 40.0, "NeuronAL": 30.0}
 
 
-def row(**changes: object) -> Row:
+def row(**changes: object) -> Result:
     values: dict[str, object] = {
         "cell": "0" * 12, "variant": "Uniform", "model": "some/model", "method": "wanda", "allocation": "uniform",
         "row_step": None, "refinement": "none", "pattern": "unstructured", "mode": "paper", "criterion": "alignment",
@@ -51,7 +53,7 @@ def row(**changes: object) -> Row:
         "search_seconds": 1.0, "evaluation_seconds": 0.5, "peak_bytes": 2**30, "device": "cpu, 1 threads",
         "problem": None, "config": "{}", "versions": '{"torch": "2"}',
     }  # fmt: skip
-    return Row(**(values | changes))  # type: ignore[arg-type]
+    return Result(**(values | changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +75,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for block in range(3)
         )
     )
-    rates = uniform_rates(layout, lambda block: 0.6 + 0.1 * block)
     for cell in study.cells:
         config = cell.config
+        slope = 0.0 if cell.variant == "Uniform" else 0.1
+        rates = uniform_rates(layout, lambda block, slope=slope: 0.7 + slope * (block - 1))
         planned = Planned(plan=exact_plan(layout, rates, target=0.7), steps=(), seconds=1.0, search_seconds=0.5)
         store.keep_plan(cell.id, layout, planned)
         for evaluation in ("wikitext2", "rte"):
@@ -179,7 +182,7 @@ def test_lambdas_and_seconds(runs: Path) -> None:
 
 
 def test_markdown_has_every_table(runs: Path, tmp_path: Path) -> None:
-    assert neuronal_ray.mainreport.__main__.main([str(runs), "--output", str(tmp_path / "r.md")]) == 0
+    assert neuronal_ray.report.__main__.main([str(runs), "--output", str(tmp_path / "r.md")]) == 0
     text = (tmp_path / "r.md").read_text()
     assert "| wanda | NeuronAL | **30.50 \u00b1 0.71** |" in text
     assert "| wanda | OWL | <u>40.50 \u00b1 0.71</u> |" in text
@@ -188,18 +191,18 @@ def test_markdown_has_every_table(runs: Path, tmp_path: Path) -> None:
 
 
 def test_the_page_is_self_contained(runs: Path, tmp_path: Path) -> None:
-    assert neuronal_ray.mainreport.__main__.main([str(runs), "--output", str(tmp_path / "r.html")]) == 0
+    assert neuronal_ray.report.__main__.main([str(runs), "--output", str(tmp_path / "r.html")]) == 0
     page = (tmp_path / "r.html").read_text()
     assert "Top-ups &lt;tiny&gt;" in page
     assert not re.findall(r'(?:src|href)="(?!#)[^"]*"', page)
     assert "@import" not in page
     assert page.count("<details>") == 2 * 2 * 2  # plans of OWL and NeuronAL: methods, seeds
-    assert 'class="beside"' in page
+    assert 'class="tables"' in page
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 def test_the_page_sorts_and_fits_a_phone_in_a_browser(runs: Path, tmp_path: Path) -> None:
-    assert neuronal_ray.mainreport.__main__.main([str(runs), "--output", str(tmp_path / "r.html")]) == 0
+    assert neuronal_ray.report.__main__.main([str(runs), "--output", str(tmp_path / "r.html")]) == 0
     page = (tmp_path / "r.html").read_text()
     script = """<script>
       const table = document.querySelector("table.sortable");
@@ -240,7 +243,7 @@ def test_bad_input_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert neuronal_ray.mainreport.__main__.main([word.format(runs=runs) for word in words]) == 2
+    assert neuronal_ray.report.__main__.main([word.format(runs=runs) for word in words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
 

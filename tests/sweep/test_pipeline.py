@@ -13,9 +13,12 @@ import tiny
 
 import neuronal_ray.prune.__main__
 import neuronal_ray.sweep.__main__
+from neuronal_ray.cli.json_lines import read_lines
+from neuronal_ray.report.inputs import read_results
+from neuronal_ray.report.schemas import RESULTS
 from neuronal_ray.sweep import pipeline as sweep_run
 from neuronal_ray.sweep.config import Study, read_override, read_study
-from neuronal_ray.sweep.files import SCHEMA, Store, read_results
+from neuronal_ray.sweep.files import Store
 from neuronal_ray.workers.pools.protocol import TaskError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -75,7 +78,7 @@ def sweep_file(
 
 
 def run(file: Path, output: Path, *words: str) -> int:
-    return neuronal_ray.mainsweep.__main__.main([str(file), "--output", str(output), *words])
+    return neuronal_ray.sweep.__main__.main([str(file), "--output", str(output), *words])
 
 
 def values(output: Path) -> dict[tuple[str, str, float, str], float | None]:
@@ -99,7 +102,7 @@ def test_cells_find_what_separate_commands_find(variant: str, folder: Path, whol
         words = tiny.prune_arguments(
             folder, tmp_path / f"{method}", method=method, sparsity=str(sparsity), evaluate=texts, **options
         )
-        assert neuronal_ray.mainprune.__main__.main(words) == 0
+        assert neuronal_ray.prune.__main__.main(words) == 0
         alone = json.loads((tmp_path / method / "pruning.json").read_text())["evaluation"]
         for name in ("evaluation", "other"):
             assert found[method, variant, sparsity, name] == alone[name]["perplexity"], (method, sparsity, name)
@@ -120,14 +123,14 @@ def test_a_solvers_cells_do_not_disturb_one_another(folder: Path, tmp_path: Path
         arguments = tiny.prune_arguments(
             folder, tmp_path / name, method="sparsegpt", sparsity="0.7", neuronal_steps="block", **words
         )
-        assert neuronal_ray.mainprune.__main__.main(arguments) == 0
+        assert neuronal_ray.prune.__main__.main(arguments) == 0
         alone = json.loads((tmp_path / name / "pruning.json").read_text())["evaluation"]["evaluation"]
         assert found["sparsegpt", name, 0.7, "evaluation"] == alone["perplexity"], name
 
 
 def test_results_are_one_data_set_that_pandas_reads(whole: Path) -> None:
     frame = pandas.read_parquet(whole / "results")
-    assert list(frame.columns) == SCHEMA.names
+    assert list(frame.columns) == RESULTS.names
     pruned = frame[frame.method != "dense"]
     assert len(pruned) == 2 * 2 * len(VARIANTS) * 2  # methods, sparsities, variants, texts
     exact = pruned[pruned["mode"] != "authors"]
@@ -188,7 +191,7 @@ def test_a_sweep_resumes_without_repeating_anything(
         journal.write('{"event": "result", "row": {"cell"')  # cut off while it was written
     assert run(file, tmp_path / "runs", "--resume") == 0
     assert values(tmp_path / "runs") == values(tmp_path / "undisturbed")
-    events = [json.loads(line) for line in (tmp_path / "runs" / "journal.jsonl").read_text().splitlines()]
+    events = list(read_lines(tmp_path / "runs" / "journal.jsonl"))
     done = Counter((e["row"]["cell"], e["row"]["evaluation"]) for e in events if e["event"] == "result")
     planned = Counter(e["cell"] for e in events if e["event"] == "planned")
     assert set(done.values()) == {1}

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 import neuronal_ray.sweep.__main__
-from neuronal_ray.sweep.files import read_results
+from neuronal_ray.report.inputs import read_results
 
 VARIANTS = {
     "Uniform": 'allocation = "uniform"',
@@ -56,9 +56,7 @@ def test_two_workers_find_what_one_process_finds(tmp_path: Path) -> None:
         [*command, "--address", "local", "--replicas", "2"], capture_output=True, text=True, check=False, timeout=300
     )
     assert finished.returncode == 0, finished.stderr
-    assert (
-        neuronal_ray.mainsweep.__main__.main([str(file), "--output", str(tmp_path / "one"), "--address", "none"]) == 0
-    )
+    assert neuronal_ray.sweep.__main__.main([str(file), "--output", str(tmp_path / "one"), "--address", "none"]) == 0
     found = {
         name: {(r.cell, r.evaluation): (r.value, r.error, r.rows) for r in read_results([tmp_path / name])}
         for name in ("one", "two")
