@@ -32,7 +32,7 @@ _MEMORY = "memory"  # only if asked for: a node that stays short of it ends a ru
 _MARGIN_BYTES, _TAKEN_BYTES, _TAKEN_S = 2**31, 3 * 2**30, 2.0
 _TAKE = f"import numpy, time; taken = numpy.ones({_TAKEN_BYTES}, dtype=numpy.uint8); time.sleep({_TAKEN_S})"
 _TASK_TIMEOUT_S = 8
-_RECIPES = {
+_SETTINGS = {
     "neuronal, wanda": ["--mode", "paper"],
     "neuronal, wanda, 2 shards": ["--mode", "paper", "--shards", "2", "--replicas", "1"],
     "adaptive, wanda": ["--mode", "best", "--search-budget", "40"],
@@ -46,7 +46,7 @@ _RECIPES = {
 class Round:
     """One disturbed run; `kills_s` are seconds after the start at which the fault was made."""
 
-    pruner: str
+    setting: str
     fault: str
     kills_s: tuple[float, ...]
     seconds: float
@@ -69,27 +69,27 @@ def main() -> int:
     rounds: list[Round] = []
     with tempfile.TemporaryDirectory() as folder:
         undisturbed: dict[str, tuple[str, float]] = {}
-        for name, words in _RECIPES.items():
+        for name, words in _SETTINGS.items():
             begin = time.monotonic()
             code = _prune(words, Path(folder) / name, "none", [])[0]
             if code != 0:
                 raise RuntimeError(f"the undisturbed run of {name} ended with {code}")
             undisturbed[name] = (_digest(Path(folder) / name), time.monotonic() - begin)
         for number in range(arguments.rounds):
-            name = list(_RECIPES)[number % len(_RECIPES)]
+            name = list(_SETTINGS)[number % len(_SETTINGS)]
             digest, usual = undisturbed[name]
             fault = source.choice(arguments.faults or _FAULTS)
             times = source.choice((1, 2)) if fault == "killed" else 1
             moments = sorted(source.uniform(0, 0.5 * usual) for _ in range(times))
             output = Path(folder) / f"{number}"
             begin = time.monotonic()
-            code, said, killed = _prune(_RECIPES[name], output, fault, moments)
+            code, said, killed = _prune(_SETTINGS[name], output, fault, moments)
             if fault == "driver" and killed:
-                code, more, _ = _prune([*_RECIPES[name], "--resume"], output, "none", [])
+                code, more, _ = _prune([*_SETTINGS[name], "--resume"], output, "none", [])
                 said += more
             rounds.append(
                 Round(
-                    pruner=name,
+                    setting=name,
                     fault=fault,
                     kills_s=tuple(killed),
                     seconds=time.monotonic() - begin,
@@ -111,7 +111,7 @@ def _line(rounds: list[Round]) -> str:
     kills = sum(len(one.kills_s) for one in rounds)
     return (
         f"{len(rounds)} rounds, {sum(one.equal for one in rounds)} survived, {kills} faults; "
-        f"last: {last.pruner}, {last.fault} at {', '.join(f'{s:.1f}' for s in last.kills_s) or '-'} s "
+        f"last: {last.setting}, {last.fault} at {', '.join(f'{s:.1f}' for s in last.kills_s) or '-'} s "
         f"of {last.seconds:.1f} s"
     )
 

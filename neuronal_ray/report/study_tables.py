@@ -12,6 +12,7 @@ from pathlib import Path
 
 from neuronal_ray.report.schemas import DENSE, Result
 
+_MEANS = "mean and standard deviation over seeds and calibration texts"
 _LOWER_IS_BETTER = ("perplexity", "seconds")
 
 
@@ -89,10 +90,18 @@ def result_tables(rows: Sequence[Result]) -> list[Table]:
                 marks=(*first, *marks),
                 metric=metric,
                 sparsity=sparsity,
-                note="mean and standard deviation over seeds and calibration texts" if several else "",
+                note="; ".join(filter(None, (_MEANS if several else "", _drift(mine)))),
             )
         )
     return tables
+
+
+def _drift(rows: Iterable[Result]) -> str:
+    """Return the range of sparsities that were achieved, if some differ from the target by 0.01 points or more."""
+    pruned = [row for row in rows if row.method != DENSE]
+    if all(abs(row.achieved - row.sparsity) < 1e-4 for row in pruned):
+        return ""
+    return f"achieved: {min(row.achieved for row in pruned):.2%} to {max(row.achieved for row in pruned):.2%}"
 
 
 def _by_method(lines: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -7,12 +7,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from results import row
 
 import neuronal_ray.report.__main__
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.plan import exact_plan, uniform_rates
 from neuronal_ray.report.curves import curves
-from neuronal_ray.report.schemas import DENSE, Result
+from neuronal_ray.report.schemas import DENSE
 from neuronal_ray.report.study_page import read_studies
 from neuronal_ray.report.study_tables import lambda_table, ranked, result_tables, seconds_table, shown
 from neuronal_ray.sweep.config import Study, read_study
@@ -41,19 +42,6 @@ allocation = "neuronal"
 """
 
 VALUES = {"Uniform": 50.0, "OWL": 40.0, "NeuronAL": 30.0}
-
-
-def row(**changes: object) -> Result:
-    values: dict[str, object] = {
-        "cell": "0" * 12, "variant": "Uniform", "model": "some/model", "method": "wanda", "allocation": "uniform",
-        "row_step": None, "refinement": "none", "pattern": "unstructured", "mode": "paper", "criterion": "alignment",
-        "sparsity": 0.7, "achieved": 0.7, "seed": 0, "calibration": "c4", "calibration_samples": 8,
-        "search_samples": 4, "sequence_length": 64, "block_lambda": None, "row_lambda": None, "evaluation": "wikitext2",
-        "metric": "perplexity", "value": 50.0, "error": None, "rows": 10, "dense": 10.0, "seconds": 2.0,
-        "search_seconds": 1.0, "evaluation_seconds": 0.5, "peak_bytes": 2**30, "device": "cpu, 1 threads",
-        "problem": None, "config": "{}", "versions": '{"torch": "2"}',
-    }  # fmt: skip
-    return Result(**(values | changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
