@@ -2,6 +2,7 @@
 
 title = "..."
 output = "runs/x"
+extends = "x.toml"         # a sweep file next to this one, whose keys, options and grid this one replaces or adds to
 equal-budgets = "A"        # all variants remove as many weights as variant A does in the same combination
 compare = ["A", ["B","C"]] # the report compares all variants with A, and with the better of B and C
 [options]                  # for all cells; names as in the files of `neuronal-ray prune`
@@ -29,6 +30,7 @@ _KEYS = (
     "about",
     "reproduces",
     "output",
+    "extends",
     "equal-budgets",
     "compare",
     "options",
@@ -96,18 +98,7 @@ def read_study(path: Path, overrides: Mapping[str, object], *, output: Path | No
     `overrides` by option name replace the options of the file: one value for all cells, or a list of values as a row of
     the grid (for options that are lists themselves: a list of lists).
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"FILE: cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"FILE: {path} is not TOML: {error}") from error
-    for key in table:
-        if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"expected some of: {', '.join(_KEYS)}"
-            inside = " (options go into [options])" if key.replace("-", "_") in options_of(PruneConfig) else ""
-            raise BadInput(f"FILE: {path}: unknown key {key!r}, {hint}{inside}")
+    table = _read_table(path)
     folder = output or (Path(table["output"]) if isinstance(table.get("output"), str) else None)
     if folder is None:
         raise BadInput(f'FILE: {path} names no output directory; add output = "runs/..", or use --output')
@@ -123,6 +114,37 @@ def read_study(path: Path, overrides: Mapping[str, object], *, output: Path | No
         cells=cells,
         equal_budgets=str(table.get("equal-budgets", "")),
         compare=tuple(_compared(table, {cell.variant for cell in cells}, where=str(path))),
+    )
+
+
+def _read_table(path: Path, *, is_base: bool = False) -> dict[str, Any]:
+    """Read a sweep file, merged with the file that it extends."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"FILE: cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"FILE: {path} is not TOML: {error}") from error
+    for key in table:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected some of: {', '.join(_KEYS)}"
+            inside = " (options go into [options])" if key.replace("-", "_") in options_of(PruneConfig) else ""
+            raise BadInput(f"FILE: {path}: unknown key {key!r}, {hint}{inside}")
+    if "extends" not in table:
+        return table
+    if is_base or not isinstance(table["extends"], str):
+        raise BadInput(f"FILE: {path}: extends is {table['extends']!r}, expected a sweep file that extends no other")
+    base = _read_table(path.parent / table["extends"], is_base=True)
+    options, grid = (_table(table.get(key, {}), key, str(path)) for key in ("options", "grid"))
+    base_options, base_grid = (_table(base.get(key, {}), key, table["extends"]) for key in ("options", "grid"))
+    return (
+        base
+        | table
+        | {
+            "options": dict(base_options) | dict(options),
+            "grid": {key: values for key, values in base_grid.items() if key not in options} | dict(grid),
+        }
     )
 
 

@@ -283,6 +283,32 @@ def test_overrides_take_the_place_of_options_and_rows_of_the_grid(tmp_path: Path
     assert [(cell.config.sparsity, cell.config.seed) for cell in found] == [(0.5, 1), (0.5, 2)]
 
 
+def test_a_file_extends_another(tmp_path: Path) -> None:
+    base = """
+        title = "base"
+        [options]
+        mode = "paper"
+        search-samples = 4
+        method = "wanda"
+        [grid]
+        model = ["a", "b"]
+        sparsity = [0.6, 0.7]
+        [[variant]]
+        name = "OWL"
+        allocation = "owl"
+    """
+    (tmp_path / "base.toml").write_text(base)
+    text = 'extends = "base.toml"\n[options]\nmodel = "m"\nsearch-samples = 2\n[grid]\nmethod = ["magnitude", "wanda"]'
+    found = study(text, tmp_path)
+    assert found.title == "base"
+    configs = [(cell.config.method, cell.config.sparsity) for cell in found.cells]
+    assert sorted(configs) == [("magnitude", 0.6), ("magnitude", 0.7), ("wanda", 0.6), ("wanda", 0.7)]
+    assert {cell.variant for cell in found.cells} == {"OWL"}
+    assert {(cell.config.model, cell.config.search_samples, cell.config.mode) for cell in found.cells} == {
+        ("m", 2, "paper")
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -341,6 +367,9 @@ def test_every_study_has_a_small_version() -> None:
         ("[grid]\nsparsity = [0.7]\n", "no model"),
         ('[options]\nmodel = "m"\n[[variant]]\nallocation = "owl"\n', "a name of its own"),
         ("x = [\n", "is not TOML"),
+        ("extends = 1\n", "extends is 1, expected a sweep file"),
+        ('extends = "absent.toml"\n', "absent.toml"),
+        ('extends = "x.toml"\n', "expected a sweep file that extends no other"),
     ],
 )
 def test_a_file_that_cannot_work_is_refused(
