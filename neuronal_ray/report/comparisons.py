@@ -115,10 +115,10 @@ def _table(cases: Sequence[Case], variants: Sequence[str], reference: str, title
     rows, marks = [], []
     for label, group in groups.items():
         for variant in variants:
-            found = compare(group, variant, reference)
-            if found.cases:
+            comparison = compare(group, variant, reference)
+            if comparison.cases:
                 rows.append((label, variant))
-                marks.append(_marks(found))
+                marks.append(_marks(comparison))
     return Table(
         title=title,
         words=("Sparsity", "Top-up"),
@@ -130,15 +130,19 @@ def _table(cases: Sequence[Case], variants: Sequence[str], reference: str, title
     )
 
 
-def _marks(found: Comparison) -> tuple[Mark | None, ...]:
-    count = f"{found.compared} of {found.cases}" if found.compared < found.cases else str(found.cases)
+def _marks(comparison: Comparison) -> tuple[Mark | None, ...]:
+    count = (
+        f"{comparison.compared} of {comparison.cases}"
+        if comparison.compared < comparison.cases
+        else str(comparison.cases)
+    )
     return (
-        _ratio(found.damage),
-        Mark(value=found.wins, text=f"{found.wins} of {found.cases}"),
-        _ratio(found.worst),
-        Mark(value=found.compared, text=count),
-        _ratio(found.perplexity),
-        _ratio(found.seconds),
+        _ratio(comparison.damage),
+        Mark(value=comparison.wins, text=f"{comparison.wins} of {comparison.cases}"),
+        _ratio(comparison.worst),
+        Mark(value=comparison.compared, text=count),
+        _ratio(comparison.perplexity),
+        _ratio(comparison.seconds),
     )
 
 

@@ -1,4 +1,4 @@
-"""Growth of time and memory: fitted exponents next to those of the floor, as a table and as plots."""
+"""How do time and memory grow? Fitted exponents beside the floor's, as a table and as plots."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neuronal_ray.report.style import Color
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MIB = 2**20
+_INK, _MUTED, _LINE, _SPARSER = "#23262b", "#686e76", "#dcdee1", "#b9582c"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,22 +27,22 @@ class Series:
 
     @property
     def search_slope(self) -> float:
-        """Return p of search_s ~ value ** p."""
+        """p of search_s ~ value ** p."""
         return slope(self.values, self.search_s)
 
     @property
     def floor_slope(self) -> float:
-        """Return the exponent of the floor."""
+        """The same of the floor."""
         return slope(self.values, self.floor_s)
 
     @property
     def bytes_slope(self) -> float:
-        """Return the exponent of the bytes."""
+        """The same of the bytes."""
         return slope(self.values, self.num_bytes)
 
 
 def slope(values: Sequence[float], results: Sequence[float]) -> float:
-    """Return the exponent p of the best fit results ~ values ** p: least squares on logarithms."""
+    """The exponent p of the best fit results ~ values ** p: least squares on logarithms."""
     xs, ys = [math.log(value) for value in values], [math.log(result) for result in results]
     mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
     covariance = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
@@ -51,7 +50,7 @@ def slope(values: Sequence[float], results: Sequence[float]) -> float:
 
 
 def growth_table(series: Sequence[Series]) -> list[str]:
-    """Return the lines of a Markdown table; its last column has the exponents of search, floor and memory."""
+    """In Markdown; the last column but one of each row has the exponents of search, floor and memory."""
     rows = [
         "| against | values | search | floor | memory | exponents: search, floor, memory |",
         "|---|---|---|---|---|---|",
@@ -70,17 +69,17 @@ def growth_table(series: Sequence[Series]) -> list[str]:
 
 
 def write_growth_plots(series: Sequence[Series], folder: Path) -> list[Path]:
-    """Write growth.svg and growth.png: time above memory, a column for each series, both axes logarithmic."""
+    """growth.svg and growth.png: time above memory, a column for each series, both axes logarithmic."""
     import matplotlib.style
     from matplotlib.figure import Figure
 
     ours = {
         "svg.hashsalt": "neuronal_ray",
         "font.size": 9,
-        "axes.edgecolor": Color.LINE,
-        "axes.labelcolor": Color.MUTED,
-        "xtick.color": Color.MUTED,
-        "ytick.color": Color.MUTED,
+        "axes.edgecolor": _LINE,
+        "axes.labelcolor": _MUTED,
+        "xtick.color": _MUTED,
+        "ytick.color": _MUTED,
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
@@ -90,11 +89,11 @@ def write_growth_plots(series: Sequence[Series], folder: Path) -> list[Path]:
         axes = figure.subplots(2, len(series), squeeze=False, sharex="col")
         for column, one in enumerate(series):
             above, below = axes[0][column], axes[1][column]
-            above.plot(one.values, one.search_s, "o-", color=Color.SPARSER, ms=4, label="search")
-            above.plot(one.values, one.floor_s, "o--", color=Color.MUTED, ms=4, label="forwards alone")
-            above.set_title(f"slopes {one.search_slope:.2f} and {one.floor_slope:.2f}", fontsize=9, color=Color.INK)
-            below.plot(one.values, [size / _MIB for size in one.num_bytes], "o-", color=Color.SPARSER, ms=4)
-            below.set_title(f"slope {one.bytes_slope:.2f}", fontsize=9, color=Color.INK)
+            above.plot(one.values, one.search_s, "o-", color=_SPARSER, ms=4, label="search")
+            above.plot(one.values, one.floor_s, "o--", color=_MUTED, ms=4, label="forwards alone")
+            above.set_title(f"slopes {one.search_slope:.2f} and {one.floor_slope:.2f}", fontsize=9, color=_INK)
+            below.plot(one.values, [size / _MIB for size in one.num_bytes], "o-", color=_SPARSER, ms=4)
+            below.set_title(f"slope {one.bytes_slope:.2f}", fontsize=9, color=_INK)
             below.set_xlabel(one.name)
             _plain_ticks(above, one.values)
             _plain_ticks(below, one.values)
@@ -108,7 +107,7 @@ def write_growth_plots(series: Sequence[Series], folder: Path) -> list[Path]:
 
 
 def _plain_ticks(axes: Axes, values: Sequence[int]) -> None:
-    """Make both axes logarithmic, with the values themselves as ticks."""
+    """Logarithmic axes, the values themselves as marks."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(list(values), [f"{value}" for value in values])

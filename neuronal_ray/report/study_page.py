@@ -55,7 +55,7 @@ class Study:
     paths: tuple[Path, ...]
     reproduces: tuple[int, ...]
     rows: tuple[Result, ...]
-    combinations: Mapping[str, tuple[Path, int]]
+    combinations: Mapping[str, str]
     references: tuple[tuple[str, ...], ...]
 
 
@@ -65,7 +65,7 @@ def read_studies(paths: Sequence[Path]) -> Study:
     places: dict[str, int] = {}
     titles: list[str] = []
     numbers: list[int] = []
-    combinations: dict[str, tuple[Path, int]] = {}
+    combinations: dict[str, str] = {}
     references: list[tuple[str, ...]] = []
     for path in paths:
         try:
@@ -75,7 +75,7 @@ def read_studies(paths: Sequence[Path]) -> Study:
             numbers += [int(word.split()[1]) for word in index["reproduces"] if word.startswith("table ")]
             if "compare" in index:  # older sweeps compare nothing
                 references += [tuple(names) for names in index["compare"]]
-                combinations |= {cell: (path, known["combination"]) for cell, known in index["cells"].items()}
+                combinations |= {cell: known["combination"] for cell, known in index["cells"].items()}
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise BadInput(f"RUNS: {path / 'sweep.json'} cannot be read ({error})") from error
     rows.sort(key=lambda row: places.get(row.cell, -1))  # the file's order; dense rows first

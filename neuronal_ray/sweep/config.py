@@ -48,13 +48,13 @@ _DEFAULT_VARIANT = "default"
 class Cell:
     """One run of the sweep; `variant` is the name that reports give to its set of options.
 
-    `combination` is the number of its values of the grid. `budget_of` is the id of the cell whose achieved sparsity
-    takes the place of the configured one.
+    `combination` is equal for cells whose options differ by their variants alone. `budget_of` is the id of the cell
+    whose achieved sparsity takes the place of the configured one.
     """
 
     variant: str
     config: PruneConfig
-    combination: int = 0
+    combination: str = ""
     budget_of: str | None = None
 
     @property
@@ -160,14 +160,16 @@ def _cells(table: Mapping[str, Any], overrides: Mapping[str, object], *, where: 
         read_options(_table(skip, "skip", where), _options(), flag="FILE", place=f"[[skip]] of {where}")
         for skip in _list(table, "skip", where)
     ]
-    for number, combination in enumerate(itertools.product(*axes.values())):
+    for combination in itertools.product(*axes.values()):
         cells = {}
+        shared = common | dict(zip(axes, combination, strict=True))
+        key = Cell(variant="", config=PruneConfig(**{"model": "", **shared})).id
         for name, variant in variants.items():
-            values = common | dict(zip(axes, combination, strict=True)) | variant
+            values = shared | variant
             values = _joined_settings(values, common, variant)
             if any(all(values.get(key) == value for key, value in skip.items()) for skip in skips):
                 continue
-            cells[name] = _cell(name, values, number, where=where)
+            cells[name] = _cell(name, values, key, where=where)
         yield from _with_budget(cells, table.get("equal-budgets"), where=where)
 
 
@@ -194,7 +196,7 @@ def _compared(table: Mapping[str, Any], variants: set[str], *, where: str) -> It
         yield names
 
 
-def _cell(name: str, values: dict[str, Any], combination: int, *, where: str) -> Cell:
+def _cell(name: str, values: dict[str, Any], combination: str, *, where: str) -> Cell:
     if "model" not in values:
         raise BadInput(f"FILE: {where}: no model, expected one in [options] or a list in [grid]")
     config = PruneConfig(**values)

@@ -122,7 +122,7 @@ def test_control_c_stops_the_job(script: ModuleType, cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--", "train"], "'train' is no command"),
+        (["--", "train"], "'train' is not a command"),
         (["--pass", "NOT_SET_ANYWHERE", *COMMAND], "NOT_SET_ANYWHERE not set"),
         (["--exclude", "runs", *COMMAND], "--exclude: needs --working-dir"),
     ],

@@ -150,6 +150,16 @@ def test_a_cells_id_depends_on_the_cell_that_sets_its_budget(folder: Path, tmp_p
     assert not known.items() & ids(VARIANTS, search_samples=1).items()
 
 
+def test_cells_of_two_sweeps_are_compared_where_they_differ_by_their_variants_alone(tmp_path: Path) -> None:
+    def combinations(text: str) -> set[str]:
+        return {cell.combination for cell in study(f'[options]\nmodel = "m"\nmode = "paper"\n{text}', tmp_path).cells}
+
+    two = combinations('[grid]\nseed = [0, 1]\n[[variant]]\nname = "A"\n[[variant]]\nname = "B"\nallocation = "owl"')
+    assert len(two) == 2
+    assert combinations('seed = 1\n[[variant]]\nname = "C"\nallocation = "dlp"') < two
+    assert not combinations('seed = 2\n[[variant]]\nname = "A"') & two
+
+
 @pytest.mark.parametrize(
     ("keys", "variants", "message"),
     [
