@@ -1,4 +1,4 @@
-"""Does jobs/submit.py start what it is told, keep values to itself, and end with the program's own exit code?"""
+"""jobs/submit.py starts the given command, prints no passed value, and ends with the exit code of the program."""
 
 import importlib.util
 from pathlib import Path

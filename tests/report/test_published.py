@@ -1,4 +1,4 @@
-"""Are the paper's numbers whole and free of slips, as far as the paper's own redundancy can tell?"""
+"""The paper's numbers are complete and without slips, as far as the redundancy within the paper can tell."""
 
 import math
 import tomllib

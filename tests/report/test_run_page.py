@@ -1,4 +1,4 @@
-"""Is the report whole, true to its three files, self-contained and the same every time?"""
+"""The page of a run: complete, equal to its three files, self-contained, and the same every time."""
 
 import json
 import re

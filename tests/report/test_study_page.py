@@ -1,4 +1,4 @@
-"""Does a report over sweeps show the right numbers, and does its page work in a browser without a network?"""
+"""The report on sweeps: its numbers, and its page in a browser without a network."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Does a sweep find what separate runs find, once, whatever interrupts it, and does it refuse what cannot work?"""
+"""A sweep has the results of separate runs, repeats nothing when interrupted, and refuses what cannot work."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Does a sweep on Ray, with two workers, find what it finds in one process?"""
+"""A sweep on Ray, with two workers, has the results of a sweep in one process."""
 
 import json
 import subprocess
