@@ -55,7 +55,7 @@ forget() {
     rm -rf "$checkpoints"/llama-"$1"-*
 }
 
-run tests "$python" -m pytest -o addopts= -q -m gpu tests/gpu tests/kernels tests/models/test_semi_structured.py || true
+run tests "$python" -m pytest -o addopts= -q -m gpu tests/gpu tests/core/kernels tests/models/formats/test_semi_structured.py || true
 run kernels "$python" -m neuronal_ray.benchmark kernels --device "$device" || true
 measure search-7b search 7b --literal-candidates 2 "${blocks[@]}" || true
 measure job-7b job 7b "${blocks[@]}" || true

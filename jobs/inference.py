@@ -1,10 +1,11 @@
-"""What are 60, 70 and 80 % zeros worth at run time on the shapes of a real model? Runs `benchmark inference` for each.
+"""Inference speed with 60, 70 and 80 % zeros on the shapes of a real model: runs `benchmark inference` for each.
 
     python jobs/inference.py --output runs/inference --models runs/models --deepsparse-python PATH
 
-The models have TinyLlama-1.1B's shapes, random weights in bfloat16 and, in every row of every linear, the smallest
-weights removed: the time of a product does not depend on the values. The torch runtimes get all 22 blocks, the others,
-whose graphs are float32, four of them. A step whose JSON file exists is not measured again. OUTPUT/tables.md has all.
+The models have the shapes of TinyLlama-1.1B and random weights in bfloat16; in every row of every linear the smallest
+weights are removed. (The time of a product does not depend on the values.) The torch runtimes run all 22 blocks; the
+others, whose graphs are float32, run four. A step whose JSON file exists is not measured again. OUTPUT/tables.md has
+all results.
 """
 
 import argparse
@@ -37,17 +38,17 @@ STEPS = {  # name: blocks, runtimes
 
 
 def main() -> int:
-    """Exit code 0 when all steps are done, 1 when one failed."""
+    """Return exit code 0 when all steps are done, 1 when one failed."""
     return exit_code("jobs/inference.py", _main)
 
 
 def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="where the models are kept (9 GB)")
+    parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="directory for the models (9 GB)")
     parser.add_argument("--steps", default=",".join(STEPS), metavar="NAMES", help=f"some of: {', '.join(STEPS)}")
     parser.add_argument("--only", type=int, choices=SPARSITIES, help="one sparsity")
-    parser.add_argument("--deepsparse-python", metavar="PATH", help="without it that step is left out")
+    parser.add_argument("--deepsparse-python", metavar="PATH", help="if absent, the deepsparse step is left out")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     failed = []
@@ -68,7 +69,7 @@ def _main() -> None:
             command = ["--model", str(sparse), "--against", str(dense), "--output", str(result)]
             try:
                 benchmark_inference.main([*command, *options])
-            except ValueError as error:  # the other steps may do
+            except ValueError as error:  # the other steps go on
                 print(f"{result.stem}: {error}", file=sys.stderr)
             failed += [] if result.is_file() and json.loads(result.read_text())["pairs"] else [result.stem]
     (arguments.output / "tables.md").write_text(render(arguments.output))
@@ -77,7 +78,7 @@ def _main() -> None:
 
 
 def render(folder: Path) -> str:
-    """A Markdown table of every measured step in `folder`."""
+    """Return a Markdown table of every measured step in `folder`."""
     columns = ["blocks", "runtime", "zeros", "model", "disk", "load", "peak", "held"]
     phases = [(phase, batch) for batch in ("1", "8") for phase in ("prefill", "decode")]
     rows = [columns + [f"{phase} {batch}" for phase, batch in phases] + ["repeatable"], ["---"] * 13]

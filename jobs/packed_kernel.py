@@ -1,10 +1,10 @@
-"""How much faster is the packed product than torch's dense one, and than the bytes predict?
+"""Speed of the packed product, compared with torch's dense product and with the ratio of bytes.
 
     python jobs/packed_kernel.py --threads 2
 
-Matrices of real shapes, enough of them in turn that no cache holds them; dense and packed take turns. Prints the
-bandwidth of reading and of copying, then for each dtype, shape, sparsity and number of vectors the median milliseconds
-of a product by torch's dense linear and by the packed kernel, their ratio, and the ratio of the bytes.
+The matrices have real shapes, and there are so many that no cache holds them; dense and packed products alternate.
+Prints the bandwidth of reading and of copying, and for each dtype, shape, sparsity and number of vectors the median
+milliseconds of a product by torch's dense linear and by the packed kernel, their ratio, and the ratio of bytes.
 """
 
 import argparse
@@ -21,11 +21,11 @@ SHAPES = ((4096, 4096), (11008, 4096))
 RATES = (0.6, 0.7, 0.8)
 VECTORS = (1, 4, 8)
 AT_LEAST = 300 * 2**20
-"""Bytes of dense matrices that take turns."""
+"""Bytes of the dense matrices together."""
 
 
 def main() -> int:
-    """Exit code 0."""
+    """Return exit code 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N")
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="(default: 9)")
@@ -72,7 +72,7 @@ def _measure(name: str, dtype: torch.dtype, shape: tuple[int, int], rate: float,
 
 
 def _seconds(groups: Sequence[Sequence[Callable[[], object]]], rounds: int) -> list[float]:
-    """The median seconds of a call of each group, whose rounds take turns; the first does not count."""
+    """Return the median seconds of a call of each group; groups alternate, and the first round does not count."""
     found: list[list[float]] = [[] for _ in groups]
     for _ in range(rounds + 1):
         for calls, seconds in zip(groups, found, strict=True):

@@ -1,12 +1,12 @@
-"""How many faults does a run survive? Prunes again and again, disturbs it at random, compares the weights.
+"""Soak test: prune again and again, disturb the runs at random, and compare the weights.
 
 python jobs/soak.py --rounds 50 --output runs/soak.json
 
-Each round is `neuronal-ray prune` on a Ray of its own with two workers (two replicas, or one of two shards), and one
-kind of fault at random moments after the workers have started: workers are killed (SIGKILL), a worker hangs (SIGSTOP),
-or the driver is killed and the command repeated with --resume; or, if asked for, the node's memory is taken until Ray's
-memory monitor ends workers. A round is survived when the command ends with 0 and the weights that it wrote equal, bit
-for bit, those of an undisturbed run.
+Each round is `neuronal-ray prune` on its own local Ray with two workers (two replicas, or one replica of two shards)
+and one kind of fault at random moments after the workers have started: workers are killed (SIGKILL), a worker hangs
+(SIGSTOP), or the driver is killed and the command is repeated with --resume. With `--faults memory`, memory of the
+node is used up until Ray's memory monitor ends workers. A run survives its round when the command ends with exit code 0
+and its weights equal those of an undisturbed run, bit for bit.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from safetensors.torch import load_file
 _MARK = "NEURONAL_RAY_SOAK"
 _ACTOR = b"ray::ShardActor"
 _FAULTS = ("killed", "killed", "hung", "driver")
-_MEMORY = "memory"  # only if asked for: a node that stays short of it ends a run, with one line
+_MEMORY = "memory"  # not by default: a node that stays short of memory ends a run, with one line
 _MARGIN_BYTES, _TAKEN_BYTES, _TAKEN_S = 2**31, 3 * 2**30, 2.0
 _TAKE = f"import numpy, time; taken = numpy.ones({_TAKEN_BYTES}, dtype=numpy.uint8); time.sleep({_TAKEN_S})"
 _TASK_TIMEOUT_S = 8
-_RECIPES = {
+_SETTINGS = {
     "neuronal, wanda": ["--mode", "paper"],
     "neuronal, wanda, 2 shards": ["--mode", "paper", "--shards", "2", "--replicas", "1"],
     "adaptive, wanda": ["--mode", "best", "--search-budget", "40"],
@@ -46,7 +46,7 @@ _RECIPES = {
 class Round:
     """One disturbed run; `kills_s` are seconds after the start at which the fault was made."""
 
-    pruner: str
+    setting: str
     fault: str
     kills_s: tuple[float, ...]
     seconds: float
@@ -56,10 +56,10 @@ class Round:
 
 
 def main() -> int:
-    """Exit code 0 when every round was survived."""
+    """Return exit code 0 when every run survived its round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and workers to kill")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of faults and of the workers to kill")
     parser.add_argument(
         "--faults", nargs="+", choices=sorted({*_FAULTS, _MEMORY}), help="these only (default: all but memory)"
     )
@@ -69,55 +69,55 @@ def main() -> int:
     rounds: list[Round] = []
     with tempfile.TemporaryDirectory() as folder:
         undisturbed: dict[str, tuple[str, float]] = {}
-        for name, words in _RECIPES.items():
+        for name, words in _SETTINGS.items():
             begin = time.monotonic()
             code = _prune(words, Path(folder) / name, "none", [])[0]
             if code != 0:
                 raise RuntimeError(f"the undisturbed run of {name} ended with {code}")
             undisturbed[name] = (_digest(Path(folder) / name), time.monotonic() - begin)
         for number in range(arguments.rounds):
-            name = list(_RECIPES)[number % len(_RECIPES)]
+            name = list(_SETTINGS)[number % len(_SETTINGS)]
             digest, usual = undisturbed[name]
             fault = source.choice(arguments.faults or _FAULTS)
             times = source.choice((1, 2)) if fault == "killed" else 1
             moments = sorted(source.uniform(0, 0.5 * usual) for _ in range(times))
             output = Path(folder) / f"{number}"
             begin = time.monotonic()
-            code, said, killed = _prune(_RECIPES[name], output, fault, moments)
+            code, output_text, killed = _prune(_SETTINGS[name], output, fault, moments)
             if fault == "driver" and killed:
-                code, more, _ = _prune([*_RECIPES[name], "--resume"], output, "none", [])
-                said += more
+                code, more, _ = _prune([*_SETTINGS[name], "--resume"], output, "none", [])
+                output_text += more
             rounds.append(
                 Round(
-                    pruner=name,
+                    setting=name,
                     fault=fault,
                     kills_s=tuple(killed),
                     seconds=time.monotonic() - begin,
                     code=code,
                     equal=code == 0 and _digest(output) == digest,
-                    replaced=said.count("a new worker takes its place"),
+                    replaced=output_text.count("a new worker takes its place"),
                 )
             )
             print(_line(rounds), flush=True)
             if code != 0:
-                print(said[-2000:], file=sys.stderr)
+                print(output_text[-2000:], file=sys.stderr)
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps([asdict(one) for one in rounds], indent=1) + "\n")
-    return 0 if all(one.equal for one in rounds) else 1
+        arguments.output.write_text(json.dumps([asdict(done) for done in rounds], indent=1) + "\n")
+    return 0 if all(done.equal for done in rounds) else 1
 
 
 def _line(rounds: list[Round]) -> str:
     last = rounds[-1]
-    kills = sum(len(one.kills_s) for one in rounds)
+    kills = sum(len(done.kills_s) for done in rounds)
     return (
-        f"{len(rounds)} rounds, {sum(one.equal for one in rounds)} survived, {kills} faults; "
-        f"last: {last.pruner}, {last.fault} at {', '.join(f'{s:.1f}' for s in last.kills_s) or '-'} s "
+        f"{len(rounds)} rounds, {sum(done.equal for done in rounds)} survived, {kills} faults; "
+        f"last: {last.setting}, {last.fault} at {', '.join(f'{s:.1f}' for s in last.kills_s) or '-'} s "
         f"of {last.seconds:.1f} s"
     )
 
 
 def _prune(words: list[str], output: Path, fault: str, moments: list[float]) -> tuple[int, str, list[float]]:
-    """The exit code of one run, what it said, and when the fault was made: at `moments` after workers were seen."""
+    """Return the exit code and the output of a run, and when its faults were made: `moments` after workers began."""
     mark = f"{os.getpid()}-{time.monotonic_ns()}"
     command = [sys.executable, "-m", "neuronal_ray.prune", "--model", "builtin", "--calibration", "builtin"]
     command += [
@@ -133,9 +133,9 @@ def _prune(words: list[str], output: Path, fault: str, moments: list[float]) -> 
     command += ["--threads", "1", "--task-timeout", str(_TASK_TIMEOUT_S), "--output", str(output), *words]
     if "--replicas" not in words:
         command += ["--replicas", "2"]
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as printed:
         environment = {**os.environ, _MARK: mark, **(_watched_memory() if fault == _MEMORY else {})}
-        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
+        process = subprocess.Popen(command, stdout=printed, stderr=printed, env=environment)
         killed: list[float] = []
         while process.poll() is None and not _actors(mark):
             time.sleep(0.05)
@@ -152,12 +152,12 @@ def _prune(words: list[str], output: Path, fault: str, moments: list[float]) -> 
                 os.kill(random.Random(moment).choice(victims), sent)
                 killed.append(time.monotonic() - begin)
         code = process.wait()
-        said.seek(0)
-        return code, said.read(), killed
+        printed.seek(0)
+        return code, printed.read(), killed
 
 
 def _watched_memory() -> dict[str, str]:
-    """Ray's monitor ends a worker when a little more of the node's memory is taken than now."""
+    """Return settings that let Ray's monitor end a worker when a little more memory is used than now."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
     used = sizes["MemTotal"] - sizes["MemAvailable"]
@@ -166,7 +166,7 @@ def _watched_memory() -> dict[str, str]:
 
 
 def _actors(mark: str) -> list[int]:
-    """Process ids of the workers of the run that carries `mark` in its environment."""
+    """Return the process ids of the workers of the run that has `mark` in its environment."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
@@ -181,7 +181,7 @@ def _actors(mark: str) -> list[int]:
 
 
 def _digest(output: Path) -> str:
-    """Of all weights by name; shards write files of their own."""
+    """Return a digest of all weights by name, whichever files they are in."""
     sha = hashlib.sha256()
     tensors = {name: tensor for file in output.glob("*.safetensors") for name, tensor in load_file(file).items()}
     for name, tensor in sorted(tensors.items()):

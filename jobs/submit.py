@@ -6,9 +6,9 @@ python jobs/submit.py [--address URL] [--pass NAME].. -- prune|sweep|evaluate AR
   submit.py --pass HF_TOKEN -- evaluate --model /outputs/llama-7b-70 --evaluate wikitext2,zero-shot
   submit.py --working-dir . --exclude runs -- sweep jobs/language.toml --output /outputs/language --resume
 
-The cluster's token is read where Ray itself reads it: RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH=FILE.
-Exit codes: the program's own (0 done, 2 bad input, 1 anything else); 130 when the job was stopped, here with Ctrl-C or
-by others; 128 and the signal's number when a signal ended it; 1 when it never started.
+The cluster's token is read from where Ray itself reads it: RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH=FILE.
+Exit codes: that of the program (0 done, 2 bad input, 1 anything else); 130 when the job was stopped, by Ctrl-C or by
+others; 128 plus the number of the signal that ended the program; 1 when the job never started.
 """
 
 import argparse
@@ -24,28 +24,34 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options, and after them the command."""
+    """Parse the options and the command after them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--address", default="http://127.0.0.1:8265", help="of the head's dashboard (default: %(default)s)"
+        "--address", default="http://127.0.0.1:8265", help="address of the head's dashboard (default: %(default)s)"
     )
-    parser.add_argument("--working-dir", help="folder to upload; absent: the package in the nodes' image is used")
     parser.add_argument(
-        "--exclude", action="append", default=[], metavar="PATTERN", help="not uploaded, besides what .rayignore names"
+        "--working-dir", help="folder to upload; if absent, the package in the image of the nodes is used"
     )
-    parser.add_argument("--id", help="of the job; absent: Ray makes one")
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="files that are not uploaded, besides those of .rayignore",
+    )
+    parser.add_argument("--id", help="id of the job; if absent, Ray makes one")
     parser.add_argument(
         "--pass",
         dest="names",
         action="append",
         default=[],
         metavar="NAME",
-        help="environment variable to pass on; not printed, but whoever has the cluster's token can read it",
+        help="environment variable to pass on; not printed, but everybody with the cluster's token can read it",
     )
     parser.add_argument("command", nargs="+", help=f"one of {', '.join(COMMANDS)}, and its arguments, after --")
     options = parser.parse_args(argv)
     if options.command[0] not in COMMANDS:
-        parser.error(f"{options.command[0]!r} is no command, expected one of {', '.join(COMMANDS)}")
+        parser.error(f"{options.command[0]!r} is not a command, expected one of {', '.join(COMMANDS)}")
     if options.exclude and options.working_dir is None:
         parser.error("--exclude: needs --working-dir, without which nothing is uploaded")
     if missing := [name for name in options.names if name not in os.environ]:
@@ -54,7 +60,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of the program, 130 when the job was stopped."""
+    """Return the exit code of the program, or 130 when the job was stopped."""
     options = parse(sys.argv[1:] if argv is None else argv)
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)  # they would win over --address

@@ -35,7 +35,7 @@ def _main(argv: Sequence[str]) -> None:
     from neuronal_ray.prune.inputs import Reader, held_tokens
     from neuronal_ray.prune.journal import journaled
     from neuronal_ray.prune.pipeline import run
-    from neuronal_ray.report.__main__ import write_report
+    from neuronal_ray.report.run_page import write_report
     from neuronal_ray.workers.pools.launch import check_device, open_pool
 
     if config.output is not None:

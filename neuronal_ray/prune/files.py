@@ -10,30 +10,9 @@ import torch
 
 from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.plan import Plan, PlanError
-from neuronal_ray.prune.search import Candidate
+from neuronal_ray.report.schemas import ALLOCATION, SEARCH, Candidate
 
 logger = logging.getLogger(__name__)
-
-_ALLOCATION = pa.schema(
-    [
-        ("block", pa.int32()),
-        ("path", pa.string()),
-        ("rows", pa.int32()),
-        ("columns", pa.int32()),
-        ("pruned", pa.int64()),
-        ("row_pruned", pa.list_(pa.int32())),
-    ]
-)
-_SEARCH = pa.schema(
-    [
-        ("step", pa.string()),
-        ("lambda", pa.float64()),
-        ("criterion", pa.string()),
-        ("score", pa.float64()),
-        ("selected", pa.bool_()),
-        ("seconds", pa.float64()),
-    ]
-)
 
 
 def write_allocation(path: Path, layout: Layout, plan: Plan) -> None:
@@ -49,7 +28,7 @@ def write_allocation(path: Path, layout: Layout, plan: Plan) -> None:
         }
         for spec in layout
     ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=_ALLOCATION), path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=ALLOCATION), path)
 
 
 def read_allocation(path: Path, layout: Layout) -> Plan:
@@ -76,4 +55,4 @@ def write_search(path: Path, candidates: Sequence[Candidate], selected: Mapping[
         }
         for candidate in candidates
     ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SEARCH), path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SEARCH), path)

@@ -24,7 +24,7 @@ from neuronal_ray.prune.compose import Composition
 from neuronal_ray.prune.config import PruneConfig
 from neuronal_ray.prune.files import write_allocation, write_search
 from neuronal_ray.prune.inputs import Inputs
-from neuronal_ray.prune.search import Search
+from neuronal_ray.prune.search import Search, noun_of
 from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.protocol import Pool
 from neuronal_ray.workers.replica import shard_blocks
@@ -76,6 +76,7 @@ def run(
         },
         "search": {
             step.name: {
+                "noun": noun_of(step.name),
                 "selected": step.selected,
                 "candidates": [
                     {"lambda": lam, search.criterion(step.name): score if math.isfinite(score) else None}

@@ -1,7 +1,6 @@
 """A search over the pool: one task per candidate, block or range of blocks, and each distinct plan once."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -16,6 +15,7 @@ from neuronal_ray.core.levels import levels_around
 from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.problem import BlockTask, RankedLinear
 from neuronal_ray.prune.results import Results, change_digest, mean
+from neuronal_ray.report.schemas import Candidate
 from neuronal_ray.workers.pools.protocol import Pool, map_in_parallel
 from neuronal_ray.workers.replica import Statistics, chunk_sequences
 from neuronal_ray.workers.shard import ChainTask, Timed
@@ -33,15 +33,9 @@ _BY_LAMBDA = ("block", "row")
 Tokens = Int64[Tensor, "sequences length"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One row of search.parquet; `score` is by the criterion named, lower is better."""
-
-    step: str
-    lam: float
-    criterion: str
-    score: float
-    seconds: float
+def noun_of(step: str) -> str:
+    """Return what the candidates of a step vary: lambda, or no more than their number."""
+    return "lambda" if step in _BY_LAMBDA else "candidate"
 
 
 def _itself(score: float) -> float:
@@ -134,7 +128,7 @@ class Search:
         new: dict[bytes, float] = {}
         order: list[bytes] = []
         seconds: dict[bytes, float] = {}
-        noun = "lambda" if step in _BY_LAMBDA else "candidate"
+        noun = noun_of(step)
         with self._progress.stage(f"{step} search", len(lambdas)) as advance:
 
             def unknown() -> Iterator[Plan]:

@@ -1,7 +1,7 @@
-"""Which figures does a report show, and how are they drawn?
+"""The figures of reports, drawn by matplotlib as inline SVG.
 
-One color language throughout: orange is sparser than the target, blue is denser, and the target has no color.
-Colors leave as CSS variables, so that the page decides what they are in light, in dark and in print.
+Orange is sparser than the target, blue is denser, and the target itself has no color. Colors are written as CSS
+variables, so that the page decides how they look on a light screen, on a dark one and in print.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from html import escape
 from typing import TYPE_CHECKING
 
 from neuronal_ray.report.inputs import LinearSparsity, SearchStep
+from neuronal_ray.report.style import Color
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from neuronal_ray.report.study_tables import Curve
+    from neuronal_ray.report.curves import Curve
 
 PIXEL = 1 / 72  # inches: the SVG's user unit is a point, and the page shows it as one CSS pixel
 MIN_SPREAD = 0.01  # a color scale narrower than this would make rounding look like structure
@@ -30,27 +30,22 @@ GRID_LEVELS = 17  # odd, so that the target has a level of its own; over 50 matp
 MAX_ROW_BINS = 61
 
 
-class Color(StrEnum):
-    """The light values; each leaves as the CSS variable of its name."""
-
-    INK = "#23262b"
-    MUTED = "#686e76"
-    LINE = "#dcdee1"
-    DENSER = "#33698f"
-    SPARSER = "#b9582c"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Canvas:
-    """Where a figure goes: `key` makes its ids unique in the page, `width` is in CSS pixels."""
+    """The place of a figure: `key` makes its ids unique, `width` is in CSS pixels, `label` is for screen readers."""
 
     key: str
     width: int
     label: str
 
 
+def symbol_of(noun: str) -> str:
+    """Return what a figure calls the quantity that candidates vary: its letter, where it has one."""
+    return {"lambda": "\N{GREEK SMALL LETTER LAMDA}"}.get(noun, noun)
+
+
 def search_figure(step: SearchStep, canvas: Canvas) -> str:
-    """Score (alignment, loss, KL) against lambda, or the number of the candidate, the selected one marked."""
+    """Draw the scores of a step's candidates against what they vary, the selected candidate marked."""
     candidates = sorted(step.candidates, key=lambda candidate: candidate.lam)
     chosen = step.selected
     with _style():
@@ -59,10 +54,9 @@ def search_figure(step: SearchStep, canvas: Canvas) -> str:
         lams = [candidate.lam for candidate in candidates]
         axes.plot(lams, [candidate.score for candidate in candidates], "o-", color=Color.MUTED, ms=3.5, lw=1)
         axes.plot([chosen.lam], [chosen.score], "o", color=Color.INK, ms=8)
-        name = "\N{GREEK SMALL LETTER LAMDA}" if step.by_lambda else "candidate"
-        text = f"{name} = {chosen.lam:g}" if step.by_lambda else f"{chosen.lam:g}"
+        name = symbol_of(step.noun)
         axes.annotate(
-            text,
+            f"{name} = {chosen.lam:g}" if name != step.noun else f"{chosen.lam:g}",
             (chosen.lam, chosen.score),
             (0, -20),
             textcoords="offset points",
@@ -80,7 +74,7 @@ def search_figure(step: SearchStep, canvas: Canvas) -> str:
 
 
 def curve_figure(curve: Curve, canvas: Canvas) -> str:
-    """Values against the one option that varies, the value that a search selected marked."""
+    """Draw values against the one option that varies, the value that a search selected marked."""
     with _style():
         figure = _figure(canvas, height=200)
         axes = figure.add_subplot()
@@ -97,7 +91,7 @@ def curve_figure(curve: Curve, canvas: Canvas) -> str:
 
 
 def runtime_figure(points: Sequence[tuple[str, float, float]], canvas: Canvas) -> str:
-    """Perplexity against seconds, one named dot for each (name, seconds, perplexity); lower left is better."""
+    """Draw perplexity against seconds, a named dot for each (name, seconds, perplexity); lower left is better."""
     with _style():
         figure = _figure(canvas, height=240)
         axes = figure.add_subplot()
@@ -117,7 +111,7 @@ def runtime_figure(points: Sequence[tuple[str, float, float]], canvas: Canvas) -
 
 
 def block_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: float) -> str:
-    """Sparsity per block, above a grid of block x path."""
+    """Draw the sparsity per block above a grid of the sparsity per block and linear."""
     import numpy as np
     from matplotlib.colors import ListedColormap, to_rgba
     from matplotlib.ticker import MaxNLocator
@@ -174,7 +168,7 @@ def block_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: f
 
 
 def row_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: float) -> str:
-    """Distribution of the sparsity of all output rows, one ridge per path, each scaled to its own peak."""
+    """Draw the distribution of the sparsity of all output rows, a ridge per path, each scaled to its own peak."""
     import numpy as np
 
     rates: dict[str, list[NDArray[np.float64]]] = {}
@@ -218,7 +212,10 @@ def row_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: flo
 
 
 def _possible(columns: set[int], edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How many rates a row can have in each bin, at least 1: bins and whole weights would beat without it."""
+    """Return how many rates a row can have in each bin, at least 1.
+
+    Rows lose whole weights: without this weighting, bins and rates would interfere.
+    """
     import numpy as np
 
     rates = np.concatenate([np.arange(width + 1) / width for width in sorted(columns)])
@@ -232,7 +229,7 @@ def _percent(rate: float, position: float) -> str:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """matplotlib's defaults with ours on top, whatever the user's own matplotlibrc says; restored on exit."""
+    """Use matplotlib's defaults and ours on top, whatever the user's matplotlibrc says, until the context ends."""
     import matplotlib.style
 
     ours = {
@@ -261,7 +258,7 @@ def _figure(canvas: Canvas, *, height: int) -> Figure:
 
 
 def _svg(figure: Figure, canvas: Canvas) -> str:
-    """The figure as an inline `<svg>`: no prolog, no metadata, ids of its own, colors as CSS variables."""
+    """Return the figure as an inline `<svg>`: no prolog, no metadata, ids of its own, colors as CSS variables."""
     for axes in figure.axes:
         axes.set_facecolor("none")
     buffer = io.StringIO()

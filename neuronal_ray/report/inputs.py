@@ -1,20 +1,19 @@
-"""What do the three files say that a pruning run leaves behind? Read whole and checked, for the report."""
-
-from __future__ import annotations
+"""Readers of the files that runs and sweeps leave behind: read whole and checked, for the reports."""
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from neuronal_ray.cli.errors import BadInput
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow
-    from numpy.typing import NDArray
+from neuronal_ray.report.schemas import ALLOCATION, RESULTS, SEARCH, Candidate, Result
 
 T = TypeVar("T")
 FORMAT = 1
@@ -22,35 +21,19 @@ FILES = ("pruning.json", "allocation.parquet", "search.parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One lambda that was tried in the step of that name, and its score by the criterion (alignment, loss)."""
-
-    step: str
-    lam: float
-    criterion: str
-    score: float
-    selected: bool
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class SearchStep:
-    """One step of the search; `seconds` is the wall time of all its candidates together."""
+    """One step of the search; `noun` is what its candidates vary, `seconds` the wall time of all of them together."""
 
     name: str
+    noun: str
     selected: Candidate
     candidates: tuple[Candidate, ...]
     seconds: float
 
-    @property
-    def by_lambda(self) -> bool:
-        """Whether candidates are named by their lambda, else by their number."""
-        return self.name in ("block", "row")
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LinearSparsity:
-    """What one linear lost; `row_pruned` is int32 [out]."""
+    """The weights removed from one linear; `row_pruned` is int32 [out]."""
 
     block: int
     path: str
@@ -60,12 +43,13 @@ class LinearSparsity:
 
     @property
     def weights(self) -> int:
+        """Number of weights of the linear."""
         return len(self.row_pruned) * self.columns
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Perplexities on one text, inf for overflow; `baselines` are other plans of the same budget."""
+    """Perplexities on one text, infinite on overflow; `baselines` are other plans of the same budget."""
 
     name: str
     dense: float
@@ -77,7 +61,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A benchmark's values, of this model and of the other plans, "dense" among them; an accuracy is a fraction."""
+    """Values of one benchmark: of the pruned model, and of the other plans by name; an accuracy is a fraction."""
 
     name: str
     metric: str
@@ -88,7 +72,10 @@ class Benchmark:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """All that a report shows; `target` and `achieved` are fractions removed, `additions` what else was asked for."""
+    """All that a report shows; `target` and `achieved` are fractions removed.
+
+    `additions` name the row step, the refinement and the pattern, where the run has them.
+    """
 
     model: str
     method: str
@@ -111,10 +98,10 @@ class Run:
 
 
 def read_run(directory: Path) -> Run:
-    """Read a run's files; BadInput says which is missing or malformed, and how."""
+    """Read the files of a run. Raises BadInput that names what is missing or malformed."""
     missing = [name for name in FILES if not (directory / name).is_file()]
     if missing:
-        raise BadInput(f"no {' and no '.join(missing)} there, expected a directory that neuronal_ray.prune wrote")
+        raise BadInput(f"no {' and no '.join(missing)} there, expected a directory that neuronal-ray prune wrote")
     try:
         document = json.loads((directory / "pruning.json").read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -150,7 +137,7 @@ def read_run(directory: Path) -> Run:
 
 
 def _additions(document: Mapping[str, Any]) -> Iterator[str]:
-    """Row step, refinement and pattern, where there are any."""
+    """Yield the row step, the refinement and the pattern, where there are any."""
     if document.get("row_step") is not None:
         yield f"{_get(document, 'row_step', str)} rows"
     for key, absent in (("refinement", "none"), ("pattern", "unstructured")):
@@ -160,6 +147,7 @@ def _additions(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _get(node: Mapping[str, Any], key: str, kind: type[T]) -> T:
+    """Return a value of pruning.json, checked for its type."""
     value = node.get(key)
     given: object = float(value) if kind is float and type(value) is int else value  # JSON has one kind of number
     if not isinstance(given, kind) or isinstance(given, bool):
@@ -174,7 +162,13 @@ def _step(name: str, node: Mapping[str, Any], candidates: Sequence[Candidate]) -
     if {candidate.lam for candidate in selected} != {lam}:
         given = ", ".join(f"{candidate.lam:g}" for candidate in selected) or "none"
         raise BadInput(f"search.parquet selects {given} in the {name} step, expected {lam:g} as in pruning.json")
-    return SearchStep(name=name, selected=selected[0], candidates=mine, seconds=_get(node, "seconds", float))
+    return SearchStep(
+        name=name,
+        noun=_get(node, "noun", str) if "noun" in node else "lambda",  # older files do not say
+        selected=selected[0],
+        candidates=mine,
+        seconds=_get(node, "seconds", float),
+    )
 
 
 def _benchmark(name: str, node: Mapping[str, Any]) -> Benchmark:
@@ -212,20 +206,12 @@ def _perplexity(node: Mapping[str, Any]) -> float:
 
 
 def _candidates(path: Path) -> tuple[Candidate, ...]:
-    import pyarrow as pa
-
-    columns = [("step", pa.string()), ("lambda", pa.float64()), ("criterion", pa.string())]
-    schema = pa.schema([*columns, ("score", pa.float64()), ("selected", pa.bool_()), ("seconds", pa.float64())])
-    return tuple(Candidate(lam=row.pop("lambda"), **row) for row in _table(path, schema).to_pylist())
+    return tuple(Candidate(lam=row.pop("lambda"), **row) for row in _table(path, SEARCH).to_pylist())
 
 
 def read_linears(path: Path) -> tuple[LinearSparsity, ...]:
-    """The linears of an allocation.parquet, or of a plan of a sweep; BadInput for a file that is none."""
-    import pyarrow as pa
-
-    columns = [("block", pa.int32()), ("path", pa.string()), ("rows", pa.int32()), ("columns", pa.int32())]
-    schema = pa.schema([*columns, ("pruned", pa.int64()), ("row_pruned", pa.list_(pa.int32()))])
-    table = _table(path, schema)
+    """Read the linears of an allocation.parquet, or of a plan of a sweep. Raises BadInput for any other file."""
+    table = _table(path, ALLOCATION)
     if table.num_rows == 0:
         raise BadInput(f"{path.name} has no rows, expected one per linear")
     linears = []
@@ -242,13 +228,32 @@ def read_linears(path: Path) -> tuple[LinearSparsity, ...]:
     return tuple(linears)
 
 
-def _table(path: Path, schema: pyarrow.Schema) -> pyarrow.Table:
-    """The columns of `schema`, in its types, without nulls."""
-    import pyarrow as pa
-    import pyarrow.parquet
+def read_results(paths: Iterable[Path]) -> list[Result]:
+    """Read the results of sweeps' directories. Raises BadInput that names a file which cannot be read."""
+    results = []
+    for path in paths:
+        files = sorted((path / "results").glob("*.parquet"))
+        if not files:
+            raise BadInput(f"RUNS: {path} has no results/*.parquet; is it the --output of neuronal-ray sweep?")
+        for file in files:
+            try:
+                table = pq.read_table(file)
+            except (pa.ArrowInvalid, OSError) as error:
+                reason = " ".join(str(error).split())
+                raise BadInput(
+                    f"RUNS: {file} cannot be read ({reason}); `neuronal-ray sweep FILE --resume` writes it again from "
+                    "its journal"
+                ) from error
+            if table.schema.names != RESULTS.names:
+                raise BadInput(f"RUNS: {file} has other columns than this version writes; run the sweep again")
+            results += [Result(**row) for row in table.to_pylist()]
+    return results
 
+
+def _table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read the columns of `schema`, in its types. Raises BadInput for columns that are missing or have nulls."""
     try:
-        table = pyarrow.parquet.read_table(path)
+        table = pq.read_table(path)
         missing = [name for name in schema.names if name not in table.column_names]
         if missing:
             raise BadInput(f"{path.name} lacks the column {', '.join(missing)}, expected {', '.join(schema.names)}")

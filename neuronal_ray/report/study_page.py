@@ -1,26 +1,23 @@
-"""What did a sweep find? One self-contained HTML page, or Markdown, over one or more sweeps and the paper's tables."""
+"""The report on one or more sweeps, next to the paper's tables: one self-contained HTML page, or Markdown."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
+from itertools import islice
 from pathlib import Path
 
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.report import page
+from neuronal_ray.report.comparisons import cases_of, comparison_tables
+from neuronal_ray.report.curves import curves
 from neuronal_ray.report.figures import Canvas, block_figure, curve_figure, row_figure, runtime_figure
-from neuronal_ray.report.inputs import read_linears
-from neuronal_ray.report.study_tables import (
-    Table,
-    curves,
-    lambda_table,
-    published_tables,
-    result_tables,
-    seconds_table,
-)
-from neuronal_ray.report.style import STYLE
-from neuronal_ray.sweep.files import DENSE, Row, read_results
+from neuronal_ray.report.inputs import LinearSparsity, read_linears, read_results
+from neuronal_ray.report.published_tables import published_tables
+from neuronal_ray.report.schemas import DENSE, Result
+from neuronal_ray.report.study_tables import Table, lambda_table, result_tables, seconds_table
 
-_WIDE, _NARROW = 736, 340  # CSS pixels: the page, a phone
 _MOST_CURVES, _MOST_PLANS = 40, 24
 
 _SORTING = """
@@ -48,12 +45,18 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What one or more sweeps left behind."""
+    """The results of one or more sweeps.
+
+    `combinations` by cell are equal for cells that differ in their variant alone. Variants are compared with each of
+    `references`; a reference of several variants is the best of them in each case.
+    """
 
     title: str
     paths: tuple[Path, ...]
     reproduces: tuple[int, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[Result, ...]
+    combinations: Mapping[str, str]
+    references: tuple[tuple[str, ...], ...]
 
 
 def read_studies(paths: Sequence[Path]) -> Study:
@@ -62,12 +65,17 @@ def read_studies(paths: Sequence[Path]) -> Study:
     places: dict[str, int] = {}
     titles: list[str] = []
     numbers: list[int] = []
+    combinations: dict[str, str] = {}
+    references: list[tuple[str, ...]] = []
     for path in paths:
         try:
             index = json.loads((path / "sweep.json").read_text(encoding="utf-8"))
             titles.append(index["title"])
             places |= {cell: len(places) + number for number, cell in enumerate(index["cells"])}
             numbers += [int(word.split()[1]) for word in index["reproduces"] if word.startswith("table ")]
+            if "compare" in index:  # older sweeps compare nothing
+                references += [tuple(names) for names in index["compare"]]
+                combinations |= {cell: known["combination"] for cell, known in index["cells"].items()}
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise BadInput(f"RUNS: {path / 'sweep.json'} cannot be read ({error})") from error
     rows.sort(key=lambda row: places.get(row.cell, -1))  # the file's order; dense rows first
@@ -77,11 +85,13 @@ def read_studies(paths: Sequence[Path]) -> Study:
         paths=tuple(paths),
         reproduces=tuple(dict.fromkeys(numbers)),
         rows=tuple(distinct.values()),
+        combinations=combinations,
+        references=tuple(dict.fromkeys(references)),
     )
 
 
 def study_markdown(study: Study) -> str:
-    """Every table as Markdown: the best bold, the second best underlined."""
+    """Return every table as Markdown: the best bold, the second best underlined."""
     parts = [f"# {study.title}", _lead(study)]
     for table in [*_ours(study), *_published(study)]:
         head = [*table.words, *table.columns]
@@ -96,43 +106,39 @@ def study_markdown(study: Study) -> str:
 
 
 def study_page(study: Study) -> str:
-    """The page: tables beside the paper's, runtime against perplexity, curves, plans, what it was made with."""
+    """Return the page: tables next to the paper's, runtime against perplexity, curves, plans, devices and versions."""
     ours, published = _ours(study), _published(study)
     sections = [
         f"<h1>{escape(study.title)}</h1>",
         f'<p class="lead">{escape(_lead(study))}</p>',
         '<p class="muted">The best of a method\'s top-ups is <b>bold</b>, the second best <u>underlined</u>. '
         "Click a column's head to sort.</p>",
-        *(_beside(table, [other for other in published if _alike(table, other)]) for table in ours),
+        *(_pair(table, [other for other in published if _alike(table, other)]) for table in ours),
         *(_table(table) for table in published if not any(_alike(one, table) for one in ours)),
         *_runtimes(study),
         *_curves(study),
         *_plans(study),
         _made_with(study),
     ]
-    return "\n".join(
-        [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(study.title)}</title>\n<style>{STYLE}</style>\n</head>",
-            "<body>\n<main>",
-            *sections,
-            f"</main>\n<script>{_SORTING}</script>\n</body>\n</html>\n",
-        ]
-    )
+    return page.page(study.title, sections, script=_SORTING)
 
 
 def _lead(study: Study) -> str:
     cells = {row.cell for row in study.rows if row.method != DENSE}
     models = sorted({Path(row.model).name for row in study.rows})
     overflows = sum(row.problem is not None for row in study.rows)
-    said = f"{len(cells)} prunings of {', '.join(models)}, {len(study.rows)} evaluations"
-    return said + (f"; {overflows} of them overflowed" if overflows else "")
+    lead = f"{len(cells)} prunings of {', '.join(models)}, {len(study.rows)} evaluations"
+    return lead + (f"; {overflows} of them overflowed" if overflows else "")
 
 
 def _ours(study: Study) -> list[Table]:
     extra = (lambda_table(study.rows), seconds_table(study.rows))
-    return [*result_tables(study.rows), *(table for table in extra if table is not None)]
+    compared = [row for row in study.rows if row.cell in study.combinations]
+    return [
+        *result_tables(study.rows),
+        *comparison_tables(cases_of(compared, study.combinations), study.references),
+        *(table for table in extra if table is not None),
+    ]
 
 
 def _published(study: Study) -> list[Table]:
@@ -147,38 +153,26 @@ def _alike(ours: Table, published: Table) -> bool:
     return (ours.metric, ours.sparsity) == (published.metric, published.sparsity)
 
 
-def _beside(ours: Table, published: Sequence[Table]) -> str:
-    """A table and the paper's of the same metric and sparsity: side by side where the window is wide enough."""
+def _pair(ours: Table, published: Sequence[Table]) -> str:
+    """Put the paper's tables of the same metric and sparsity next to a table, where the window is wide enough."""
     if not published:
         return _table(ours)
     theirs = "".join(_table(table) for table in published)
-    return f'<div class="beside"><section>{_table(ours)}</section><section>{theirs}</section></div>'
+    return f'<div class="tables"><section>{_table(ours)}</section><section>{theirs}</section></div>'
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col" class="word">{escape(word)}</th>' for word in table.words)
-    head += "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
-    body = []
-    for words, marks in zip(table.rows, table.marks, strict=True):
-        cells = [f'<th scope="row">{escape(word)}</th>' for word in words]
-        for mark in marks:
-            if mark is None:
-                cells.append("<td></td>")
-                continue
-            text = escape(mark.text)
-            text = f"<b>{text}</b>" if mark.rank == 1 else f"<u>{text}</u>" if mark.rank == 2 else text
-            cells.append(f'<td data-value="{mark.value!r}">{text}</td>')
-        body.append(f"<tr>{''.join(cells)}</tr>\n")
+    lines = [
+        (words, ["<td></td>" if m is None else page.cell(m.text, rank=m.rank, value=m.value) for m in marks])
+        for words, marks in zip(table.rows, table.marks, strict=True)
+    ]
+    content = page.scrolled(page.table(lines, head=(table.words, table.columns), kind="sortable"))
     note = f"<p><small>{escape(table.note)}</small></p>" if table.note else ""
-    return (
-        f"<h2>{escape(table.title)}</h2>\n"
-        f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>'
-        f"<tbody>\n{''.join(body)}</tbody></table></div>{note}"
-    )
+    return f"<h2>{escape(table.title)}</h2>\n{content}{note}"
 
 
 def _runtimes(study: Study) -> list[str]:
-    """Perplexity against the seconds that the plan took, per model, text and sparsity (the paper's Figure 1)."""
+    """Draw perplexity against the seconds of the plan, per model, text and sparsity (the paper's Figure 1)."""
     groups: dict[tuple[str, str, float, str], list[tuple[str, float, float]]] = {}
     for row in study.rows:
         if row.method != DENSE and row.metric == "perplexity" and row.value is not None:
@@ -190,41 +184,46 @@ def _runtimes(study: Study) -> list[str]:
         if not 3 <= len(distinct) <= 12:
             continue
         label = f"{Path(model).name}, {method}, {100 * sparsity:g} %: perplexity on {evaluation} against seconds"
-        canvas = Canvas(key=f"runtime-{number}", width=_NARROW, label=label)
-        figures.append(f"<figure>{runtime_figure(points, canvas)}<figcaption>{escape(label)}</figcaption></figure>")
-    return _folded("Perplexity against seconds", figures[:_MOST_CURVES])
+        canvas = Canvas(key=f"runtime-{number}", width=page.NARROW, label=label)
+        figures.append(page.figure(runtime_figure(points, canvas), escape(label)))
+    return _in_pairs("Perplexity against seconds", figures[:_MOST_CURVES])
 
 
 def _curves(study: Study) -> list[str]:
     figures = []
     for number, curve in enumerate(curves(study.rows)[:_MOST_CURVES]):
-        canvas = Canvas(key=f"curve-{number}", width=_NARROW, label=f"{curve.title} over {curve.option}")
-        figures.append(f"<figure>{curve_figure(curve, canvas)}<figcaption>{escape(curve.title)}</figcaption></figure>")
-    return _folded("Over one option", figures)
+        canvas = Canvas(key=f"curve-{number}", width=page.NARROW, label=f"{curve.title} over {curve.option}")
+        figures.append(page.figure(curve_figure(curve, canvas), escape(curve.title)))
+    return _in_pairs("Over one option", figures)
 
 
-def _folded(title: str, figures: Sequence[str]) -> list[str]:
+def _in_pairs(title: str, figures: Sequence[str]) -> list[str]:
     return [f'<h2>{title}</h2>\n<div class="pair">{"".join(figures)}</div>'] if figures else []
 
 
 def _plans(study: Study) -> list[str]:
-    """Sparsity per block and row of each plan that is not uniform."""
+    """Draw the sparsity per block and row of each plan that is not uniform."""
     parts = []
-    cells = {row.cell: row for row in study.rows if row.method != DENSE and row.allocation != "uniform"}
-    for cell, row in list(cells.items())[:_MOST_PLANS]:
-        found = [path for one in study.paths if (path := one / "plans" / f"{cell}.parquet").is_file()]
-        if not found:
-            continue
-        linears = read_linears(found[0])
+    for row, linears in islice(_spread_plans(study), _MOST_PLANS):
         name = f"{Path(row.model).name}, {row.method}, {row.variant} at {100 * row.sparsity:g} %, seed {row.seed}"
-        figures = []
-        for width, kind in ((_WIDE, "wide"), (_NARROW, "narrow")):
-            block = Canvas(key=f"{cell}-b-{kind}", width=width, label=f"Sparsity per block: {name}")
-            rows = Canvas(key=f"{cell}-r-{kind}", width=width, label=f"Sparsity per row: {name}")
-            drawn = block_figure(linears, block, target=row.sparsity) + row_figure(linears, rows, target=row.sparsity)
-            figures.append(f'<div class="{kind}">{drawn}</div>')
-        parts.append(f"<details><summary>{escape(name)}</summary>{''.join(figures)}</details>")
+        blocks = page.at_both_widths(
+            f"{row.cell}-b", f"Sparsity per block: {name}", partial(block_figure, linears, target=row.sparsity)
+        )
+        rows = page.at_both_widths(
+            f"{row.cell}-r", f"Sparsity per row: {name}", partial(row_figure, linears, target=row.sparsity)
+        )
+        parts.append(page.details(name, blocks + rows))
     return ["<h2>Sparsity per block and per row</h2>", *parts] if parts else []
+
+
+def _spread_plans(study: Study) -> Iterator[tuple[Result, tuple[LinearSparsity, ...]]]:
+    """Yield the plans whose rows do not all have the same sparsity, to the weight."""
+    for cell, row in {row.cell: row for row in study.rows if row.method != DENSE}.items():
+        files = [path / "plans" / f"{cell}.parquet" for path in study.paths]
+        for file in [file for file in files if file.is_file()][:1]:
+            linears = read_linears(file)
+            if any(abs(linear.row_pruned - row.achieved * linear.columns).max() > 1 for linear in linears):
+                yield row, linears
 
 
 def _made_with(study: Study) -> str:
@@ -233,5 +232,4 @@ def _made_with(study: Study) -> str:
     facts = [("devices", ", ".join(devices)), *(("versions", text) for text in versions)]
     facts.append(("most memory of a worker", f"{max(row.peak_bytes for row in study.rows) / 2**30:.2f} GiB"))
     facts += [("read from", str(path)) for path in study.paths]
-    body = "".join(f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in facts)
-    return f'<h2>Made with</h2>\n<table class="facts"><tbody>{body}</tbody></table>'
+    return f"<h2>Made with</h2>\n{page.facts(facts)}"

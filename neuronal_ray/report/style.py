@@ -1,8 +1,23 @@
-"""How reports look: light, dark, on a phone and in print."""
+"""The look of reports: one palette, and the style sheet for screens (light and dark), phones and print."""
 
-STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #23262b; --muted: #686e76; --line: #dcdee1;
-  --denser: #33698f; --sparser: #b9582c; }
+from enum import StrEnum
+
+
+class Color(StrEnum):
+    """The palette, as on a light screen; a page has each color as the CSS variable of its name."""
+
+    INK = "#23262b"
+    MUTED = "#686e76"
+    LINE = "#dcdee1"
+    DENSER = "#33698f"
+    SPARSER = "#b9582c"
+
+
+_LIGHT = " ".join(f"--{color.name.lower()}: {color.value};" for color in Color)
+
+STYLE = (
+    f":root {{ color-scheme: light dark; --paper: #fff; {_LIGHT} }}"
+    + """
 @media screen and (prefers-color-scheme: dark) { :root { --paper: #15171a; --ink: #e4e6e9; --muted: #989fa8;
   --line: #34383e; --denser: #6ea9d8; --sparser: #e58d5c; } }
 * { box-sizing: border-box; }
@@ -31,7 +46,7 @@ thead th { font-size: .8125rem; }
 .sortable thead th { cursor: pointer; }
 .sortable .word { text-align: left; }
 section { min-width: 0; }
-@media screen and (min-width: 1160px) { .beside { display: grid; grid-template-columns: 1fr 1fr; gap: 0 40px;
+@media screen and (min-width: 1160px) { .tables { display: grid; grid-template-columns: 1fr 1fr; gap: 0 40px;
   width: min(1480px, 94vw); margin-left: calc(50% - min(740px, 47vw)); } }
 .sortable td, .sortable th { white-space: nowrap; }
 .sortable tbody th { text-align: left; color: var(--ink); }
@@ -61,3 +76,4 @@ summary { cursor: pointer; padding: 4px 0; }
   tfoot { display: table-row-group; }
   h2 { break-after: avoid; margin-top: 32px; } details::details-content { content-visibility: visible; } }
 """
+)

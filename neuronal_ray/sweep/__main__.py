@@ -1,4 +1,4 @@
-"""`python -m neuronal_ray.sweep`: many prunings and their evaluations, from one file."""
+"""`python -m neuronal_ray.sweep`: many pruning runs and their evaluations, from one file."""
 
 import argparse
 import sys
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from neuronal_ray.cli.exit_codes import Unfinished, exit_code
 
-_DESCRIPTION = """Prune and evaluate a grid of models, methods, allocations and sparsities. What cells have in common is
-done once; results go to OUTPUT/results/*.parquet, one row per cell and evaluation. Example:
-neuronal-ray sweep jobs/small/table3.toml && neuronal-ray report runs/small/table3 --output table3.html"""
+_DESCRIPTION = """Prune and evaluate a grid of models, methods, allocations and sparsities. Work that cells have in
+common is done once; results are written to OUTPUT/results/*.parquet, one row per cell and evaluation. Example:
+neuronal-ray sweep jobs/small/language.toml && neuronal-ray report runs/small/language --output language.html"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 when done, 2 for bad input, 1 when cells failed or for anything else."""
+    """Return exit code 0 when done, 2 for bad input, 1 when cells failed or for anything else."""
     return exit_code("neuronal-ray sweep", lambda: _main(sys.argv[1:] if argv is None else argv))
 
 
@@ -23,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
         "file", metavar="FILE", type=Path, help="TOML file with [options], [grid], [[variant]], [[skip]]"
     )
     parser.add_argument(
-        "--output", metavar="DIR", type=Path, help="directory of the results, instead of the file's own"
+        "--output", metavar="DIR", type=Path, help="directory of the results, instead of the one that the file names"
     )
     parser.add_argument("--address", help="where workers run, as for prune: none, local, auto or an address")
     parser.add_argument("--replicas", metavar="N", type=int, help="workers, each with the whole model")
@@ -32,11 +32,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="an option of prune for all cells, instead of the file's own, or a list to make it a row of the grid: "
+        help="an option of prune for all cells, instead of the file's own value; a list makes it a row of the grid: "
         "--option model=gpt2 --option 'sparsity=[0.6, 0.7]'; may be repeated",
     )
-    parser.add_argument("--resume", action="store_true", help="go on where an earlier run of this sweep stopped")
-    parser.add_argument("--dry-run", action="store_true", help="check every cell, say what the sweep needs, and stop")
+    parser.add_argument("--resume", action="store_true", help="continue where an earlier run of this sweep stopped")
+    parser.add_argument("--dry-run", action="store_true", help="check every cell, print what the sweep needs, and stop")
     return parser
 
 
@@ -55,7 +55,8 @@ def _main(argv: Sequence[str]) -> None:
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.sweep.dry_run import describe_study
     from neuronal_ray.sweep.files import open_store
-    from neuronal_ray.sweep.pipeline import prepare_study, run_study
+    from neuronal_ray.sweep.inputs import prepare_study
+    from neuronal_ray.sweep.pipeline import run_study
 
     ready = prepare_study(study)
     print(describe_study(study, ready), flush=True)
@@ -67,8 +68,8 @@ def _main(argv: Sequence[str]) -> None:
     print(f"results: {study.output / 'results'}/*.parquet")
     print(f"report:  neuronal-ray report {study.output} --output {study.output / 'report.html'}")
     if outcome.failed:
-        for said in outcome.failed.values():
-            print(f"neuronal-ray sweep: failed: {said}", file=sys.stderr)
+        for failure in outcome.failed.values():
+            print(f"neuronal-ray sweep: failed: {failure}", file=sys.stderr)
         raise Unfinished(f"{len(outcome.failed)} cells failed; --resume tries them again")
 
 

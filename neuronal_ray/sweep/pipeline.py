@@ -1,107 +1,65 @@
-"""Running a sweep: cells in an order in which they share most, each result noted when it comes.
+"""A sweep from top to bottom: cells in an order in which they share most, each result noted as soon as it is known.
 
-Per model one pool, one dense evaluation; per calibration text one dense pass; per method one ranking; equal candidates
-of a search once. Candidates, windows and benchmarks are spread over the pool. A cell that fails is noted, and the
-others go on.
+Per model one pool and one dense evaluation; per calibration text one dense pass; per method one ranking; equal
+candidates of a search once. Candidates, windows and benchmarks are spread over the pool. A cell that fails is reported,
+and the others go on.
 """
 
 import json
 import logging
 import math
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from time import perf_counter
 
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.exit_codes import Unfinished
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.cli.versions import versions
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.evaluate.benchmark_names import MEAN, ZERO_SHOT
 from neuronal_ray.evaluate.measure import Evaluations, measured
 from neuronal_ray.evaluate.scores import PERPLEXITY, Score, mean_score
+from neuronal_ray.prune.compose import Composition, compose
 from neuronal_ray.prune.config import PruneConfig
-from neuronal_ray.prune.inputs import Inputs, Reader, held_tokens
+from neuronal_ray.prune.inputs import held_tokens
 from neuronal_ray.prune.pipeline import plan_run
 from neuronal_ray.prune.session import Session, digest_of
-from neuronal_ray.sweep.config import Cell, Study
-from neuronal_ray.sweep.files import DENSE, Planned, Row, Store
-from neuronal_ray.workers.pools.launch import check_device, open_pool
-from neuronal_ray.workers.pools.protocol import Pool
+from neuronal_ray.report.schemas import DENSE, Result
+from neuronal_ray.sweep.config import Cell
+from neuronal_ray.sweep.files import Planned, Store
+from neuronal_ray.sweep.inputs import Ready
+from neuronal_ray.workers.pools.launch import open_pool
+from neuronal_ray.workers.pools.protocol import Pool, TaskError
 from neuronal_ray.workers.tasks.statistics import device_name, peak_memory
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ready:
-    """A cell with everything that can be read and checked before any weight is loaded."""
-
-    cell: Cell
-    inputs: Inputs
-
-    @property
-    def place(self) -> tuple[object, ...]:
-        """Cells of one place share a pool."""
-        config = self.cell.config
-        return (
-            str(self.inputs.checkpoint.path),
-            config.address or "",
-            config.replicas or 0,
-            config.device,
-            config.dtype,
-            config.threads or 0,
-            config.trust_remote_code,
-        )
-
-    @property
-    def order(self) -> tuple[str, ...]:
-        """Cells next to one another share most."""
-        composition, config = self.inputs.composition, self.cell.config
-        kind = composition.dense_statistic
-        return (
-            *map(str, self.place),
-            digest_of(self.inputs.calibration),
-            str(composition.released),
-            repr(composition.pruner),
-            "" if kind is None else kind.__name__,
-            composition.criterion,
-            str(config.search_samples),
-            str(composition.levels),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a sweep's cells; `failed`, by id, says what they are and why."""
+    """Numbers of cells that were finished, or were done before; `failed` by id has a line for each that failed."""
 
     finished: int
     skipped: int
     failed: dict[str, str]
 
 
-def prepare_study(study: Study) -> list[Ready]:
-    """Check every cell and read every text, each once. Raises BadInput that names the cell."""
-    reader = Reader()
-    ready = []
-    for cell in study.cells:
-        try:
-            check_device(cell.config)
-            ready.append(Ready(cell=cell, inputs=reader.prepare(cell.config)))
-        except BadInput as error:
-            raise BadInput(f"cell {cell}: {error}") from error
-    return sorted(ready, key=lambda one: one.order)
-
-
 def run_study(cells: Sequence[Ready], store: Store, progress: Progress) -> Outcome:
-    """Run what is not done yet."""
-    waiting = [one for one in cells if store.done(one.cell.id) < _expected(one.inputs.evaluations)]
+    """Run the cells that lack a result."""
+
+    def unfinished(members: Sequence[Ready]) -> list[Ready]:
+        return [ready for ready in members if not _is_finished(ready, store)]
+
+    waiting = unfinished(cells)
     failed: dict[str, str] = {}
     with progress.stage("cells", len(waiting)) as advance:
-        for _, group in groupby(waiting, key=lambda one: one.place):
+        for _, group in groupby(waiting, key=lambda ready: ready.place):
             members = list(group)
+            widest = max(members, key=lambda ready: held_tokens(ready.cell.config, ready.inputs))
             try:
-                widest = max(members, key=lambda one: held_tokens(one.cell.config, one.inputs))
                 with open_pool(
                     widest.cell.config,
                     widest.inputs.checkpoint,
@@ -109,20 +67,39 @@ def run_study(cells: Sequence[Ready], store: Store, progress: Progress) -> Outco
                     held=held_tokens(widest.cell.config, widest.inputs),
                 ) as pool:
                     failed |= _Group(pool, members, store).run(advance)
-            except (ValueError, RuntimeError) as error:  # the model cannot be loaded, or its workers are gone
-                left = [one for one in members if store.done(one.cell.id) < _expected(one.inputs.evaluations)]
-                for one in left:
-                    failed.setdefault(one.cell.id, f"{one.cell}: {_first_line(error)}")
-    finished = sum(store.done(one.cell.id) >= _expected(one.inputs.evaluations) for one in waiting)
-    return Outcome(finished=finished, skipped=len(cells) - len(waiting), failed=failed)
+            except Exception as error:  # the model cannot be loaded, or its workers are gone
+                reason = _report_failure(f"the cells of {widest.cell.config.model}", error)
+                for ready in unfinished(members):
+                    failed.setdefault(ready.cell.id, f"{ready.cell}: {reason}")
+    return Outcome(finished=len(waiting) - len(unfinished(waiting)), skipped=len(cells) - len(waiting), failed=failed)
 
 
-def _expected(evaluations: Evaluations) -> set[str]:
-    return {*evaluations.names, *([MEAN] if set(ZERO_SHOT) <= set(evaluations.benchmarks) else [])}
+def _is_finished(ready: Ready, store: Store) -> bool:
+    """Tell whether a cell has all its results, and its plan where other cells need it."""
+    planned = store.is_planned(ready.cell.id) or not ready.sets_budget
+    return planned and store.done(ready.cell.id) >= ready.expected
+
+
+def _report_failure(what: str, error: Exception) -> str:
+    """Log a failure, with its traceback if the error is internal, and return it in one line."""
+    lines = str(error).strip().splitlines() or [""]
+    if isinstance(error, BadInput | Unfinished) or (isinstance(error, TaskError) and not _is_internal(error)):
+        line = " ".join(" ".join(lines).split())
+        logger.error("%s failed: %s", what, line)
+        return line
+    chain = '  File "' not in str(error)  # else the text has the traceback of the other process
+    trace = "".join(traceback.format_exception(error, chain=chain)).rstrip()
+    logger.error("%s failed by an internal error:\n%s", what, trace)
+    return " ".join(["internal error:", f"{type(error).__name__}:", lines[0], *lines[1:][-1:]])
+
+
+def _is_internal(error: TaskError) -> bool:
+    """Tell whether a task failed by a fault of ours: not by a lost worker, nor by a full disk."""
+    return error.__cause__ is not None and not isinstance(error.__cause__, OSError)
 
 
 class _Group:
-    """The cells of one place on their pool."""
+    """The cells that share a pool, run one after the other."""
 
     def __init__(self, pool: Pool, members: Sequence[Ready], store: Store) -> None:
         self._pool, self._members, self._store = pool, members, store
@@ -133,17 +110,16 @@ class _Group:
         self._versions = json.dumps(versions())
 
     def run(self, advance: Callable[[str], None]) -> dict[str, str]:
-        """Run every cell; those that failed, by id, with why."""
+        """Run every cell; return the reasons of those that failed, by id."""
         failed: dict[str, str] = {}
-        for one in self._members:
+        for ready in self._members:
             begin = perf_counter()
             try:
-                self._run_dense(one)
-                self._run_cell(one)
-                note = f"{one.cell}: {perf_counter() - begin:.1f} s"
-            except (ValueError, RuntimeError) as error:
-                note = failed[one.cell.id] = f"{one.cell}: {_first_line(error)}"
-                logger.warning("failed: %s", note)
+                self._run_dense(ready)
+                self._run_cell(ready)
+                note = f"{ready.cell}: {perf_counter() - begin:.1f} s"
+            except Exception as error:  # reported, and the other cells go on
+                note = failed[ready.cell.id] = f"{ready.cell}: {_report_failure(str(ready.cell), error)}"
                 self._session = self._fresh()
             advance(note)
         return failed
@@ -153,45 +129,57 @@ class _Group:
 
     def _wanted_statistics(self) -> dict[str, tuple[type, ...]]:
         wanted: dict[str, dict[type, None]] = {}
-        for one in self._members:
-            kind = one.inputs.composition.dense_statistic
-            if kind is not None and not one.inputs.composition.released:
-                wanted.setdefault(digest_of(one.inputs.calibration), {})[kind] = None
+        for ready in self._members:
+            kind = ready.inputs.composition.dense_statistic
+            if kind is not None and not ready.inputs.composition.released:
+                wanted.setdefault(digest_of(ready.inputs.calibration), {})[kind] = None
         return {text: tuple(kinds) for text, kinds in wanted.items()}
 
-    def _run_dense(self, one: Ready) -> None:
-        """The dense model on what the cell is evaluated on, once per model and evaluation."""
-        evaluations = one.inputs.evaluations
-        cell = self._dense_id(one)
+    def _run_dense(self, ready: Ready) -> None:
+        """Evaluate the dense model on the texts and benchmarks of the cell, once per model and evaluation."""
+        evaluations = ready.inputs.evaluations
+        cell = self._dense_id(ready)
         missing = evaluations.without(self._store.done(cell))
         if missing.names:
             blank = Planned(plan=None, steps=(), seconds=0.0, search_seconds=0.0)
             for name, score, seconds in self._scored(missing, blank, "dense"):
-                self._store.keep(self._row(one, blank, name, score, seconds, cell=cell))
-            self._keep_mean(one, blank, cell=cell)
+                self._store.keep(self._row(ready, blank, name, score, seconds, cell=cell))
+            self._keep_mean(ready, blank, cell=cell)
             self._store.publish(cell)
 
-    def _run_cell(self, one: Ready) -> None:
-        inputs, cell = one.inputs, one.cell.id
+    def _run_cell(self, ready: Ready) -> None:
+        cell, calibration, quiet = ready.cell.id, ready.inputs.calibration, Progress(quiet=True)
+        budget, config, composition = self._with_budget(ready)
         planned = self._store.planned(cell, self._layout)
-        quiet = Progress(quiet=True)
         if planned is None:
-            planned = self._plan(one, quiet)
+            planned = self._plan(ready, config, composition, quiet)
         else:
-            self._session.hold(inputs.composition, inputs.calibration, quiet, samples=one.cell.config.search_samples)
+            self._session.hold(composition, calibration, quiet, samples=config.search_samples)
         assert planned.plan is not None
-        self._session.settle(inputs.composition, planned.plan, inputs.calibration, quiet)
+        if budget is not None and planned.plan.total != budget:
+            raise Unfinished(f"its plan removes {planned.plan.total} weights, expected {budget} (equal-budgets)")
+        self._session.settle(composition, planned.plan, calibration, quiet)
         planned = replace(planned, seconds=planned.seconds + quiet.seconds.get("refinement", 0.0))
-        missing = inputs.evaluations.without(self._store.done(cell))
+        missing = ready.inputs.evaluations.without(self._store.done(cell))
         for name, score, seconds in self._scored(missing, planned, "pruned"):
-            self._store.keep(self._row(one, planned, name, score, seconds, cell=cell))
-        self._keep_mean(one, planned, cell=cell)
+            self._store.keep(self._row(ready, planned, name, score, seconds, cell=cell))
+        self._keep_mean(ready, planned, cell=cell)
         self._store.publish(cell)
 
-    def _plan(self, one: Ready, progress: Progress) -> Planned:
+    def _with_budget(self, ready: Ready) -> tuple[int | None, PruneConfig, Composition]:
+        """Return the number of weights to remove, None for the configured sparsity, and the run that removes them."""
+        config, composition = ready.cell.config, ready.inputs.composition
+        if ready.cell.budget_of is None:
+            return None, config, composition
+        reference = self._store.planned(ready.cell.budget_of, self._layout)
+        if reference is None or reference.plan is None:
+            raise Unfinished("the cell that sets its budget has no plan (equal-budgets)")
+        config = replace(config, sparsity=reference.plan.total / self._layout.prunable)
+        return reference.plan.total, config, compose(config)
+
+    def _plan(self, ready: Ready, config: PruneConfig, composition: Composition, progress: Progress) -> Planned:
         begin = perf_counter()
-        inputs = one.inputs
-        found = plan_run(one.cell.config, inputs.composition, self._session, inputs.calibration, progress)
+        found = plan_run(config, composition, self._session, ready.inputs.calibration, progress)
         steps = [
             {
                 "name": step.name,
@@ -210,7 +198,7 @@ class _Group:
             seconds=perf_counter() - begin - method + spared,
             search_seconds=searched + spared,
         )
-        self._store.keep_plan(one.cell.id, self._layout, planned)
+        self._store.keep_plan(ready.cell.id, self._layout, planned)
         return planned
 
     def _scored(self, evaluations: Evaluations, planned: Planned, label: str) -> Iterator[tuple[str, Score, float]]:
@@ -219,37 +207,37 @@ class _Group:
             yield name, score, perf_counter() - begin
             begin = perf_counter()
 
-    def _keep_mean(self, one: Ready, planned: Planned, *, cell: str) -> None:
-        """The mean over the paper's seven tasks, once all are there."""
+    def _keep_mean(self, ready: Ready, planned: Planned, *, cell: str) -> None:
+        """Note the mean over the paper's seven tasks, once all have a result."""
         rows = [self._store.rows.get((cell, name)) for name in ZERO_SHOT]
         known = [row for row in rows if row is not None]
         if len(known) < len(ZERO_SHOT) or (cell, MEAN) in self._store.rows:
             return
-        self._store.keep(self._row(one, planned, MEAN, mean_score([_score_of(row) for row in known]), 0.0, cell=cell))
+        self._store.keep(self._row(ready, planned, MEAN, mean_score([_score_of(row) for row in known]), 0.0, cell=cell))
 
-    def _dense_id(self, one: Ready) -> str:
-        """Names the dense model under all that its scores depend on."""
-        config, settings = one.cell.config, one.inputs.evaluations.settings
+    def _dense_id(self, ready: Ready) -> str:
+        """Return the id of the dense model with every setting that its scores depend on."""
+        config, settings = ready.cell.config, ready.inputs.evaluations.settings
         only = PruneConfig(
             model=config.model,
             dtype=config.dtype,
-            sequence_length=one.inputs.sequence_length,
+            sequence_length=ready.inputs.sequence_length,
             few_shot=settings.few_shot,
             task_limit=settings.limit,
             task_data=settings.data,
         )
         return f"{DENSE}-{Cell(variant=DENSE, config=only).id}"
 
-    def _row(self, one: Ready, planned: Planned, name: str, score: Score, seconds: float, *, cell: str) -> Row:
-        config, composition = one.cell.config, one.inputs.composition
+    def _row(self, ready: Ready, planned: Planned, name: str, score: Score, seconds: float, *, cell: str) -> Result:
+        config, composition = ready.cell.config, ready.inputs.composition
         dense = planned.plan is None
         selected = {step["name"]: float(step["selected"]) for step in planned.steps}
         finite = math.isfinite(score.value)
-        known = self._store.rows.get((self._dense_id(one), name))
+        known = self._store.rows.get((self._dense_id(ready), name))
         reference = score if dense else None if known is None else _score_of(known)
-        return Row(
+        return Result(
             cell=cell,
-            variant=DENSE if dense else one.cell.variant,
+            variant=DENSE if dense else ready.cell.variant,
             model=config.model,
             method=DENSE if dense else config.method,
             allocation=DENSE if dense else composition.allocation,
@@ -264,7 +252,7 @@ class _Group:
             calibration=config.calibration,
             calibration_samples=config.calibration_samples,
             search_samples=config.search_samples,
-            sequence_length=one.inputs.sequence_length,
+            sequence_length=ready.inputs.sequence_length,
             block_lambda=selected.get("block"),
             row_lambda=selected.get("row"),
             evaluation=name,
@@ -279,12 +267,12 @@ class _Group:
             peak_bytes=max(self._pool.each(peak_memory)),
             device=self._device,
             problem=None if finite else "overflow",
-            config=json.dumps(one.cell.options(), default=str),
+            config=json.dumps(ready.cell.options(), default=str),
             versions=self._versions,
         )
 
 
-def _score_of(row: Row) -> Score:
+def _score_of(row: Result) -> Score:
     return Score(
         metric=row.metric,
         value=math.inf if row.value is None else row.value,
@@ -292,7 +280,3 @@ def _score_of(row: Row) -> Score:
         rows=row.rows,
         length=row.sequence_length if row.metric == PERPLEXITY else None,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]

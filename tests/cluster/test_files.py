@@ -1,4 +1,4 @@
-"""Are the cluster files what their readers (KubeRay, Ray's launcher, compose, bash) accept, and are they safe?"""
+"""The cluster files are accepted by their readers (KubeRay, Ray's launcher, compose, bash), and are safe."""
 
 import copy
 import json

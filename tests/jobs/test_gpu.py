@@ -1,4 +1,4 @@
-"""Does jobs/gpu.sh ask for what the benchmark takes, go on after a failure, and say it in the end?"""
+"""jobs/gpu.sh: its options are ones of the benchmark, it continues after a failure and reports it at the end."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""Does jobs/submit.py start what it is told, keep values to itself, and end with the program's own exit code?"""
+"""jobs/submit.py starts the given command, prints no passed value, and ends with the exit code of the program."""
 
 import importlib.util
 from pathlib import Path
@@ -122,7 +122,7 @@ def test_control_c_stops_the_job(script: ModuleType, cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--", "train"], "'train' is no command"),
+        (["--", "train"], "'train' is not a command"),
         (["--pass", "NOT_SET_ANYWHERE", *COMMAND], "NOT_SET_ANYWHERE not set"),
         (["--exclude", "runs", *COMMAND], "--exclude: needs --working-dir"),
     ],

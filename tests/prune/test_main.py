@@ -119,7 +119,7 @@ def test_the_summary_has_the_documented_keys(folder: Path, summary: dict) -> Non
     assert set(summary["sparsity"]) == {"target", "achieved", "pruned", "prunable"}
     assert set(summary["search"]) == {"block", "row"}
     for step in summary["search"].values():
-        assert set(step) == {"selected", "candidates", "seconds"}
+        assert set(step) == {"noun", "selected", "candidates", "seconds"}
         assert all(set(candidate) == {"lambda", "alignment"} for candidate in step["candidates"])
         best = min(step["candidates"], key=lambda candidate: candidate["alignment"])
         assert step["selected"] == best["lambda"]

@@ -1,4 +1,4 @@
-"""Are the paper's numbers whole and free of slips, as far as the paper's own redundancy can tell?"""
+"""The paper's numbers are complete and without slips, as far as the redundancy within the paper can tell."""
 
 import math
 import tomllib
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from neuronal_ray.evaluate.benchmark_names import ZERO_SHOT
-from neuronal_ray.report.study_tables import PUBLISHED, published_tables
+from neuronal_ray.report.published_tables import PUBLISHED, published_tables
 
 TABLES: list[dict[str, Any]] = tomllib.loads(PUBLISHED.read_text(encoding="utf-8"))["table"]
 MISPRINTS = {

@@ -1,4 +1,4 @@
-"""Is the report whole, true to its three files, self-contained and the same every time?"""
+"""The page of a run: complete, equal to its three files, self-contained, and the same every time."""
 
 import json
 import re
@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from neuronal_ray.report.__main__ import main, write_report
+from neuronal_ray.report.__main__ import main
+from neuronal_ray.report.run_page import write_report
 
 PATHS = {
     "self_attn.q_proj": (48, 48),
@@ -228,7 +229,7 @@ def test_page_says_what_the_files_say(html: str) -> None:
     absent = [text for text in expected if text not in page.text]
     assert not absent, f"{absent} not in the page"
     assert page.tags.count("svg") == 6, "two search figures, blocks and rows each wide and narrow"
-    assert "did not run" not in page.text
+    assert "There was no search" not in page.text
 
 
 def test_all_candidates_are_listed_and_the_selected_marked(html: str) -> None:
@@ -275,18 +276,21 @@ def test_strings_are_escaped(tmp_path: Path) -> None:
     assert page.text.count(name) == 8, page.text
 
 
-@pytest.mark.parametrize(
-    ("steps", "sentences"),
-    [
-        ((), ["The block step did not run.", "The row step did not run."]),
-        (("block",), ["The row step did not run."]),
-        (("row",), ["The block step did not run."]),
-    ],
-)
-def test_steps_that_did_not_run_are_said(tmp_path: Path, steps: Sequence[str], sentences: Sequence[str]) -> None:
+@pytest.mark.parametrize("steps", [(), ("block",), ("row",), ("block", "row")])
+def test_only_the_steps_in_the_files_are_shown(tmp_path: Path, steps: Sequence[str]) -> None:
     page = report_of(tmp_path, steps=steps)
-    assert re.findall(r"The \w+ step did not run\.", page.text) == sentences
+    assert ("There was no search" in page.text) == (not steps)
+    assert re.findall(r"(Block|Row) step:", page.text) == [step.capitalize() for step in steps]
     assert page.tags.count("svg") == 4 + len(steps)
+
+
+def test_a_step_whose_candidates_have_numbers_is_shown_by_number(tmp_path: Path) -> None:
+    document = write_example(tmp_path, steps=("block",))
+    document["search"]["block"]["noun"] = "candidate"
+    (tmp_path / "pruning.json").write_text(json.dumps(document))
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "Block step: candidate 0.12 of 13, in 41.2 s" in page.text
+    assert "\u03bb =" not in page.text
 
 
 def test_no_evaluation(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Does a report over sweeps show the right numbers, and does its page work in a browser without a network?"""
+"""The report on sweeps: its numbers, and its page in a browser without a network."""
 
 import json
 import re
@@ -7,14 +7,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from results import row
 
 import neuronal_ray.report.__main__
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.plan import exact_plan, uniform_rates
+from neuronal_ray.report.curves import curves
+from neuronal_ray.report.schemas import DENSE
 from neuronal_ray.report.study_page import read_studies
-from neuronal_ray.report.study_tables import curves, lambda_table, ranked, result_tables, seconds_table, shown
+from neuronal_ray.report.study_tables import lambda_table, ranked, result_tables, seconds_table, shown
 from neuronal_ray.sweep.config import Study, read_study
-from neuronal_ray.sweep.files import DENSE, Planned, Row, open_store
+from neuronal_ray.sweep.files import Planned, open_store
 
 CHROMIUM = shutil.which("chromium")
 
@@ -41,19 +44,6 @@ allocation = "neuronal"
 VALUES = {"Uniform": 50.0, "OWL": 40.0, "NeuronAL": 30.0}
 
 
-def row(**changes: object) -> Row:
-    values: dict[str, object] = {
-        "cell": "0" * 12, "variant": "Uniform", "model": "some/model", "method": "wanda", "allocation": "uniform",
-        "row_step": None, "refinement": "none", "pattern": "unstructured", "mode": "paper", "criterion": "alignment",
-        "sparsity": 0.7, "achieved": 0.7, "seed": 0, "calibration": "c4", "calibration_samples": 8,
-        "search_samples": 4, "sequence_length": 64, "block_lambda": None, "row_lambda": None, "evaluation": "wikitext2",
-        "metric": "perplexity", "value": 50.0, "error": None, "rows": 10, "dense": 10.0, "seconds": 2.0,
-        "search_seconds": 1.0, "evaluation_seconds": 0.5, "peak_bytes": 2**30, "device": "cpu, 1 threads",
-        "problem": None, "config": "{}", "versions": '{"torch": "2"}',
-    }  # fmt: skip
-    return Row(**(values | changes))  # type: ignore[arg-type]
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
@@ -73,9 +63,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for block in range(3)
         )
     )
-    rates = uniform_rates(layout, lambda block: 0.6 + 0.1 * block)
     for cell in study.cells:
         config = cell.config
+        slope = 0.0 if cell.variant == "Uniform" else 0.1
+        rates = uniform_rates(layout, lambda block, slope=slope: 0.7 + slope * (block - 1))
         planned = Planned(plan=exact_plan(layout, rates, target=0.7), steps=(), seconds=1.0, search_seconds=0.5)
         store.keep_plan(cell.id, layout, planned)
         for evaluation in ("wikitext2", "rte"):
@@ -194,7 +185,7 @@ def test_the_page_is_self_contained(runs: Path, tmp_path: Path) -> None:
     assert not re.findall(r'(?:src|href)="(?!#)[^"]*"', page)
     assert "@import" not in page
     assert page.count("<details>") == 2 * 2 * 2  # plans of OWL and NeuronAL: methods, seeds
-    assert 'class="beside"' in page
+    assert 'class="tables"' in page
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")

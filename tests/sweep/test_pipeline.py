@@ -1,4 +1,4 @@
-"""Does a sweep find what separate runs find, once, whatever interrupts it, and does it refuse what cannot work?"""
+"""A sweep has the results of separate runs, repeats nothing when interrupted, and refuses what cannot work."""
 
 import json
 import math
@@ -14,14 +14,19 @@ import tiny
 
 import neuronal_ray.prune.__main__
 import neuronal_ray.sweep.__main__
+from neuronal_ray.cli.json_lines import read_lines
+from neuronal_ray.report.inputs import read_results
+from neuronal_ray.report.schemas import RESULTS
 from neuronal_ray.sweep import pipeline as sweep_run
 from neuronal_ray.sweep.config import Study, read_override, read_study
-from neuronal_ray.sweep.files import SCHEMA, Store, read_results
+from neuronal_ray.sweep.files import Store
 from neuronal_ray.workers.pools.protocol import TaskError
 from neuronal_ray.workers.shard import ChainTask
 from neuronal_ray.workers.tasks import candidates, statistics
 
 REPOSITORY = Path(__file__).parents[2]
+QUALITY = ("quality.toml", "quality_ablations.toml")
+"""Studies of small models that are not the paper's."""
 
 VARIANTS: dict[str, dict[str, str]] = {
     "Uniform": {"allocation": "uniform"},
@@ -130,7 +135,7 @@ def test_a_solvers_cells_do_not_disturb_one_another(folder: Path, tmp_path: Path
 
 def test_results_are_one_data_set_that_pandas_reads(whole: Path) -> None:
     frame = pandas.read_parquet(whole / "results")
-    assert list(frame.columns) == SCHEMA.names
+    assert list(frame.columns) == RESULTS.names
     pruned = frame[frame.method != "dense"]
     assert len(pruned) == 2 * 2 * len(VARIANTS) * 2  # methods, sparsities, variants, texts
     exact = pruned[pruned["mode"] != "authors"]
@@ -195,7 +200,7 @@ def test_a_sweep_resumes_without_repeating_anything(
         journal.write('{"event": "result", "row": {"cell"')  # cut off while it was written
     assert run(file, tmp_path / "runs", "--resume") == 0
     assert values(tmp_path / "runs") == values(tmp_path / "undisturbed")
-    events = [json.loads(line) for line in (tmp_path / "runs" / "journal.jsonl").read_text().splitlines()]
+    events = list(read_lines(tmp_path / "runs" / "journal.jsonl"))
     done = Counter((e["row"]["cell"], e["row"]["evaluation"]) for e in events if e["event"] == "result")
     planned = Counter(e["cell"] for e in events if e["event"] == "planned")
     assert set(done.values()) == {1}
@@ -285,6 +290,32 @@ def test_overrides_take_the_place_of_options_and_rows_of_the_grid(tmp_path: Path
     assert [(cell.config.sparsity, cell.config.seed) for cell in found] == [(0.5, 1), (0.5, 2)]
 
 
+def test_a_file_extends_another(tmp_path: Path) -> None:
+    base = """
+        title = "base"
+        [options]
+        mode = "paper"
+        search-samples = 4
+        method = "wanda"
+        [grid]
+        model = ["a", "b"]
+        sparsity = [0.6, 0.7]
+        [[variant]]
+        name = "OWL"
+        allocation = "owl"
+    """
+    (tmp_path / "base.toml").write_text(base)
+    text = 'extends = "base.toml"\n[options]\nmodel = "m"\nsearch-samples = 2\n[grid]\nmethod = ["magnitude", "wanda"]'
+    found = study(text, tmp_path)
+    assert found.title == "base"
+    configs = [(cell.config.method, cell.config.sparsity) for cell in found.cells]
+    assert sorted(configs) == [("magnitude", 0.6), ("magnitude", 0.7), ("wanda", 0.6), ("wanda", 0.7)]
+    assert {cell.variant for cell in found.cells} == {"OWL"}
+    assert {(cell.config.model, cell.config.search_samples, cell.config.mode) for cell in found.cells} == {
+        ("m", 2, "paper")
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -311,18 +342,18 @@ def test_a_cells_id_does_not_depend_on_where_it_runs(tmp_path: Path) -> None:
     "path", sorted((REPOSITORY / "jobs").rglob("*.toml")), ids=lambda path: str(path.relative_to(REPOSITORY))
 )
 def test_every_study_in_jobs_can_be_read(path: Path) -> None:
-    if path.name in ("demo.toml", "quality.toml"):
+    if path.name == "demo.toml":
         pytest.skip("no sweep")
     from neuronal_ray.prune.compose import compose
 
     found = read_study(path, {}, output=None)
-    assert found.reproduces
+    assert found.reproduces or path.name in QUALITY
     for cell in found.cells:
         compose(cell.config)
 
 
 def test_every_study_has_a_small_version() -> None:
-    names = {path.name for path in (REPOSITORY / "jobs").glob("*.toml")} - {"demo.toml", "quality.toml"}
+    names = {path.name for path in (REPOSITORY / "jobs").glob("*.toml")} - {"demo.toml", *QUALITY}
     assert names == {path.name for path in (REPOSITORY / "jobs" / "small").glob("*.toml")}
 
 
@@ -343,6 +374,9 @@ def test_every_study_has_a_small_version() -> None:
         ("[grid]\nsparsity = [0.7]\n", "no model"),
         ('[options]\nmodel = "m"\n[[variant]]\nallocation = "owl"\n', "a name of its own"),
         ("x = [\n", "is not TOML"),
+        ("extends = 1\n", "extends is 1, expected a sweep file"),
+        ('extends = "absent.toml"\n', "absent.toml"),
+        ('extends = "x.toml"\n', "expected a sweep file that extends no other"),
     ],
 )
 def test_a_file_that_cannot_work_is_refused(

@@ -1,4 +1,4 @@
-"""Does a sweep on Ray, with two workers, find what it finds in one process?"""
+"""A sweep on Ray, with two workers, has the results of a sweep in one process."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 import neuronal_ray.sweep.__main__
-from neuronal_ray.sweep.files import read_results
+from neuronal_ray.report.inputs import read_results
 
 VARIANTS = {
     "Uniform": 'allocation = "uniform"',
