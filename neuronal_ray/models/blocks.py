@@ -74,7 +74,7 @@ def find_linears(block: nn.Module) -> dict[str, nn.Module]:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether the module keeps its weight as [input columns, output rows] (GPT-2's Conv1D, some experts)."""
+    """Return whether the module keeps its weight as [input columns, output rows] (GPT-2's Conv1D, some experts)."""
     return module.transposed if isinstance(module, Expert) else isinstance(module, Conv1D)
 
 
@@ -108,7 +108,7 @@ def forwards(modules: Iterator[nn.Module], wrap: Callable[[int, nn.Module], Call
 
 
 def _same(one: object, other: object) -> bool:
-    """Whether two nests of block arguments are equal, tensors by value."""
+    """Return whether two nests of block arguments are equal, tensors by value."""
     leaves, structure = tree_flatten(one)
     others, other_structure = tree_flatten(other)
     return structure == other_structure and all(

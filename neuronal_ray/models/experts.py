@@ -102,7 +102,7 @@ def _one(index: object) -> int | None:
 
 
 def _is_stack(module: nn.Module) -> bool:
-    """Whether the module itself holds 3-D parameters of equally many slices and is no convolution."""
+    """Return whether the module itself holds 3-D parameters of equally many slices and is no convolution."""
     lengths = {parameter.shape[0] for parameter in module.parameters(recurse=False) if parameter.dim() == 3}
     return len(lengths) == 1 and not isinstance(module, nn.Conv1d | nn.ConvTranspose1d)
 

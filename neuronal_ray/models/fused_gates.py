@@ -24,7 +24,7 @@ _OPERATORS = (
 
 @torch.no_grad()
 def is_silu(module: nn.Module) -> bool:
-    """Whether a module without weights of its own is `silu`, of its values on some inputs."""
+    """Return whether a module without weights of its own is `silu`, of its values on some inputs."""
     if [*module.parameters(), *module.buffers(), *module.children()]:
         return False
     for dtype in (torch.float32, torch.bfloat16):

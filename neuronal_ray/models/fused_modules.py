@@ -99,7 +99,7 @@ def _rotating(forward: FunctionType) -> FunctionType | None:
 
 @torch.no_grad()
 def is_rotary(function: Callable[..., object]) -> bool:
-    """Whether `function(queries, keys, cos, sin)` is `rotary_reference` of both."""
+    """Return whether `function(queries, keys, cos, sin)` is `rotary_reference` of both."""
     generator = torch.Generator().manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16):
         queries, keys = (torch.randn(_SHAPE, generator=generator).to(dtype) for _ in range(2))

@@ -108,6 +108,6 @@ class Routing:
         return place.of(min(self._members[place.experts])).path
 
     def enters(self, path: str, reader: str) -> bool:
-        """Whether the output goes from outside into an expert: a router's does, by choosing the tokens."""
+        """Return whether the output goes from outside into an expert: a router's does, by choosing the tokens."""
         own, place = self._places.get(path), self._places.get(reader)
         return place is not None and (own is None or own.experts != place.experts)

@@ -301,7 +301,7 @@ class _Prober:
             attention |= factors
 
     def _mixes(self, path: str, reader: str | None) -> bool:
-        """Whether the output at the first token acts on the reader's input at another; experts mix none."""
+        """Return whether the output at the first token acts on the reader's input at another; experts mix none."""
         if reader is None or self.routing.expert(path) is not None or self.routing.expert(reader) is not None:
             return False
         runs = (self.baseline, self._run(path, partial(_noisy, first_token_only=True)))
@@ -309,7 +309,7 @@ class _Prober:
         return not torch.equal(before, after)
 
     def _alone(self, path: str, reader: str) -> bool:
-        """Whether the block's input reaches the reader by `path` only: with its output held, nothing changes there."""
+        """Return whether the block's input reaches the reader by `path` only: with its output held, nothing changes there."""
         other = replace(self.recording, hidden=self.recording.hidden.roll(1, dims=1))
         before, after = (
             self._run(path, torch.zeros_like, recording=recording).inputs[reader]

@@ -18,12 +18,12 @@ _WHO = "load_semi_structured"
 
 
 def has_sparse_units(device: torch.device) -> bool:
-    """Whether a CUDA device multiplies 2:4 matrices by units of their own: Ampere is the first."""
+    """Return whether a CUDA device multiplies 2:4 matrices by units of their own: Ampere is the first."""
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def is_two_four(weight: Float[Tensor, "rows columns"]) -> bool:
-    """Whether of every 4 aligned inputs of a row at most 2 are not zero."""
+    """Return whether of every 4 aligned inputs of a row at most 2 are not zero."""
     rows, columns = weight.shape
     if columns % _GROUP:
         return False

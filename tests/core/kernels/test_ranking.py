@@ -37,7 +37,7 @@ def test_nan_comes_last() -> None:
 def test_slices_and_parts_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     score = torch.rand(50, 30, generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(ranking, "SLICES", {"cpu": 200})
-    monkeypatch.setattr(ranking, "_PART", 70)
+    monkeypatch.setattr(ranking, "_THREAD_SCORES", 70)
     assert torch.equal(rank(score), rank_reference(score))
     assert torch.equal(rank(score.double()), rank_reference(score.double()))
 
