@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN
 
 from neuronal_ray.core.kernels.gate import gated_reference
 from neuronal_ray.models import fused_gates as gates
-from neuronal_ray.models.fused_gates import Waiting, is_silu
+from neuronal_ray.models.fused_gates import LazySilu, is_silu
 
 SOURCE = torch.Generator().manual_seed(0)
 INPUTS, VALUES = (torch.randn(2, 3, 4, generator=SOURCE) for _ in range(2))
@@ -63,7 +63,7 @@ PRODUCTS: list[Callable[[Tensor], Tensor]] = [
 
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_a_product_is_the_kernels(product: Callable[[Tensor], Tensor], products: list[tuple[int, ...]]) -> None:
-    found = product(Waiting(INPUTS))
+    found = product(LazySilu(INPUTS))
     assert torch.equal(found, product(F.silu(INPUTS)))
     assert products == [(2, 3, 4)]
 
@@ -90,7 +90,7 @@ def test_a_product_is_the_kernels(product: Callable[[Tensor], Tensor], products:
     ],
 )
 def test_all_else_has_the_tensor(use: Callable[[Tensor], Tensor], products: list[tuple[int, ...]]) -> None:
-    assert torch.equal(use(Waiting(INPUTS)), use(F.silu(INPUTS)))
+    assert torch.equal(use(LazySilu(INPUTS)), use(F.silu(INPUTS)))
     assert not products
 
 
@@ -98,7 +98,7 @@ def test_it_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     own = F.silu
     monkeypatch.setattr(gates.F, "silu", lambda inputs: calls.append(1) or own(inputs))
-    waiting = Waiting(INPUTS)
+    waiting = LazySilu(INPUTS)
     assert not calls
     assert torch.equal(waiting + 1, waiting.add(1))
     assert calls == [1]
@@ -106,7 +106,7 @@ def test_it_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_its_gradient_is_silus() -> None:
     inputs = INPUTS.clone().requires_grad_()
-    (Waiting(inputs) * VALUES).sum().backward()
+    (LazySilu(inputs) * VALUES).sum().backward()
     expected = INPUTS.clone().requires_grad_()
     (F.silu(expected) * VALUES).sum().backward()
     assert torch.equal(inputs.grad, expected.grad)

@@ -648,7 +648,7 @@ def test_a_linear_that_text_does_not_pass_is_refused(make_model: MakeModel) -> N
     model = make_model("llama")
     for block in model.model.layers:
         block.spare = nn.Linear(4, 4)
-    with pytest.raises(UnsupportedModel, match="text does not pass through: spare"):
+    with pytest.raises(UnsupportedModel, match="no text passes through: spare"):
         trace_layout(Stream(model))
 
 
