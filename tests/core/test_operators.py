@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.operators import (
     NEEDS_TERMS,
     PAIRS,
@@ -187,5 +188,5 @@ def test_transforms_are_applied_in_their_order() -> None:
     "text", ["", "ABSLOG", "VAR-ABSLOG", "ABSLOG-VAR-", "ABSLOG-VAR-SIN-COS-TAN", "NORMALIZE-VAR", "abslog-var"]
 )
 def test_what_is_no_expression_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not PRE_OP-REDUCTION"):
+    with pytest.raises(BadInput, match="is not PRE_OP-REDUCTION"):
         Expression.parse(text)

@@ -13,6 +13,7 @@ from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_to_dense_cutlass,
 )
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.kernels.cut import apply_cut
 from neuronal_ray.core.kernels.ranking import rank_dtype
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
@@ -95,7 +96,7 @@ def test_a_pattern_is_read_from_its_name(text: str, pattern: Pattern | None) -> 
     ],
 )
 def test_what_is_no_pattern_is_refused_in_one_line(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^--pattern: .* is not a pattern, expected unstructured, N:M ") as error:
+    with pytest.raises(BadInput, match=r"^--pattern: .* is not a pattern, expected unstructured, N:M ") as error:
         parse_pattern(text)
     assert "\n" not in str(error.value)
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.masks import rank_rows
 from neuronal_ray.core.plan import exact_plan
@@ -275,7 +276,7 @@ def test_half_precision_weights_are_judged_in_float32() -> None:
     ],
 )
 def test_bad_settings_are_refused(given_settings: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(BadInput, match=said):
         Case(0).trim(**given_settings)
 
 
@@ -283,5 +284,5 @@ def test_bad_settings_are_refused(given_settings: dict[str, object], said: str) 
 def test_inputs_that_are_not_finite_are_refused(value: float) -> None:
     case = Case(0)
     case.gram[3, 3] = value
-    with pytest.raises(ValueError, match="NaN or infinite activations"):
+    with pytest.raises(BadInput, match="NaN or infinite activations"):
         case.trim()

@@ -17,6 +17,7 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 
 import neuronal_ray.data.calibration
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.data.calibration import calibration_tokens
 
 VOCABULARY = 256
@@ -65,7 +66,7 @@ def draw(
 
 
 def message_of(function: Callable[[], object], *expected: str) -> None:
-    with pytest.raises(ValueError, match="--calibration") as caught:
+    with pytest.raises(BadInput, match="--calibration") as caught:
         function()
     message = str(caught.value)
     assert len(message.splitlines()) == 1, message

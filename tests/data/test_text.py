@@ -13,6 +13,7 @@ import pytest
 from pyarrow import parquet
 
 import neuronal_ray.data.text
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.data.text import (
     HUB,
     NAMES,
@@ -34,7 +35,7 @@ def read_all(documents: Documents) -> list[str]:
 
 
 def message_of(function: Callable[[], object]) -> str:
-    with pytest.raises(ValueError, match=FLAG) as caught:
+    with pytest.raises(BadInput, match=FLAG) as caught:
         function()
     message = str(caught.value)
     assert len(message.splitlines()) == 1, message

@@ -15,6 +15,7 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 
 import neuronal_ray.data.windows
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.data.windows import evaluation_name, evaluation_windows
 
 VOCABULARY = 256
@@ -43,7 +44,7 @@ def evaluate(
 
 
 def message_of(function: Callable[[], object], *expected: str) -> None:
-    with pytest.raises(ValueError, match="--evaluate") as caught:
+    with pytest.raises(BadInput, match="--evaluate") as caught:
         function()
     message = str(caught.value)
     assert len(message.splitlines()) == 1, message

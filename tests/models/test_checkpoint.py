@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
+from neuronal_ray.cli.errors import BadInput, UnsupportedModel
 from neuronal_ray.models import tensor_copies as copies
-from neuronal_ray.models.blocks import Stream, UnsupportedModel, find_blocks, find_linears, weight_of
+from neuronal_ray.models.blocks import Stream, find_blocks, find_linears, weight_of
 from neuronal_ray.models.checkpoint import Checkpoint, empty_model, load_model, open_checkpoint, resolve_model
 from neuronal_ray.models.experts import Expert
 from neuronal_ray.models.output_files import Part, copy_rest, stored_tensors
@@ -38,9 +39,9 @@ def folder(checkpoint_dir: Callable[[str], Path], tmp_path: Path) -> Path:
     return path
 
 
-def refusal(path: Path, kind: type[ValueError] = ValueError) -> str:
+def refusal(path: Path, kind: type[BadInput] = BadInput) -> str:
     """The one line with which the checkpoint is refused."""
-    with pytest.raises(ValueError, match=r"^--model: ") as error:
+    with pytest.raises(BadInput, match=r"^--model: ") as error:
         open_checkpoint(path)
     assert type(error.value) is kind
     message = str(error.value)
@@ -77,13 +78,13 @@ def test_a_directory_is_the_model_and_builtin_is_a_name(folder: Path, tmp_path: 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c"])
 def test_a_path_to_nothing_is_refused_without_asking_the_hub(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^--model: no directory {name}$"):
+    with pytest.raises(BadInput, match=f"^--model: no directory {name}$"):
         resolve_model(name)
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "no such model!"])
 def test_an_id_that_the_hub_does_not_give_is_refused_in_one_line(name: str) -> None:
-    with pytest.raises(ValueError, match=r"^--model: .* is neither a directory nor on the hub") as error:
+    with pytest.raises(BadInput, match=r"^--model: .* is neither a directory nor on the hub") as error:
         resolve_model(name)
     assert len(str(error.value).splitlines()) == 1, error.value
 
@@ -262,20 +263,20 @@ def test_missing_weights_are_refused_by_name(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"^--model: .* lacks weights of the model: model\.layers\.1\.mlp\.up_proj\."):
+    with pytest.raises(BadInput, match=r"^--model: .* lacks weights of the model: model\.layers\.1\.mlp\.up_proj\."):
         load(open_checkpoint(folder))
 
 
 def test_weights_of_another_shape_are_refused_by_name(folder: Path) -> None:
     change_config(folder, intermediate_size=64)
-    with pytest.raises(ValueError, match=r"mlp\.down_proj\.weight \(has \[32, 56\], expected \[32, 64\]\)") as error:
+    with pytest.raises(BadInput, match=r"mlp\.down_proj\.weight \(has \[32, 56\], expected \[32, 64\]\)") as error:
         load(open_checkpoint(folder))
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_more_blocks_than_are_stored_are_refused(folder: Path) -> None:
     change_config(folder, num_hidden_layers=4)
-    with pytest.raises(ValueError, match=r"lacks weights of the model: model\.layers\.3\."):
+    with pytest.raises(BadInput, match=r"lacks weights of the model: model\.layers\.3\."):
         load(open_checkpoint(folder))
 
 
@@ -451,7 +452,7 @@ def test_new_weights_are_rounded_to_the_stored_dtype(folder: Path, tmp_path: Pat
 
 def test_new_weights_that_cannot_be_stored_are_refused(folder: Path, tmp_path: Path) -> None:
     half = one_tensor(folder, tmp_path / "half", torch.ones(2, 2).half())
-    with pytest.raises(ValueError, match=r"^--model: new weights of w are not finite in the stored dtype F16$"):
+    with pytest.raises(BadInput, match=r"^--model: new weights of w are not finite in the stored dtype F16$"):
         write_weights(half, half, {"w": torch.full((2, 2), 1e6)})
     with pytest.raises(UnsupportedModel, match=r"w is stored as \(2, 2\), the model has \(4,\)"):
         write_weights(half, half, {"w": torch.ones(4)})

@@ -10,7 +10,8 @@ from torch.func import functional_call
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from neuronal_ray.models.blocks import Stream, UnsupportedModel, find_linears, is_transposed, set_weight, weight_of
+from neuronal_ray.cli.errors import UnsupportedModel
+from neuronal_ray.models.blocks import Stream, find_linears, is_transposed, set_weight, weight_of
 from neuronal_ray.models.experts import Expert, experts_of, split_experts, stack_name
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint
 from neuronal_ray.models.synthetic import empty_llama, write_random_llama
 
@@ -73,7 +74,7 @@ def test_the_content_does_not_depend_on_the_files(tmp_path: Path) -> None:
 def test_a_disk_without_room_is_refused_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40 - 2**20, 2**20))
-    with pytest.raises(ValueError, match=r"--checkpoints: the model.s files take .* 0\.0 GiB free; name"):
+    with pytest.raises(BadInput, match=r"--checkpoints: the model.s files take .* 0\.0 GiB free; name"):
         write_random_llama(tmp_path / "model", CONFIG, dtype=torch.bfloat16)
     assert not list(tmp_path.iterdir())
 

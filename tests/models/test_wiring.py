@@ -10,8 +10,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from neuronal_ray.cli.errors import UnsupportedModel
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
-from neuronal_ray.models.blocks import Stream, UnsupportedModel, find_linears, weight_of
+from neuronal_ray.models.blocks import Stream, find_linears, weight_of
 from neuronal_ray.models.wiring import trace_layout
 
 pytestmark = pytest.mark.usefixtures("one_thread")

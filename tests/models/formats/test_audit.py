@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.models.blocks import find_blocks, find_linears, weight_of
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.models.experts import split_experts
@@ -25,7 +26,7 @@ def quiet(_: str) -> None:
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(ValueError, match=r"^--model: ") as error:
+    with pytest.raises(BadInput, match=r"^--model: ") as error:
         audit(open_checkpoint(path), advance=quiet)
     message = str(error.value)
     assert len(message.splitlines()) == 1, message

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.models.checkpoint import Checkpoint, open_checkpoint
 from neuronal_ray.models.formats.masks import apply_masks, check_masks, open_masks, write_masks
 from neuronal_ray.models.output_files import copy_whole, stored_linears
@@ -75,7 +76,7 @@ def folder(make_model: MakeModel, tmp_path: Path) -> Path:
 
 
 def refusal(folder: Path) -> str:
-    with pytest.raises(ValueError, match=r"^--masks: ") as error:
+    with pytest.raises(BadInput, match=r"^--masks: ") as error:
         check_masks(open_masks(folder / "masks.safetensors"), open_checkpoint(folder / "dense"))
     message = str(error.value)
     assert len(message.splitlines()) == 1, message

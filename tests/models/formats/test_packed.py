@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import neuronal_ray
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.models.formats import packed as packed_module
 from neuronal_ray.models.formats.packed import open_packed, packed_bytes, write_packed
@@ -91,7 +92,7 @@ def flip(file: Path, name: str) -> None:
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(ValueError, match=r"^load_packed: ") as error:
+    with pytest.raises(BadInput, match=r"^load_packed: ") as error:
         load_packed(path)
     message = str(error.value)
     assert len(message.splitlines()) == 1, message
@@ -259,7 +260,7 @@ def test_a_header_that_contradicts_itself_is_refused(damaged: Path, words: dict[
 
 def test_a_lost_bit_is_found_before_anything_is_built(damaged: Path) -> None:
     flip(file_with(damaged, f"{UP}.bits"), f"{UP}.bits")
-    with pytest.raises(ValueError, match=rf"^load_packed: .* is damaged: {UP} has [0-9,]+ bits for [0-9,]+ values$"):
+    with pytest.raises(BadInput, match=rf"^load_packed: .* is damaged: {UP} has [0-9,]+ bits for [0-9,]+ values$"):
         open_packed(damaged)
 
 
@@ -278,7 +279,7 @@ def test_names_that_packing_would_confuse_are_refused(llama: Path, tmp_path: Pat
         file.unlink()
     save_file({"one": torch.zeros(8), "one.bits": torch.zeros(8)}, dense / "model.safetensors")
     with pytest.raises(
-        ValueError, match=r"^--model: one cannot be packed: one\.bits or one\.values is a tensor as well$"
+        BadInput, match=r"^--model: one cannot be packed: one\.bits or one\.values is a tensor as well$"
     ):
         write_packed(open_checkpoint(dense), tmp_path, advance=lambda _: None)
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import neuronal_ray
-from neuronal_ray.cli.errors import UnsupportedModel
+from neuronal_ray.cli.errors import BadInput, UnsupportedModel
 from neuronal_ray.models.formats.semi_structured import is_two_four, two_four_linears
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -56,9 +56,9 @@ def test_transposed_weights_are_refused(make_model: MakeModel) -> None:
 
 
 def test_another_device_and_another_dtype_are_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^load_semi_structured: cpu has no sparse matrix units, expected a CUDA "):
+    with pytest.raises(BadInput, match=r"^load_semi_structured: cpu has no sparse matrix units, expected a CUDA "):
         neuronal_ray.load_semi_structured(tmp_path / "nowhere", device="cpu")
-    with pytest.raises(ValueError, match=r"^load_semi_structured: torch.float32 has no sparse products, expected "):
+    with pytest.raises(BadInput, match=r"^load_semi_structured: torch.float32 has no sparse products, expected "):
         neuronal_ray.load_semi_structured(tmp_path / "nowhere", dtype=torch.float32)
 
 
