@@ -34,9 +34,9 @@ def parse_pattern(text: str) -> Pattern | None:
     """Parse "2:4", "3:8", ..., the mixed "n:8" or "unstructured" (None). Raises BadInput for any other text."""
     if text == "unstructured":
         return None
-    found = re.fullmatch(r"(n|[1-9][0-9]?):([1-9][0-9]?)", text, flags=re.ASCII)
-    if found is not None:
-        kept, group = None if found[1] == "n" else int(found[1]), int(found[2])
+    match = re.fullmatch(r"(n|[1-9][0-9]?):([1-9][0-9]?)", text, flags=re.ASCII)
+    if match is not None:
+        kept, group = None if match[1] == "n" else int(match[1]), int(match[2])
         if 2 <= group <= _LONGEST_GROUP and (kept is None or kept < group):
             return Pattern(kept, group)
     raise BadInput(

@@ -19,7 +19,6 @@ from neuronal_ray.core.layout import Layout, Linear
 
 Rates = Mapping[Linear, Float64[Tensor, " rows"]]
 Counts = Mapping[Linear, Int32[Tensor, " rows"]]
-Budget = Callable[[Layout, Rates], "Plan"]
 
 _NEWTON_STEPS = 200
 _LINEAR_DECIMALS = 4

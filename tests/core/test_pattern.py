@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import Shapes, layout_of, water_filled
 from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_from_dense_cutlass,
     sparse_semi_structured_to_dense_cutlass,
@@ -16,7 +17,7 @@ from torch.sparse._semi_structured_conversions import (
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.kernels.cut import apply_cut
 from neuronal_ray.core.kernels.ranking import rank_dtype
-from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
+from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.masks import cut
 from neuronal_ray.core.pattern import (
     Pattern,
@@ -28,28 +29,7 @@ from neuronal_ray.core.pattern import (
 )
 from neuronal_ray.core.plan import Plan, PlanError, Rates
 
-Shapes = list[list[tuple[int, int]]]
-"""[rows, columns] of the linears of each block."""
-
 SCORES = st.one_of(st.sampled_from([0.0, -0.0, 1.0, 2.0, math.inf]), st.floats(0, 100, width=16))  # many ties
-
-
-def layout_of(blocks: Shapes) -> Layout:
-    """Who reads whom does not matter here."""
-    return Layout(
-        tuple(
-            LinearSpec(
-                linear=Linear(block, f"linear{index}"),
-                rows=rows,
-                columns=columns,
-                reads=Group(block, index),
-                consumer=None,
-                sources=None,
-            )
-            for block, shapes in enumerate(blocks)
-            for index, (rows, columns) in enumerate(shapes)
-        )
-    )
 
 
 def rates_by_block(layout: Layout, by_block: list[float]) -> Rates:
@@ -214,19 +194,6 @@ def mixed_cases(draw: st.DrawFn) -> tuple[Shapes, list[float], float]:
     return blocks, rates, draw(st.one_of(st.floats(0, 1), st.integers(0, 8).map(lambda number: number / 8)))
 
 
-def bounded(rates: list[float], sizes: list[int], total: float) -> list[float]:
-    """The rates moved by one offset and bounded, found by halving an interval."""
-    low, high = -2.0, 2.0
-    for _ in range(200):
-        middle = (low + high) / 2
-        moved = [min(1.0, max(0.0, rate + middle)) for rate in rates]
-        if sum(rate * size for rate, size in zip(moved, sizes, strict=True)) > total:
-            high = middle
-        else:
-            low = middle
-    return [min(1.0, max(0.0, rate + low)) for rate in rates]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Rounded:
     """Each block's n before single linears are raised, the total after, and whose linears are raised first."""
@@ -241,7 +208,7 @@ def literal(blocks: Shapes, rates: list[float], target: float) -> Rounded:
     steps = [[rows * columns // 8 for rows, columns in shapes] for shapes in blocks]
     sizes = [8 * sum(of_block) for of_block in steps]
     budget = round(target * sum(sizes))
-    wanted = [round(8 * rate, 6) for rate in bounded(rates, sizes, budget)]
+    wanted = [round(8 * rate, 6) for rate in water_filled(rates, sizes, budget)]
     numbers = [math.floor(number) for number in wanted]
     missing = budget - sum(number * sum(of_block) for number, of_block in zip(numbers, steps, strict=True))
     up, down = [], []
