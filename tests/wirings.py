@@ -12,7 +12,7 @@ HEADS = 4
 
 
 def grouped_keys(head_dim: int) -> Sources:
-    """Rows of 2 key (or value) heads, each read by the 2 query heads of its group."""
+    """List the sources of 2 key (or value) heads, each read by the 2 query heads of its group."""
     return [
         [query_head * head_dim + dim for query_head in (2 * key_head, 2 * key_head + 1)]
         for key_head in range(2)
@@ -21,12 +21,12 @@ def grouped_keys(head_dim: int) -> Sources:
 
 
 def queries_keys_values(columns: int) -> Sources:
-    """All queries, then all keys, then all values."""
+    """List the sources of all queries, then all keys, then all values."""
     return [[row % columns] for row in range(3 * columns)]
 
 
 def head_by_head(head_dim: int) -> Sources:
-    """The query, key and value of head 0, then those of head 1, and so on."""
+    """List the sources of the query, key and value of head 0, then those of head 1, and so on."""
     return [[head * head_dim + dim] for head in range(HEADS) for _ in "qkv" for dim in range(head_dim)]
 
 
@@ -166,7 +166,7 @@ FUSED = ["phi3", "gpt2", "gpt_neox", "falcon", "falcon_new_decoder", "falcon_ali
 
 
 def as_sets(sources: Sources) -> list[set[int]]:
-    """A source may be listed several times, as long as all of a row's are listed equally often."""
+    """Convert sources to sets; a source may be listed several times, if all of its row are listed equally often."""
     for row in sources:
         assert len({row.count(column) for column in row}) == 1, row
     return [set(row) for row in sources]

@@ -1,4 +1,4 @@
-"""Do plans of whole levels follow the rates they are asked for, as near to the budget as levels reach?"""
+"""Plans of whole levels follow the rates, and meet the budget as nearly as levels allow."""
 
 import itertools
 import math
@@ -128,7 +128,7 @@ def test_rates_that_are_levels_are_kept() -> None:
     assert list(numbers.values()) == [5, 10, 15, 10]
 
 
-def test_linears_of_a_block_that_are_asked_differently_get_different_levels() -> None:
+def test_linears_of_a_block_with_different_rates_get_different_levels() -> None:
     numbers = whole_levels(THREE, rates_of(THREE, [0.2, 0.8, 0.2, 0.8]), budget=round(0.52 * THREE.prunable), levels=10)
     assert numbers[Linear(0, "linear0")] < numbers[Linear(0, "linear1")]
 

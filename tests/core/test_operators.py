@@ -1,4 +1,4 @@
-"""Are DSA's operators their formulas, whole or in parts, and do expressions have names and numbers?"""
+"""DSA's operators equal their formulas, also when merged from pieces, and expressions have unique names and numbers."""
 
 import math
 from collections.abc import Sequence
@@ -187,6 +187,6 @@ def test_transforms_are_applied_in_their_order() -> None:
 @pytest.mark.parametrize(
     "text", ["", "ABSLOG", "VAR-ABSLOG", "ABSLOG-VAR-", "ABSLOG-VAR-SIN-COS-TAN", "NORMALIZE-VAR", "abslog-var"]
 )
-def test_what_is_no_expression_is_refused(text: str) -> None:
+def test_an_invalid_expression_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="is not PRE_OP-REDUCTION"):
         Expression.parse(text)

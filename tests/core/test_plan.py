@@ -1,4 +1,4 @@
-"""Do plans keep their budget to the weight, whatever the rates, and do they say when they fit no model?"""
+"""Plans meet their budget exactly for any rates, and refuse other models."""
 
 import math
 import struct

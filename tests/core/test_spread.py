@@ -1,4 +1,4 @@
-"""Do spread levels have the width and the mean that they are asked for?"""
+"""Spread values have the requested width and mean."""
 
 import itertools
 import math

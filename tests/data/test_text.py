@@ -1,4 +1,4 @@
-"""What text does a source name stand for?"""
+"""Each source has its text, and unusable sources are refused."""
 
 import gzip
 import json
@@ -80,7 +80,7 @@ def test_names_are_known(name: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["c5", "C4", "", "text.csv", "text.txt.gz", "folder/", ".txt", "a\nb"])
-def test_an_unknown_source_is_answered_with_the_list(source: str) -> None:
+def test_an_unknown_source_is_refused_with_the_list(source: str) -> None:
     message = message_of(lambda: check_source(source, flag=FLAG))
     for expected in [repr(source), *NAMES, ".txt", ".jsonl", ".parquet", ".safetensors"]:
         assert expected in message, message
@@ -244,7 +244,7 @@ class TestBadParquet:
 
 
 class FakeHub:
-    """Answers as the hub's three data sets would, and writes down what was asked for."""
+    """Returns rows as the hub's three data sets would, and records the requests."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[tuple[object, ...], dict[str, object]]] = []

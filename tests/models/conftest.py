@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 @pytest.fixture
 def folder(checkpoint_dir: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A copy of a LLaMA checkpoint, to be damaged."""
+    """Copy a LLaMA checkpoint, to be damaged."""
     path = tmp_path / "damaged"
     shutil.copytree(checkpoint_dir("llama"), path)
     return path
@@ -18,7 +18,7 @@ def folder(checkpoint_dir: Callable[[str], Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sharded(make_model: Callable[..., PreTrainedModel], tmp_path: Path) -> Path:
-    """A LLaMA checkpoint of several files."""
+    """Save a LLaMA checkpoint of several files."""
     path = tmp_path / "sharded"
     make_model("llama").save_pretrained(path, max_shard_size="20KB")
     return path

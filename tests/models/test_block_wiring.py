@@ -23,7 +23,7 @@ TEXT = torch.arange(3, 63).reshape(5, 12)  # [sequences, tokens]
 
 @dataclass(frozen=True)
 class Traced:
-    """A model and what was measured of it."""
+    """A model and its measured layout."""
 
     stream: Stream
     layout: Layout
@@ -75,7 +75,7 @@ def test_rows_stand_for_the_columns_of_the_table(family: str, traced: Traced) ->
         assert measured_sources(spec) == as_sets(truth.sources[spec.linear.path]), spec.linear
 
 
-def test_the_tables_name_whom_they_say(family: str) -> None:
+def test_the_tables_are_consistent(family: str) -> None:
     truth = TRUTHS[family]
     assert sorted(truth.order) == sorted(path for paths in truth.groups for path in paths) == sorted(truth.readers)
     assert set(truth.sources) <= set(truth.order)
@@ -85,13 +85,13 @@ def test_the_tables_name_whom_they_say(family: str) -> None:
 
 
 def influence(traced: Traced, spec: LinearSpec) -> torch.Tensor:
-    """[rows, columns]: does the row, at any token, act on the column of its consumer in this block?"""
+    """Return, [rows, columns], whether the row at any token changes the column of its consumer in this block."""
     assert spec.consumer is not None
     return influence_on(traced, spec, traced.layout.groups[spec.consumer][0].linear.path)
 
 
 def influence_on(traced: Traced, spec: LinearSpec, reader: str) -> torch.Tensor:
-    """[rows, columns]: does the row, at any token, act on the column of what `reader` receives?"""
+    """Return, [rows, columns], whether the row at any token changes the column of the input of `reader`."""
     block = traced.stream.blocks[spec.linear.block]
     seen: dict[str, torch.Tensor] = {}
 
@@ -149,7 +149,7 @@ def test_gradients_confirm_the_sources(family: str, traced: Traced) -> None:
 
 
 def attention_module(path: str) -> bool:
-    """Whether the name of one of the modules that the linear lies in says attention."""
+    """Return whether the name of a module that contains the linear means attention."""
     return any(part in ("attn", "self_attn", "attention", "self_attention") for part in path.split("."))
 
 
@@ -159,12 +159,12 @@ def test_the_linears_around_the_mixing_of_tokens_are_attention(family: str, trac
     assert set(wanted.values()) == {"attention", "mlp"}
 
 
-def test_the_part_is_measured_whatever_attention_is_called(make_model: MakeModel) -> None:
+def test_the_sub_block_is_measured_whatever_attention_is_called(make_model: MakeModel) -> None:
     """In a block without a mixing of tokens nothing is attention."""
     model = make_model("llama")
 
     class Pointwise(nn.Module):
-        """Reads as attention does, but each token itself only."""
+        """Has projections as attention, but mixes no tokens."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -180,7 +180,7 @@ def test_the_part_is_measured_whatever_attention_is_called(make_model: MakeModel
 
 
 def test_a_feed_forward_before_attention_is_no_attention(make_model: MakeModel) -> None:
-    """Its output reaches keys and values beside the block's input, unlike the factor of a low-rank projection."""
+    """Keys and values read its output and also the block's input, unlike that of a factor of a low-rank projection."""
     model = make_model("llama")
 
     class Before(nn.Module):
@@ -265,7 +265,7 @@ def test_gradients_confirm_the_experts_wiring(moe_family: str, traced_experts: T
         assert gate_up.expert == down.expert
 
 
-def test_attention_beside_experts_is_found(traced_experts: Traced) -> None:
+def test_attention_next_to_experts_is_recognized(traced_experts: Traced) -> None:
     for spec in traced_experts.layout:
         assert spec.part == ("attention" if attention_module(spec.linear.path) else "mlp"), spec.linear
         unmatched = spec.linear.path.endswith(NO_SOURCES)
@@ -392,7 +392,7 @@ def test_experts_that_all_see_all_tokens_are_ordinary_linears(make_model: MakeMo
             assert measured_sources(spec) == as_sets([[row % 56] for row in range(112)]), spec.linear
 
 
-def test_a_router_that_is_a_kind_of_linear_is_left_out_aloud(
+def test_a_router_that_is_a_subclass_of_linear_is_left_out_with_a_warning(
     make_model: MakeModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -401,7 +401,7 @@ def test_a_router_that_is_a_kind_of_linear_is_left_out_aloud(
     assert "mlp.router: returns more than a product" in caplog.text
 
 
-def test_rows_of_latent_attention_keep_the_blocks_rate_and_say_so(
+def test_rows_of_latent_attention_keep_the_blocks_rate_with_a_warning(
     make_model: MakeModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Keys and values alternate head by head with other widths than the output's heads have."""

@@ -22,7 +22,7 @@ TOKENS = torch.arange(3, 27).reshape(2, 12)
 
 
 def refusal(path: Path, kind: type[BadInput] = BadInput) -> str:
-    """The one line with which the checkpoint is refused."""
+    """Return the one line with which the checkpoint is refused."""
     with pytest.raises(BadInput, match=r"^--model: ") as error:
         open_checkpoint(path)
     assert type(error.value) is kind
@@ -65,7 +65,7 @@ def test_a_path_to_nothing_is_refused_without_asking_the_hub(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "no such model!"])
-def test_an_id_that_the_hub_does_not_give_is_refused_in_one_line(name: str) -> None:
+def test_an_id_that_the_hub_does_not_have_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(BadInput, match=r"^--model: .* is neither a directory nor on the hub") as error:
         resolve_model(name)
     assert len(str(error.value).splitlines()) == 1, error.value
@@ -101,7 +101,7 @@ def test_a_folder_without_configuration_is_refused(folder: Path) -> None:
         ('{"model_type": "llama", "hidden_size": 32, "num_attention_heads": 5}', "not a multiple"),
     ],
 )
-def test_a_configuration_that_says_nothing_useful_is_refused(folder: Path, text: str, expected: str) -> None:
+def test_an_invalid_configuration_is_refused(folder: Path, text: str, expected: str) -> None:
     (folder / "config.json").write_text(text)
     assert expected in refusal(folder)
 

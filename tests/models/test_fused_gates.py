@@ -1,4 +1,4 @@
-"""Is a waiting activation the tensor that it stands for, whatever is done with it, and its product one kernel's?"""
+"""A lazy activation behaves as the tensor that it stands for, and its product uses the kernel."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ WEIGHT = torch.randn(5, 4, generator=SOURCE)
 
 
 @pytest.mark.parametrize("name", ["silu", "swish"])
-def test_the_activation_is_seen_on_its_values(name: str) -> None:
+def test_the_activation_is_recognized_by_its_values(name: str) -> None:
     assert is_silu(ACT2FN[name])
 
 
@@ -34,13 +34,13 @@ def test_the_activation_is_seen_on_its_values(name: str) -> None:
     ],
     ids=lambda module: type(module).__name__,
 )
-def test_nothing_else_is(module: nn.Module) -> None:
+def test_no_other_activation_is_recognized(module: nn.Module) -> None:
     assert not is_silu(module)
 
 
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of products that a kernel was asked for; on this device the definition takes its place."""
+    """Replace the kernel by its definition on this device; list the shapes of the products that it computes."""
     asked: list[tuple[int, ...]] = []
 
     def gated(one: Tensor, other: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def test_a_product_is_the_kernels(product: Callable[[Tensor], Tensor], products:
         lambda opened: torch.tensor([opened.dim(), *opened.shape]),
     ],
 )
-def test_all_else_has_the_tensor(use: Callable[[Tensor], Tensor], products: list[tuple[int, ...]]) -> None:
+def test_any_other_use_sees_the_tensor(use: Callable[[Tensor], Tensor], products: list[tuple[int, ...]]) -> None:
     assert torch.equal(use(LazySilu(INPUTS)), use(F.silu(INPUTS)))
     assert not products
 

@@ -41,7 +41,7 @@ def test_a_copy_takes_what_a_model_needs_and_no_foreign_weights(folder: Path, tm
 
 
 def random_masks(stream: Stream, block: int) -> dict[str, torch.Tensor]:
-    """A mask for each linear of the block, by the name of its weight."""
+    """Return a mask for each linear of the block, by the name of its weight."""
     generator = torch.Generator().manual_seed(block)
     return {
         f"{stream.blocks_name}.{block}.{path}.weight": torch.rand(module.weight.shape, generator=generator) < 0.5
@@ -50,7 +50,7 @@ def random_masks(stream: Stream, block: int) -> dict[str, torch.Tensor]:
 
 
 def check_pruned_copy(path: Path, target: Path) -> set[str]:
-    """Mask all linears of a checkpoint in the copy and in memory: the same weights. Returns the names written."""
+    """Mask all linears of a checkpoint in a copy and in memory, and compare the weights; return the names written."""
     checkpoint = open_checkpoint(path)
     target.mkdir()
     written = copy_checkpoint(checkpoint, target)

@@ -1,4 +1,4 @@
-"""Is a random checkpoint what transformers would have saved, whatever its files, and never whole in memory?"""
+"""A random checkpoint equals what transformers would have saved, for any file size, and is never whole in memory."""
 
 import shutil
 import subprocess

@@ -27,7 +27,7 @@ BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: 
 
 
 def one_tensor(folder: Path, target: Path, tensor: torch.Tensor) -> Checkpoint:
-    """The copy in `target` of a checkpoint that holds `tensor` as "w" between two others."""
+    """Copy a checkpoint that holds `tensor` as "w" between two others to `target`."""
     bystander = torch.full((3,), 7.0)
     tensors = {"a": bystander, "w": tensor.contiguous(), "z": bystander.clone()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -64,7 +64,7 @@ def test_masked_weights_become_zero_and_all_other_bits_stay(
     assert sizes[0] == sizes[1]
 
 
-def test_a_tensor_masked_on_its_way_is_one_masked_in_its_copy(
+def test_masking_while_copying_equals_masking_the_copy(
     sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copies, "_PIECE_BYTES", 1024)
@@ -83,7 +83,7 @@ def test_a_tensor_masked_on_its_way_is_one_masked_in_its_copy(
     assert (files[0] / part.file).read_bytes() == (files[1] / part.file).read_bytes()
 
 
-def test_a_source_that_has_become_shorter_is_said(folder: Path, tmp_path: Path) -> None:
+def test_a_source_that_has_become_shorter_is_an_error(folder: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(folder)
     os.truncate(folder / "model.safetensors", 2000)
     with pytest.raises(OSError, match=r"^--model: a file has become shorter since it was opened$"):

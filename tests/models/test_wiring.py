@@ -53,7 +53,7 @@ def test_tracing_leaves_the_model_as_it_was(family: str, make_model: MakeModel) 
         assert not module._forward_hooks, name
 
 
-def test_rows_that_match_no_columns_keep_the_blocks_rate_and_say_so(
+def test_rows_that_match_no_columns_keep_the_blocks_rate_with_a_warning(
     make_model: MakeModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A projection that writes 40 features where the stream has 32."""

@@ -1,4 +1,4 @@
-"""Does an exported graph generate what transformers generates, and is what cannot be exported refused in one line?"""
+"""An exported graph generates the same tokens as transformers; other models are refused in one line."""
 
 import importlib.util
 import logging

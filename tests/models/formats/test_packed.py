@@ -1,4 +1,4 @@
-"""Does a packed model come back bit for bit, is it as small as it says, and is every damage refused?"""
+"""A packed model is restored bit for bit, takes the stated number of bytes, and any damage is refused."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ UP = "model.layers.1.mlp.up_proj.weight"
 
 
 def save_sparse(model: PreTrainedModel, path: Path, *, dtype: torch.dtype, rate: float = 0.7, **how: str) -> Path:
-    """The model with zeros in every matrix and stack but those outside the blocks, some of them negative."""
+    """Save the model with zeros in every matrix and stack of the blocks, some of them negative."""
     generator = torch.Generator().manual_seed(0)
     model.to(dtype)
     for name, parameter in model.named_parameters():
@@ -55,7 +55,7 @@ def bits_of(model: PreTrainedModel) -> dict[str, tuple[torch.dtype, bytes]]:
 
 @pytest.fixture(scope="module")
 def llama(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a sparse LLaMA of two files, `dense`, and the same `packed`; to be read only."""
+    """Save a sparse LLaMA of two files as `dense` and `packed`; tests must not change them."""
     folder = tmp_path_factory.mktemp("llama")
     save_sparse(make_model("llama"), folder / "dense", dtype=torch.bfloat16, max_shard_size="25KB")
     assert len(list((folder / "dense").glob("*.safetensors"))) > 1
@@ -65,18 +65,18 @@ def llama(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def damaged(llama: Path, tmp_path: Path) -> Path:
-    """A copy of the packed LLaMA, to be damaged."""
+    """Copy the packed LLaMA, to be damaged."""
     shutil.copytree(llama / "packed", tmp_path / "packed")
     return tmp_path / "packed"
 
 
 def file_with(folder: Path, name: str) -> Path:
-    """The packed file that has the tensor `name`."""
+    """Return the packed file that has the tensor `name`."""
     return next(file for file in sorted(folder.glob("packed*")) if name in safe_open(file, "pt").keys())  # noqa: SIM118
 
 
 def change(file: Path, **metadata: str) -> None:
-    """Write a packed file again with some of its words changed."""
+    """Rewrite a packed file with changed metadata."""
     with safe_open(file, "pt") as opened:
         words = opened.metadata() | metadata
     save_file(load_file(file), file, metadata=words)
