@@ -1,4 +1,4 @@
-"""Which way to move the sparsities of a model's cells, by what moving each of them a little did to the divergence."""
+"""Search directions for the linears' rates, from the divergences measured after small changes of single cells."""
 
 import math
 from collections.abc import Sequence
@@ -19,8 +19,10 @@ _LEAST_CURVATURE = 0.3  # of the median curvature
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """The linears of one kind (q, k, ..., down) in one run of neighboring blocks move together; all int64 [linears]
-    but the last two. `depth` [linears, knots] has hat functions over the blocks.
+    """The groups of linears whose rates move together: one kind (q, k, ..., down) in one run of neighboring blocks.
+
+    `kind`, `part` and `cell` hold the number of each linear's kind, of its sub-block within its run, and of its cell.
+    `depth` holds the values of hat functions over the blocks, `sizes` the numbers of weights.
     """
 
     kind: Int64[Tensor, " linears"]
@@ -31,7 +33,10 @@ class Cells:
 
     @classmethod
     def of(cls, layout: Layout, *, most: int, blocks: bool = True, parts: bool = True) -> "Cells":
-        """At most `most` cells, or one per kind; without `parts` blocks have one kind, without `blocks` all are one."""
+        """Divide the linears into at most `most` cells, but at least one per kind.
+
+        Without `parts` all linears count as one kind and sub-block; without `blocks` all blocks form one run.
+        """
         specs, num_blocks = list(layout), layout.num_blocks
         kinds = _numbered([spec.kind if parts else "" for spec in specs])
         num_kinds = int(kinds.max()) + 1
@@ -57,7 +62,7 @@ class Cells:
 
     @cached_property
     def axes(self) -> Float64[Tensor, "axes linears"]:
-        """The coarse directions: one kind at a time (if there are several), then one knot of the depth."""
+        """The coarse directions: each kind (if there are several), then each knot of the depth."""
         num_kinds = int(self.kind.max()) + 1
         kinds = torch.nn.functional.one_hot(self.kind, num_kinds).double().t()  # [kinds, linears]
         depth = self.depth.t()
@@ -65,14 +70,14 @@ class Cells:
         return torch.cat(rows) if rows else torch.zeros(0, len(self.sizes), dtype=torch.float64)
 
     def members(self, layout: Layout) -> list[list[Linear]]:
-        """The linears of each cell."""
+        """List the linears of each cell."""
         members: list[list[Linear]] = [[] for _ in range(self.count)]
         for spec, cell in zip(layout, self.cell.tolist(), strict=True):
             members[cell].append(spec.linear)
         return members
 
     def mean(self, values: Float64[Tensor, " linears"], groups: Int64[Tensor, " linears"]) -> Tensor:
-        """For every linear the mean of `values` over its group."""
+        """Return, for every linear, the mean of `values` over its group."""
         number = int(groups.max()) + 1
         sums = torch.zeros(number, dtype=torch.float64).index_add_(0, groups, values)
         counts = torch.zeros(number, dtype=torch.float64).index_add_(0, groups, torch.ones_like(values))
@@ -80,7 +85,7 @@ class Cells:
 
 
 def _numbered(names: Sequence[object]) -> Int64[Tensor, " linears"]:
-    """Equal names get equal numbers, in the order of their first."""
+    """Return a number for each name, equal for equal names, in order of first occurrence."""
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([numbers[name] for name in names])
 
@@ -88,11 +93,12 @@ def _numbered(names: Sequence[object]) -> Int64[Tensor, " linears"]:
 def fine_direction(
     cells: Cells, gains: Float64[Tensor, " cells"], *, pooled: float = 0.0
 ) -> Float64[Tensor, " linears"]:
-    """Moves of the linears' rates in [-1, 1]: down where a weight more gains much, up where it gains little.
+    """Return moves of the linears' rates in [-1, 1]: down where an extra weight gains much, up where it gains little.
 
-    `gains`: by how much ln KL falls per weight that a cell keeps more. The logarithms of the gains, a share `pooled` of
-    them replaced by what kind and part of the block explain (which averages the noise of few sequences), less their
-    mean over the weights, in units of their mean size, bounded.
+    `gains` is the decrease of ln KL per additional weight that a cell keeps. The moves are the negative logarithms of
+    the gains, minus their mean over the weights, divided by their mean absolute value, and bounded. A share `pooled`
+    of each logarithm is replaced by the value that its kind and sub-block explain, which averages out the noise of
+    few sequences.
     """
     gains = gains.nan_to_num(nan=0.0, posinf=float(gains[gains.isfinite()].max()) if gains.isfinite().any() else 0.0)
     positive = gains[gains > 0]
@@ -111,10 +117,10 @@ def fine_direction(
 def coarse_direction(
     cells: Cells, here: float, ups: Sequence[float], downs: Sequence[float], *, step: float, largest: float
 ) -> Float64[Tensor, " linears"]:
-    """The moves of the rates that a parabola through three values of ln KL asks for on each axis, bounded to `largest`.
+    """Return the moves of the rates to the minimum of a parabola through three values of ln KL on each axis.
 
-    `here` is KL without a move, `ups` and `downs` with `step` more and less sparsity on each axis. A curvature below a
-    part of the axes' median, or negative, counts as that.
+    `here` is KL without a move; `ups` and `downs` are KL with `step` more and less sparsity on each axis. Each move is
+    bounded to `largest`. A curvature below 0.3 of the axes' median, or negative, is replaced by that bound.
     """
     if not len(ups):
         return torch.zeros_like(cells.sizes)

@@ -1,4 +1,4 @@
-"""What is prunable in a model: its linears, what each reads and who reads each one's output."""
+"""The prunable linears of a model: their names, shapes, and which linear reads which tensor."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Linear:
 
 @dataclass(frozen=True, order=True)
 class Group:
-    """The linears of a block that read one and the same tensor; `index` counts in order of execution."""
+    """The linears of a block that read the same tensor; `index` counts the groups in order of execution."""
 
     block: int
     index: int
@@ -33,12 +33,13 @@ class Group:
 class LinearSpec:
     """Shape and wiring of one linear.
 
-    `reads` is the group whose input it multiplies. `consumer` is the first group, in this block or the next,
-    whose input depends on the linear's output; None in the last block for what leaves the blocks.
-    `sources` [rows, fan] lists, for each output row, the columns of the consumer's input that stand for it
-    (grouped-query keys and values fan out over the query heads of their group); None means row i is column i.
-    `part` is "attention" for the linears around the mixing of tokens, "mlp" for the others. `expert` is the index of
-    the expert that the linear belongs to, which sees the tokens routed to it only; None for ordinary linears.
+    `reads` is the group that the linear belongs to. `consumer` is the first group, in this block or the next, whose
+    input depends on the linear's output; None where the output of the last block leaves the blocks.
+    `sources` [rows, fan] lists, for each output row, the columns of the consumer's input that it determines
+    (grouped-query keys and values fan out over the query heads of their group); None means that row i is column i.
+    `part` is the sub-block: "attention" for the linears around the mixing of tokens, "mlp" for the others. `expert` is
+    the index of the expert that the linear belongs to, which sees only the tokens routed to it; None for ordinary
+    linears.
     """
 
     linear: Linear
@@ -57,11 +58,11 @@ class LinearSpec:
 
     @property
     def kind(self) -> str:
-        """What the linear is in every block: its path, without the number of an expert."""
+        """The linear's path without the number of an expert: equal for the same linear of all blocks and experts."""
         return ".".join(part for part in self.linear.path.split(".") if not part.isdecimal())
 
     def row_levels(self, signal: Tensor) -> Tensor:
-        """The consumer's per-column `signal` [columns of the consumer] read per row of this linear, [rows]."""
+        """Map the consumer's `signal` [columns of the consumer] to the rows of this linear, [rows]."""
         if self.sources is None:
             return signal
         return signal[self.sources].mean(dim=1)  # [rows, fan] -> [rows]
@@ -69,7 +70,7 @@ class LinearSpec:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Weighed:
-    """A linear as an allocation sees it: its dense weight [rows, columns] and the statistic of its inputs, if any."""
+    """A linear as an allocation sees it: its dense weight and the statistic of its inputs, if any."""
 
     spec: LinearSpec
     weight: Float[Tensor, "rows columns"]
@@ -120,7 +121,7 @@ class Layout:
 
     @cached_property
     def routed(self) -> dict[Group, list[Group]]:
-        """For the input of each expert's linear the inputs of the same linear of all experts of the block."""
+        """For each group of an expert, the groups in the same place of all experts of the block."""
         places: dict[tuple[int, int, int, int], list[Group]] = {}
         place_of: dict[Group, tuple[int, int, int, int]] = {}
         for block, specs in enumerate(self.blocks):
@@ -135,9 +136,9 @@ class Layout:
 
     @cached_property
     def feeds_experts(self) -> set[Group]:
-        """The inputs of experts' linears that come from outside the expert."""
+        """The groups of experts whose input comes from outside the expert."""
         return set(self.routed) - {spec.consumer for spec in self if spec.expert is not None}
 
     def first_readers(self, block: int) -> dict[Group, LinearSpec]:
-        """The first linear of each of the block's groups."""
+        """Return the first linear of each of the block's groups."""
         return {spec.reads: spec for spec in reversed(self.blocks[block])}

@@ -1,6 +1,6 @@
-"""Masks as cuts through a ranking: rank the weights of each row once, cut at any count.
+"""Masks from rankings: rank the weights of each row once, then remove any number of the lowest.
 
-Tie rule: of equal scores in a row, the lower column is removed first (a stable ascending sort) unless asked otherwise.
+Tie rule: of equal scores in a row, the lower column is removed first (a stable ascending sort) by default.
 """
 
 import torch
@@ -13,7 +13,7 @@ _BINS = 2**15
 
 
 def rank_rows(score: Float[Tensor, "rows columns"], *, lower_ties_first: bool = True) -> Int[Tensor, "rows columns"]:
-    """Position of each weight in its row's ascending order of score, in the type that `rank_dtype` says.
+    """Return the position of each weight in its row's ascending order of score, in the type of `rank_dtype`.
 
     Of equal scores the lower column comes first, or last (the released code's second sort is a descending one).
     """
@@ -23,25 +23,25 @@ def rank_rows(score: Float[Tensor, "rows columns"], *, lower_ties_first: bool = 
 
 
 def cut(ranks: Int[Tensor, "rows columns"], removed: Int32[Tensor, " rows"]) -> Bool[Tensor, "rows columns"]:
-    """The mask, True where weights go: the `removed` lowest of each row."""
+    """Return the mask, True where weights go: the `removed` lowest of each row."""
     return ranks < removed.to(ranks.device)[:, None]
 
 
 def rank_mask(mask: Bool[Tensor, "rows columns"]) -> Int[Tensor, "rows columns"]:
-    """A ranking whose cut at each row's number of True is `mask`: these first, then the others, by column."""
+    """Return a ranking from which `cut` makes `mask`: in each row first its True columns, then the others."""
     removed = mask.sum(dim=1, keepdim=True)
     kept_rank = (~mask).cumsum(dim=1) + removed
     return torch.where(mask, mask.cumsum(dim=1), kept_rank).sub_(1).to(rank_dtype(mask.shape[1]))
 
 
 def smallest(values: Float32[Tensor, "*shape"], count: int) -> Float32[Tensor, ""]:
-    """The `count`-th smallest of values >= 0, whose bits are in their order as integers.
+    """Return the `count`-th smallest of values >= 0, whose bits sort as integers in the same order.
 
-    A histogram of the upper half of the bits tells the bin it is in: a quarter of the time of topk or kthvalue.
+    A histogram of the upper half of the bits locates its bin, in a quarter of the time of topk or kthvalue.
     """
     bins = values.flatten().view(torch.int32) >> 16
     counts = bins.bincount(minlength=_BINS)
     up_to = counts.cumsum(0)
-    its_bin = torch.searchsorted(up_to, count)
-    before = int(up_to[its_bin] - counts[its_bin])
-    return values.flatten()[bins == its_bin].kthvalue(count - before).values
+    selected = torch.searchsorted(up_to, count)
+    before = int(up_to[selected] - counts[selected])
+    return values.flatten()[bins == selected].kthvalue(count - before).values

@@ -1,8 +1,8 @@
-"""DSA's operators: elements of a block transformed, reduced to one number, and that number transformed.
+"""DSA's operators, which transform the elements of a block, reduce them to one number, and transform that number.
 
 Names and formulas are those of the released search space (Li et al., DSA, NeurIPS 2024, section 3).
-Differs: left out are what is one with another operator on scores, which are never negative (ABS is NO_OP, LOG is ABSLOG
-but for a term of 1e-6), what needs a matrix where the released code hands over a vector (GRAM, CORREF, DIAGONAL,
+Differs: it omits operators that equal another one on scores, which are never negative (ABS is NO_OP, LOG is ABSLOG
+up to a term of 1e-6), operators that need a matrix where the released code passes a vector (GRAM, CORREF, DIAGONAL,
 DETERMINANT, RANK, SLOGDET), and a second operator on the elements.
 """
 
@@ -22,9 +22,9 @@ Scalar = Float64[Tensor, ""]
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Of some elements: how many, their mean, the sum of squared deviations from it, and sums of TERMS.
+    """Number, mean, sum of squared deviations and sums of TERMS of some elements.
 
-    All stays on the elements' device, so that nothing waits for it.
+    The values stay on the elements' device, so that computing them does not synchronize.
     """
 
     count: int
@@ -34,7 +34,7 @@ class Summary:
 
     @classmethod
     def of(cls, values: Elements, *, terms: Collection[str] = ()) -> Self:
-        """The summary of one tensor; two readings, so that the squares do not cancel."""
+        """Summarize one tensor, in two passes to avoid cancellation in the squares."""
         mean = _sum(values) / values.numel()
         squares = _sum((values - mean).square_())
         return cls(
@@ -45,7 +45,7 @@ class Summary:
         )
 
     def merge(self, other: Self) -> Self:
-        """The summary of both together (Chan et al., 1983, equation 1.5)."""
+        """Return the summary of both sets of elements together (Chan et al., 1983, equation 1.5)."""
         count = self.count + other.count
         apart = other.mean - self.mean
         return type(self)(
@@ -57,7 +57,7 @@ class Summary:
 
 
 def _sum(values: Elements) -> Scalar:
-    """Rows in float32, the rows' sums in float64: nothing of the tensor's size is made."""
+    """Sum rows in float32 and the rows' sums in float64, without an intermediate copy of the tensor."""
     return values.sum(dim=1).double().sum()
 
 
@@ -72,12 +72,12 @@ TERMS: dict[str, Callable[[Elements], Elements]] = {
     "mass": torch.relu,
     "mass_log": _mass_log,
 }
-"""What is summed over the elements for some of the reductions; not a number where a negative element has no log."""
+"""Functions that some reductions sum over the elements; NaN for the log of a negative element."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """What the elements of a whole block are normalized by: float64, the deviation over count - 1."""
+    """Statistics of the elements of a whole block, for normalizing; the deviation is over count - 1."""
 
     mean: float
     deviation: float
@@ -86,12 +86,12 @@ class Extent:
 
 
 def _abslog(scores: Elements, _: Extent | None) -> Elements:
-    """ln|x|, and 0 where x is 0."""
+    """Return ln|x|, and 0 where x is 0."""
     return scores.abs().log_().masked_fill_(scores == 0, 0.0)
 
 
 def _normalize(scores: Elements, extent: Extent | None) -> Elements:
-    """(x - mean) / deviation, 0 where all elements are equal."""
+    """Return (x - mean) / deviation, 0 where all elements are equal."""
     assert extent is not None
     if extent.deviation == 0:
         return torch.zeros_like(scores)
@@ -113,26 +113,26 @@ PRE_OPS: dict[str, Callable[[Elements, Extent | None], Elements]] = {
     "NORMALIZE": _normalize,
     "MMS": _min_max,
 }
-"""Elements of a block and, for those in NEEDS_EXTENT, its extent -> elements, float32 [rows, columns]."""
+"""Functions from elements (float32 [rows, columns]) and, for those in NEEDS_EXTENT, the block's extent to elements."""
 
 NEEDS_EXTENT = frozenset({"NORMALIZE", "MMS"})
 
 
 def _variance(elements: Summary) -> Scalar:
-    """Over count - 1, as torch.var."""
+    """Divide by count - 1, as torch.var does."""
     return elements.squares / (elements.count - 1)
 
 
 def _geometric_mean(elements: Summary) -> Scalar:
-    """exp of the mean ln: 0 with an element 0, not a number with a negative one.
+    """Return exp of the mean ln: 0 if an element is 0, NaN if one is negative.
 
-    Differs: the released code takes the root of the product, which no block's product survives in float32.
+    Differs: the released code takes the root of the product, which overflows or underflows in float32.
     """
     return (elements.terms["log"] / elements.count).exp()
 
 
 def _entropy(elements: Summary) -> Scalar:
-    """Entropy in nats of the elements that are not negative, over their sum: ln S - (sum of x ln x) / S."""
+    """Return the entropy in nats of the non-negative elements x / S, S their sum: ln S - (sum of x ln x) / S."""
     mass = elements.terms["mass"]
     return mass.log() - elements.terms["mass_log"] / mass
 
@@ -146,7 +146,7 @@ REDUCTIONS: dict[str, Callable[[Summary], Scalar]] = {
     "GEOMETRIC_MEAN": _geometric_mean,
     "ENTROPY": _entropy,
 }
-"""The elements of a block -> one number; not finite where it has none."""
+"""Functions from the summary of a block's elements to one number; not finite where undefined."""
 
 NEEDS_TERMS: dict[str, tuple[str, ...]] = {
     "L1_NORM": ("magnitude",),
@@ -168,19 +168,19 @@ TRANSFORMS: dict[str, Callable[[Float64[Tensor, " blocks"]], Float64[Tensor, " b
     "TANH": torch.tanh,
     "SOFTPLUS": torch.nn.functional.softplus,
 }
-"""One number per block -> one per block; not finite outside the function's domain (asin above 1, log of 0)."""
+"""Functions from one number per block to another; not finite outside their domain (asin above 1, log of 0)."""
 
 _SAME = {("NORMALIZE", name) for name in REDUCTIONS if name not in ("L1_NORM", "ENTROPY")} | {("MMS", "GEOMETRIC_MEAN")}
 
 PAIRS: tuple[tuple[str, str], ...] = tuple(
     (pre_op, reduction) for pre_op in PRE_OPS for reduction in REDUCTIONS if (pre_op, reduction) not in _SAME
 )
-"""The pre-operators and reductions that go together: the others are the same number, or none, for every block."""
+"""The useful combinations of pre-operator and reduction: the others give every block the same number, or none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expression:
-    """A function of a block's elements: pre-operator, reduction, then at most two transforms in their order."""
+    """A function of a block's elements: pre-operator, reduction, then at most two transforms in order."""
 
     pre_op: str
     reduction: str
@@ -191,7 +191,7 @@ class Expression:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The expression whose `str` is `text`; BadInput says what was expected."""
+        """Return the expression whose `str` is `text`. Raises BadInput for any other text."""
         pre_op, _, rest = text.partition("-")
         reduction, *transforms = rest.split("-")
         if (pre_op, reduction) not in PAIRS or len(transforms) > 2 or not set(transforms) <= set(TRANSFORMS):
@@ -203,7 +203,7 @@ class Expression:
         return cls(pre_op=pre_op, reduction=reduction, transforms=tuple(transforms))
 
     def transformed(self, reduced: Float64[Tensor, " blocks"]) -> Float64[Tensor, " blocks"]:
-        """The transforms of the blocks' reductions, not finite where they have no value."""
+        """Apply the transforms to the blocks' reductions; not finite where undefined."""
         for name in self.transforms:
             reduced = TRANSFORMS[name](reduced)
         return reduced

@@ -1,7 +1,7 @@
-"""N:M patterns: N of every M aligned inputs stay. A pattern is a ranking and a plan that fits it.
+"""N:M patterns, in which N of every M aligned inputs stay: their rankings and their plans.
 
-One convention: N counts the weights *kept*, as NVIDIA's 2:4 does. (Wanda's and OWL's code counts the removed ones;
-the two coincide for 2:4 and 4:8 only.)
+N counts the weights *kept*, as in NVIDIA's 2:4. (Wanda's and OWL's code counts the removed weights; the two
+conventions coincide only for 2:4 and 4:8.)
 """
 
 import re
@@ -24,19 +24,19 @@ _LONGEST_GROUP = 64
 
 @dataclass(frozen=True)
 class Pattern:
-    """`kept` of every `group` aligned inputs of a row stay; None: a number of its own for every linear (n:8)."""
+    """`kept` of every `group` aligned inputs of a row stay; None: every linear has its own number (n:8)."""
 
     kept: int | None
     group: int
 
 
 def parse_pattern(text: str) -> Pattern | None:
-    """The pattern of "2:4", "3:8", ..., the mixed one of "n:8", None of "unstructured"; else ValueError."""
+    """Parse "2:4", "3:8", ..., the mixed "n:8" or "unstructured" (None). Raises BadInput for any other text."""
     if text == "unstructured":
         return None
-    found = re.fullmatch(r"(n|[1-9][0-9]?):([1-9][0-9]?)", text, flags=re.ASCII)
-    if found is not None:
-        kept, group = None if found[1] == "n" else int(found[1]), int(found[2])
+    match = re.fullmatch(r"(n|[1-9][0-9]?):([1-9][0-9]?)", text, flags=re.ASCII)
+    if match is not None:
+        kept, group = None if match[1] == "n" else int(match[1]), int(match[2])
         if 2 <= group <= _LONGEST_GROUP and (kept is None or kept < group):
             return Pattern(kept, group)
     raise BadInput(
@@ -46,13 +46,13 @@ def parse_pattern(text: str) -> Pattern | None:
 
 
 def pattern_target(pattern: Pattern) -> float:
-    """The fraction of weights that a fixed pattern removes."""
+    """Return the fraction of weights that a fixed pattern removes."""
     assert pattern.kept is not None, pattern
     return (pattern.group - pattern.kept) / pattern.group
 
 
 def check_pattern(columns: Mapping[Linear, int], pattern: Pattern) -> None:
-    """Raise PlanError for the first linear whose inputs are no multiple of the group."""
+    """Raise PlanError for the first linear whose number of inputs is no multiple of the group."""
     for linear, count in columns.items():
         if count % pattern.group:
             raise PlanError(f"--pattern: {linear} has {count} inputs, expected a multiple of {pattern.group}")
@@ -61,9 +61,10 @@ def check_pattern(columns: Mapping[Linear, int], pattern: Pattern) -> None:
 def rank_in_groups(
     score: Float[Tensor, "rows columns"], group: int, *, lower_ties_first: bool = True
 ) -> Int[Tensor, "rows columns"]:
-    """A ranking whose cut at n * columns / group removes the n lowest scores of every group, for every n.
+    """Return a ranking whose n * columns / group lowest weights are the n lowest of every group, for every n.
 
-    Ordered by the position in the group's ascending order, then by the group; ties and dtype as in `rank_rows`.
+    Weights are ordered by their position in the group's ascending order, then by group; ties and dtype as in
+    `rank_rows`.
     """
     rows, columns = score.shape
     assert columns % group == 0, (columns, group)
@@ -75,15 +76,14 @@ def rank_in_groups(
 
 
 def pattern_plan(layout: Layout, rates: Rates, *, target: float, pattern: Pattern) -> Plan:
-    """The plan of a fixed pattern, whatever the rates; of a mixed one the plan that follows the linears' rates.
+    """Return the plan of a fixed pattern, whatever the rates, or the plan of a mixed pattern that follows the rates.
 
-    Mixed: every linear loses n of each group, n the same for all linears of a block that are asked the same rate but
-    for a few (core.levels.whole_levels). Linears count as large as they are, the largest go first, and of one size
-    those of the blocks left down, by remainder.
+    In a mixed pattern every linear loses n of each group; n is the same for all linears of a block that have the same
+    rate, except for the few that `core.levels.whole_levels` moves to meet the budget.
 
-    So the budget is met exactly when the rates are whole, or when some linears add up to what is missing; else it
-    is missed by at most half of the largest linear's weights per n, and by at most half of the smallest's if the
-    linears smaller than any size add up to it, as those of a model of several blocks do.
+    The budget is met exactly when the rates are whole levels or when some linears add up to the rest. Otherwise it is
+    missed by at most half of the weights that the largest linear loses per level; by at most half of the smallest
+    linear's if, for every size, the smaller linears add up to that size, as in a model of several blocks.
     """
     check_pattern({spec.linear: spec.columns for spec in layout}, pattern)
     if pattern.kept is None:

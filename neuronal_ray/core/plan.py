@@ -1,6 +1,6 @@
-"""How many weights go from each row: rates of removal turned into integer counts.
+"""Plans: rates of removal turned into integer numbers of removed weights for each row.
 
-Two budgets. `exact_plan` removes round(target * N) weights of the model to the weight, whatever the rates.
+There are two budgets. `exact_plan` removes exactly round(target * N) weights of the model, whatever the rates.
 `floored_plan` is the released code's rule: each row is floored on its own and the drift is accepted.
 """
 
@@ -19,7 +19,6 @@ from neuronal_ray.core.layout import Layout, Linear
 
 Rates = Mapping[Linear, Float64[Tensor, " rows"]]
 Counts = Mapping[Linear, Int32[Tensor, " rows"]]
-Budget = Callable[[Layout, Rates], "Plan"]
 
 _NEWTON_STEPS = 200
 _LINEAR_DECIMALS = 4
@@ -27,15 +26,15 @@ _ROW_DECIMALS = 6
 
 
 class PlanError(BadInput):
-    """A plan that does not fit the model it is meant for."""
+    """A plan that does not fit the model."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """Removed weights per output row of every prunable linear, int32 [rows] each.
 
-    `lower_ties_first`: of equal scores at the cut the lower column goes (see masks.rank_rows). `asked` are the rates
-    that a solver of the released code turns into counts of its own, empty under an exact budget.
+    `lower_ties_first`: of equal scores, the lower column goes first (see masks.rank_rows). `asked` holds the rates
+    from which a solver of the released code computes its own counts, empty under an exact budget.
     """
 
     removed: Counts
@@ -49,7 +48,7 @@ class Plan:
 
     @cached_property
     def digest(self) -> bytes:
-        """Equal for equal plans only."""
+        """SHA-256 of the plan: equal only for equal plans."""
         sha = hashlib.sha256(bytes([self.lower_ties_first]))
         for linear in sorted(self.removed):
             sha.update(f"{linear.block} {linear.path} {len(self.removed[linear])} ".encode())
@@ -70,7 +69,7 @@ class Plan:
 
 
 def uniform_rates(layout: Layout, rate_of_block: Callable[[int], float]) -> Rates:
-    """One rate for all rows of a block."""
+    """Return the same rate for all rows of a block."""
     shapes = {(spec.linear.block, spec.rows) for spec in layout}
     made = {(block, rows): torch.full((rows,), rate_of_block(block), dtype=torch.float64) for block, rows in shapes}
     return {spec.linear: made[spec.linear.block, spec.rows] for spec in layout}
@@ -79,11 +78,11 @@ def uniform_rates(layout: Layout, rate_of_block: Callable[[int], float]) -> Rate
 def water_level(
     rates: Float64[Tensor, " items"], sizes: Float64[Tensor, " items"], total: float
 ) -> Float64[Tensor, " items"]:
-    """Rates moved by one common offset and bounded to [0, 1] so that `sum(rates * sizes)` is `total`.
+    """Move all rates by one common offset and bound them to [0, 1], so that `sum(rates * sizes)` is `total`.
 
-    The sum is a non-decreasing, piecewise linear function of the offset: Newton's step, kept inside a bracket. In
-    numpy, which is several times faster than torch on vectors as short as a linear's rows, but for the sum of floats,
-    whose last bits decide ties.
+    The sum is a non-decreasing, piecewise linear function of the offset, solved by Newton steps inside a bracket.
+    Computed in numpy, which is several times faster than torch on vectors as short as a linear's rows; only the sum of
+    floats is torch's, as its last bits decide ties.
     """
     values, weights = rates.numpy(), sizes.numpy()
     low, high = -1.0 - float(values.max()), 2.0 - float(values.min())  # all rates below 0, all above 1
@@ -95,7 +94,7 @@ def water_level(
             break
         low, high = (low, offset) if excess > 0 else (offset, high)
         slope = float(weights.sum(where=(moved > 0) & (moved < 1)))  # sizes are integers: exact in any order
-        step = offset - excess / slope if slope > 0 else high  # no slope: all are at a bound, only the bracket helps
+        step = offset - excess / slope if slope > 0 else high  # no slope: all are at a bound, so bisect the bracket
         offset = step if low < step < high else (low + high) / 2
         if offset in (low, high):
             break
@@ -103,9 +102,9 @@ def water_level(
 
 
 def largest_remainder(expected: Float64[Tensor, " items"], total: int, *, decimals: int) -> Int64[Tensor, " items"]:
-    """Integers next to `expected` that sum to `total`; its sum must be `total` up to rounding.
+    """Round `expected` to adjacent integers that sum to `total`; its own sum must be `total` up to rounding.
 
-    Tie rule: of equal remainders, the earlier item is rounded up. `decimals` removes the noise of float64
+    Tie rule: of equal remainders, the earlier item is rounded up. Rounding to `decimals` removes the noise of float64
     sums before remainders are compared, so that ties are ties on every machine.
     """
     rounded = expected.numpy().round(decimals)
@@ -114,7 +113,7 @@ def largest_remainder(expected: Float64[Tensor, " items"], total: int, *, decima
     missing = total - int(counts.sum())
     assert 0 <= missing <= len(counts), (missing, total)
     if missing:
-        least = np.partition(remainder, -missing)[-missing]  # the smallest that is rounded up
+        least = np.partition(remainder, -missing)[-missing]  # the smallest remainder that is rounded up
         counts[remainder > least] += 1
         above = np.count_nonzero(remainder > least)
         counts[np.flatnonzero(remainder == least)[: missing - above]] += 1
@@ -122,11 +121,10 @@ def largest_remainder(expected: Float64[Tensor, " items"], total: int, *, decima
 
 
 def exact_plan(layout: Layout, rates: Rates, *, target: float) -> Plan:
-    """The plan nearest to `rates` that removes exactly round(target * N) of all N prunable weights.
+    """Return the plan nearest to `rates` that removes exactly round(target * N) of all N prunable weights.
 
-    First the linears share the budget, then the rows of each linear share the linear's. At both levels the
-    rates are moved by one common offset and bounded to [0, 1] (water-filling), then rounded by largest
-    remainder.
+    First the budget is divided among the linears, then each linear's share among its rows. In both steps the rates
+    are moved by one common offset and bounded to [0, 1] (water-filling), then rounded by largest remainder.
     Differs: the released code clips to [0.01, 0.99], floors each row and accepts the drift.
     """
     sizes = torch.tensor([spec.size for spec in layout], dtype=torch.float64)
@@ -144,8 +142,8 @@ def exact_plan(layout: Layout, rates: Rates, *, target: float) -> Plan:
 
 
 def _shared_among_rows(rates: Float64[Tensor, " rows"], columns: int, linear_budget: int) -> Int32[Tensor, " rows"]:
-    """A linear's budget over its rows of `columns` weights: water-filling, then largest remainder."""
-    if bool((rates == rates[0]).all()):  # what the general way gives, without its sums
+    """Divide a linear's budget among its rows of `columns` weights: water-filling, then largest remainder."""
+    if bool((rates == rates[0]).all()):  # the result of the general case, without its sums
         each, more = divmod(linear_budget, len(rates))
         return each + (torch.arange(len(rates)) < more).int()
     sizes = torch.full_like(rates, float(columns))
@@ -154,10 +152,10 @@ def _shared_among_rows(rates: Float64[Tensor, " rows"], columns: int, linear_bud
 
 
 def floored_plan(layout: Layout, rates: Rates, *, floor_kept: bool) -> Plan:
-    """The released code's counts: per row floor(columns * rate) removed, or floor(columns * (1 - rate)) kept.
+    """Return the released code's counts: per row floor(columns * rate) removed, or floor(columns * (1 - rate)) kept.
 
-    The two rules differ by one weight per row whenever columns * rate is no integer; neither keeps a budget. The
-    second rule also keeps the lower of two tied columns, where the first removes it.
+    The two rules differ by one weight per row wherever columns * rate is no integer; neither meets a budget. With
+    `floor_kept` the lower of two tied columns stays; otherwise it goes.
     """
     removed = {}
     for spec in layout:

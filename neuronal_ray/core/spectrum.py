@@ -1,7 +1,7 @@
-"""How heavy is the tail of a weight matrix's spectrum? Its power law, by Hill's estimate.
+"""Power-law exponent of the tail of a weight matrix's spectrum, by Hill's estimate.
 
-Eigenvalues are those of the smaller Gram matrix of the weight, ascending, positive, N of them. A cut-off i calls the
-n = N - i eigenvalues from position i on the tail. Lu et al., AlphaPruning, NeurIPS 2024.
+Eigenvalues are those of the smaller Gram matrix of the weight: N positive numbers in ascending order. A cut-off i
+defines the tail as the n = N - i eigenvalues from position i on. Lu et al., AlphaPruning, NeurIPS 2024.
 """
 
 import torch
@@ -13,25 +13,24 @@ BOUNDS = ("strict", "compat")
 _BINS = 100
 _NARROWEST, _WIDEST = 0.95, 1.5  # cut-offs lie between these multiples of the spectrum's peak
 _STRIDE = 32
-_CHUNK_SIZE = 2**16  # elements of one intermediate result, half a megabyte
+_CHUNK_SIZE = 2**16  # elements of an intermediate result, half a megabyte
 
 
 def eigenvalues(weight: Float[Tensor, "rows columns"]) -> Float64[Tensor, " eigenvalues"]:
-    """Squared singular values of `weight`, ascending, without those that are 0 up to rounding.
+    """Return the squared singular values of `weight`, ascending, without those that are 0 up to rounding.
 
-    Dropped: all up to max(rows, columns) * 2^-52 times the largest, the error of the others; none is left of a zero
-    weight.
-    Differs: the authors take float32 singular values and keep all, a zero makes their estimate NaN.
+    Values up to max(rows, columns) * 2^-52 times the largest are within its error and dropped; a zero weight has none.
+    Differs: the authors keep all float32 singular values, and a zero makes their estimate NaN.
     """
     wide = weight if weight.shape[0] <= weight.shape[1] else weight.t()
     wide = wide.double()
-    found: Tensor = torch.linalg.eigvalsh(wide @ wide.t())  # [smaller, smaller] -> [smaller]
-    noise = found[-1] * (max(weight.shape) * torch.finfo(torch.float64).eps)
-    return found[found > noise]
+    squares: Tensor = torch.linalg.eigvalsh(wide @ wide.t())  # [smaller, smaller] -> [smaller]
+    noise = squares[-1] * (max(weight.shape) * torch.finfo(torch.float64).eps)
+    return squares[squares > noise]
 
 
 def peak(spectrum: Float64[Tensor, " eigenvalues"]) -> float:
-    """Where the spectrum is densest: lower edge of the fullest of 100 bins of log10, the lowest of equals."""
+    """Return where the spectrum is densest: the lower edge of the fullest of 100 bins of log10, the first of equals."""
     logs = spectrum.log10()
     low, width = logs[0], (logs[-1] - logs[0]) / _BINS
     if not bool(width > 0):
@@ -42,9 +41,9 @@ def peak(spectrum: Float64[Tensor, " eigenvalues"]) -> float:
 
 
 def hill_estimates(spectrum: Float64[Tensor, " eigenvalues"]) -> Float64[Tensor, " cutoffs"]:
-    """alpha_i = 1 + n / (sum over the tail of ln lambda_k - n * ln lambda_i) for each cut-off but the last, [N - 1].
+    """Return alpha_i = 1 + n / (sum over the tail of ln lambda_k - n * ln lambda_i) for all cut-offs but the last.
 
-    Always above 1; infinite where the tail is one value over and over.
+    Above 1; infinite where all values of the tail are equal.
     """
     logs = spectrum.log()
     tails = torch.arange(len(logs), 0, -1, dtype=torch.float64, device=logs.device)  # n of every cut-off
@@ -60,31 +59,31 @@ def ks_distances(
     *,
     stride: int = 1,
 ) -> Float64[Tensor, " chosen"]:
-    """Kolmogorov-Smirnov distance of the tail from each cut-off to the power law of its exponent, [chosen].
+    """Return the Kolmogorov-Smirnov distance between the tail of each cut-off and the power law of its exponent.
 
-    KS_i = max over k >= i of |1 - (lambda_k / lambda_i)^(1 - alpha_i) - (k - i) / n|; `cutoffs` ascending. A `stride`
-    above 1 looks at every so many-th k alone: a lower bound.
+    KS_i = max over k >= i of |1 - (lambda_k / lambda_i)^(1 - alpha_i) - (k - i) / n|; `cutoffs` ascending. With a
+    `stride` above 1 only every `stride`-th k is evaluated, which gives a lower bound.
     """
     logs = spectrum.log()
     positions = torch.arange(len(logs), dtype=torch.float64, device=logs.device)
     chunk = max(1, _CHUNK_SIZE // -(-len(logs) // stride))
-    found = []
+    largest = []
     for some, exponents in zip(cutoffs.split(chunk), (1 - alphas).split(chunk), strict=True):
-        lowest = int(some[0]) // stride * stride  # no cut-off of the chunk looks below
+        lowest = int(some[0]) // stride * stride  # the tails of the chunk begin here or above
         survival = (logs[lowest::stride] - logs[some, None]).mul_(exponents[:, None]).exp_()  # [chunk, tail]
         steps = positions[lowest::stride] - positions[some, None]  # k - i, [chunk, tail]
         below = steps < 0
         distances = steps.div_(len(logs) - positions[some, None]).add_(survival).sub_(1).abs_()
-        found.append(distances.masked_fill_(below, 0.0).amax(dim=1))  # [chunk, tail] -> [chunk]
-    return torch.cat(found)
+        largest.append(distances.masked_fill_(below, 0.0).amax(dim=1))  # [chunk, tail] -> [chunk]
+    return torch.cat(largest)
 
 
 def tail_exponent(spectrum: Float64[Tensor, " eigenvalues"], *, bound: str) -> float | None:
-    """Hill's alpha at the cut-off of least KS distance, the lowest of equals; None when there is no cut-off.
+    """Return Hill's alpha at the cut-off of least KS distance, the lowest of equals; None when there is no cut-off.
 
-    Cut-offs are the eigenvalues from 0.95 x to 1.5 x, x the peak, except the largest of all and those whose tail is
-    one value over and over (its estimate is infinite). `compat` begins at log10(0.95 x), as the authors' code does:
-    it compares a logarithm with eigenvalues, by which its published numbers were made.
+    Cut-offs are the eigenvalues from 0.95 x to 1.5 x, x the peak, except the largest and those whose estimate is
+    infinite. `compat` begins at log10(0.95 x): the authors' code compares this logarithm with eigenvalues, and its
+    published numbers were computed that way.
     """
     assert bound in BOUNDS, bound
     if len(spectrum) < 2:
@@ -100,6 +99,6 @@ def tail_exponent(spectrum: Float64[Tensor, " eigenvalues"], *, bound: str) -> f
         return None
     bounds = ks_distances(spectrum, alphas[cutoffs], cutoffs, stride=_STRIDE)
     likely = cutoffs[bounds.argmin(keepdim=True)]
-    cutoffs = cutoffs[bounds <= ks_distances(spectrum, alphas[likely], likely)]  # the others cannot be the least
+    cutoffs = cutoffs[bounds <= ks_distances(spectrum, alphas[likely], likely)]  # no other can have the least distance
     best = ks_distances(spectrum, alphas[cutoffs], cutoffs).argmin()  # the first of equals
     return float(alphas[cutoffs[best]])

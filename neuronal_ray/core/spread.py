@@ -1,4 +1,4 @@
-"""Levels and a width turned into rates with a given mean: block schedules and row redistribution."""
+"""Rates of a given mean and width, spread in proportion to given values or along a block schedule."""
 
 import torch
 from jaxtyping import Float, Float64
@@ -9,27 +9,27 @@ from neuronal_ray.cli.errors import BadInput
 SCHEDULES = ("linear", "exp", "log")
 
 
-def spread(levels: Float[Tensor, " items"], *, lam: float, mean: float) -> Float64[Tensor, " items"]:
-    """Rates proportional to `levels`, of width 2 * lam, with the given mean (before any bound).
+def spread(values: Float[Tensor, " items"], *, lam: float, mean: float) -> Float64[Tensor, " items"]:
+    """Return rates that are linear in `values`, of width 2 * lam, with the given mean (before any bound).
 
     Min-max scaling to [0, 2 * lam], then a shift to the mean (OWL, ICML 2024, section 3; NeuronAL section 4).
-    Equal levels give equal rates.
+    Equal values give equal rates.
     """
-    levels = levels.double()
-    low, high = levels.min(), levels.max()
+    values = values.double()
+    low, high = values.min(), values.max()
     if low == high:
-        return torch.full_like(levels, mean)
-    # The released code's order of operations and numpy's order of summation: a last bit decides a floor.
-    scaled = (levels - low) * (1 / (high - low) * lam * 2)
+        return torch.full_like(values, mean)
+    # The released code's order of operations and numpy's order of summation: the last bit can change a floor.
+    scaled = (values - low) * (1 / (high - low) * lam * 2)
     return scaled - float(scaled.numpy().mean()) + mean
 
 
 def block_schedule(kind: str, num_blocks: int, *, lam: float, mean: float) -> Float64[Tensor, " blocks"]:
-    """Block rates of width 2 * lam that rise with the block's index b = 0 .. B - 1, with the given mean.
+    """Return block rates of width 2 * lam and the given mean that increase with the block's index b = 0 .. B - 1.
 
-    The kinds of NeuronAL's Table 2 (section 4.3), which gives no formulas; the released code has `linear` only, which
-    rises by equal steps from mean - lam to mean + lam. `log` rises as ln(1 + b), steeply at first; `exp` is its inverse
-    function and rises as B^(b / (B - 1)), steeply at last. BadInput for another kind.
+    The kinds are those of NeuronAL's Table 2 (section 4.3), which gives no formulas; the released code has only
+    `linear`, which rises in equal steps from mean - lam to mean + lam. `log` rises as ln(1 + b), steeply at first;
+    `exp` is its inverse function and rises as B^(b / (B - 1)), steeply at the end. Raises BadInput for another kind.
     """
     if kind == "linear":
         density = spread(torch.arange(num_blocks, dtype=torch.float64), lam=lam, mean=1 - mean)

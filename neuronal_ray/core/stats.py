@@ -1,4 +1,4 @@
-"""Input statistics of linears as monoids: `of` one chunk of sequences, `merge` two, in the order of the text."""
+"""Statistics of the inputs of linears: computed for chunks of sequences, and merged in the order of the text."""
 
 import math
 from dataclasses import dataclass, replace
@@ -14,9 +14,10 @@ from neuronal_ray.core.kernels.squares import column_squares
 
 @runtime_checkable
 class Statistic(Protocol):
-    """What every input statistic can do; `norm` is a_j, float32 [columns], `tokens` how many it was taken over.
+    """The interface of input statistics: `norm` is a_j, `tokens` and `sequences` are the numbers it was taken over.
 
-    `over` is the same said to be of so many sequences: of an expert's inputs, which not every sequence reaches.
+    `over` replaces the number of sequences: an expert's inputs are divided by all sequences, also by those that have
+    no token for it.
     """
 
     @classmethod
@@ -42,8 +43,8 @@ class Statistic(Protocol):
 class SquareSum:
     """Sum over tokens of each input feature's square, and the number of sequences it was taken over.
 
-    A chunk is summed in float32, chunks are added in float64 in their order, so that the result does not
-    depend on who computed which chunk.
+    A chunk is summed in float32; chunks are added in float64 in order, so that the result does not depend on which
+    worker computed which chunk.
     """
 
     total: Float64[Tensor, " columns"]
@@ -52,11 +53,11 @@ class SquareSum:
 
     @classmethod
     def of(cls, inputs: Float[Tensor, "sequences tokens columns"]) -> Self:
-        """The statistic of one chunk."""
+        """Compute the statistic of one chunk."""
         return cls(column_squares(inputs).double(), inputs.shape[0], inputs.shape[0] * inputs.shape[1])
 
     def merge(self, other: Self) -> Self:
-        """The statistic of both texts together."""
+        """Return the statistic of both texts together."""
         return type(self)(self.total + other.total, self.sequences + other.sequences, self.tokens + other.tokens)
 
     @cached_property
@@ -69,15 +70,15 @@ class SquareSum:
         return replace(self, sequences=sequences)
 
     def to(self, device: torch.device) -> Self:
-        """The same on `device`."""
+        """Copy to `device`."""
         return type(self)(self.total.to(device), self.sequences, self.tokens)
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What the mean and the variance of each input feature need besides its sum of squares (DSnoT).
+    """Sums for the mean and the variance of each input feature (DSnoT), next to its sum of squares.
 
-    `variances` is the sum over sequences of a sequence's population variance times its tokens.
+    `variances` is the sum over sequences of the sequence's population variance times its number of tokens.
     """
 
     squares: SquareSum
@@ -86,13 +87,13 @@ class Moments:
 
     @classmethod
     def of(cls, inputs: Float[Tensor, "sequences tokens columns"]) -> Self:
-        """The statistic of one chunk."""
+        """Compute the statistic of one chunk."""
         inputs = inputs.float()
         variances = inputs.var(dim=1, correction=0).sum(dim=0)  # [sequences, tokens, columns] -> [columns]
         return cls(SquareSum.of(inputs), inputs.sum(dim=(0, 1)).double(), variances.double() * inputs.shape[1])
 
     def merge(self, other: Self) -> Self:
-        """The statistic of both texts together."""
+        """Return the statistic of both texts together."""
         return type(self)(self.squares.merge(other.squares), self.total + other.total, self.variances + other.variances)
 
     @property
@@ -125,7 +126,7 @@ class Moments:
         return replace(self, squares=self.squares.over(sequences))
 
     def to(self, device: torch.device) -> Self:
-        """The same on `device`."""
+        """Copy to `device`."""
         return type(self)(self.squares.to(device), self.total.to(device), self.variances.to(device))
 
 
@@ -133,7 +134,7 @@ class Moments:
 class Gram:
     """Sum over tokens of the outer product of the inputs, float32: half the Hessian of a linear's squared error.
 
-    Chunks are added in their order. [columns, columns]: hold it for one block, never for the model.
+    Chunks are added in order. Its size is [columns, columns]: hold it for one block, never for the whole model.
     """
 
     total: Float32[Tensor, "columns columns"]
@@ -142,12 +143,12 @@ class Gram:
 
     @classmethod
     def of(cls, inputs: Float[Tensor, "sequences tokens columns"]) -> Self:
-        """The statistic of one chunk."""
+        """Compute the statistic of one chunk."""
         flat = inputs.float().flatten(0, 1)  # [sequences, tokens, columns] -> [all tokens, columns]
         return cls(flat.t() @ flat, inputs.shape[0], flat.shape[0])
 
     def merge(self, other: Self) -> Self:
-        """The statistic of both texts together."""
+        """Return the statistic of both texts together."""
         return type(self)(self.total + other.total, self.sequences + other.sequences, self.tokens + other.tokens)
 
     @property
@@ -160,13 +161,13 @@ class Gram:
         return replace(self, sequences=sequences)
 
     def to(self, device: torch.device) -> Self:
-        """The same on `device`."""
+        """Copy to `device`."""
         return type(self)(self.total.to(device), self.sequences, self.tokens)
 
 
 @dataclass(frozen=True, eq=False)
 class RunningNorm:
-    """The released code's form of the same: a running mean over sequences, in float32, one sequence at a time."""
+    """The released code's form of SquareSum: a running mean over sequences, in float32, one sequence at a time."""
 
     mean: Float32[Tensor, " columns"]
     sequences: int
@@ -174,13 +175,13 @@ class RunningNorm:
 
     @classmethod
     def of(cls, inputs: Float[Tensor, "sequences tokens columns"]) -> Self:
-        """The statistic of one sequence."""
+        """Compute the statistic of one sequence."""
         assert inputs.shape[0] == 1, inputs.shape
         norms = torch.linalg.vector_norm(inputs[0].float(), dim=0)  # [tokens, columns] -> [columns]
         return cls(norms.square(), 1, inputs.shape[1])
 
     def merge(self, other: Self) -> Self:
-        """The statistic with one more sequence."""
+        """Add one more sequence."""
         assert other.sequences == 1, other.sequences
         count = self.sequences + 1
         mean = self.mean * (self.sequences / count) + other.mean / count
@@ -192,11 +193,11 @@ class RunningNorm:
         return self.mean.sqrt()
 
     def over(self, sequences: int) -> Self:
-        """The released code has no experts."""
+        """Raise NotImplementedError: the released code has no experts."""
         raise NotImplementedError
 
     def to(self, device: torch.device) -> Self:
-        """The same on `device`."""
+        """Copy to `device`."""
         return type(self)(self.mean.to(device), self.sequences, self.tokens)
 
 
@@ -204,8 +205,8 @@ class RunningNorm:
 class RunningGram:
     """The released code's form of Gram, float32, one sequence at a time: the Hessian itself, not half of it.
 
-    The n-th sequence is scaled by sqrt(2 / n) before it is multiplied, so the inputs of the last one are kept as they
-    came until the next is merged; `mean_before` and `squares_before` are those of the sequences before it.
+    The n-th sequence is scaled by sqrt(2 / n) before it is multiplied, so the inputs of the last sequence are kept
+    unscaled in `latest` until the next is merged; `mean_before` and `squares_before` cover the earlier sequences.
     """
 
     mean_before: Float32[Tensor, "columns columns"]
@@ -216,9 +217,9 @@ class RunningGram:
 
     @classmethod
     def of(cls, inputs: Float[Tensor, "sequences tokens columns"]) -> Self:
-        """The statistic of one sequence."""
+        """Compute the statistic of one sequence."""
         assert inputs.shape[0] == 1, inputs.shape
-        latest = inputs[0].to(torch.float32, copy=True)  # a copy: the model may go on in this memory
+        latest = inputs[0].to(torch.float32, copy=True)  # the model may reuse the inputs' memory
         nothing = latest.new_zeros(latest.shape[1])
         return cls(
             mean_before=nothing.expand(len(nothing), -1),
@@ -229,7 +230,7 @@ class RunningGram:
         )
 
     def merge(self, other: Self) -> Self:
-        """The statistic with one more sequence."""
+        """Add one more sequence."""
         assert other.sequences == 1, other.sequences
         return type(self)(
             mean_before=self.mean,
@@ -249,7 +250,7 @@ class RunningGram:
     def norm(self) -> Float32[Tensor, " columns"]:
         """sqrt(1 / sequences * sum over the sequences i = 1, 2, ... of 2 / i * sum over its tokens of x_j^2).
 
-        Differs: from every other norm, as in the released code, where the scaling of the Hessian enters it.
+        Unlike the other norms it includes the scaling of the Hessian, as in the released code.
         """
         return self._squares.sqrt()
 
@@ -267,11 +268,11 @@ class RunningGram:
         return (self.sequences - 1) / self.sequences
 
     def over(self, sequences: int) -> Self:
-        """The released code has no experts."""
+        """Raise NotImplementedError: the released code has no experts."""
         raise NotImplementedError
 
     def to(self, device: torch.device) -> Self:
-        """The same on `device`."""
+        """Copy to `device`."""
         return type(self)(
             mean_before=self.mean_before.to(device),
             squares_before=self.squares_before.to(device),

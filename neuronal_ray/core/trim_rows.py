@@ -1,4 +1,4 @@
-"""TRIM: which rows of one linear can lose more weights than the others, at the same total?
+"""TRIM: redistribution of one linear's removed weights over its rows, at the same total.
 
 Beck et al., TRIM: Achieving Extreme Sparsity with Targeted Row-wise Iterative Metric-driven Pruning, 2025
 (arXiv 2505.16743).
@@ -19,13 +19,13 @@ from neuronal_ray.core.plan import largest_remainder, water_level
 WIDTHS = (0.01, 0.02, 0.04, 0.08, 0.12, 0.16)
 REVERSED_WIDTHS = (0.01, 0.02, 0.04)
 
-_FLATTEST = 1e-6  # the released code's: cosines that differ by less than this are hardly told apart
+_FLATTEST = 1e-6  # the released code's: differences of cosines below this have hardly any effect
 _COUNT_DECIMALS = 6
 
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """Cosine of a linear's dense and pruned outputs over the tokens: of each row, and of all rows as one vector."""
+    """Cosine similarity of a linear's dense and pruned outputs over the tokens: by row, and of all rows at once."""
 
     rows: Float64[Tensor, " rows"]
     whole: float
@@ -33,7 +33,7 @@ class Similarity:
 
 @dataclass(frozen=True, eq=False)
 class Trimmed:
-    """Removed weights of each row, and what they make of the outputs."""
+    """Removed weights of each row, and the resulting similarity of the outputs."""
 
     removed: Int32[Tensor, " rows"]
     similarity: Similarity
@@ -53,18 +53,18 @@ def trim_rows(
     iterations: int = 10,
     highest: float = 0.95,
 ) -> Float64[Tensor, " rows"]:
-    """Rates of the rows, on the host, that remove `removed.sum()` weights and keep the outputs closest to the dense.
+    """Return row rates, on the host, that remove `removed.sum()` weights and keep the outputs closest to the dense.
 
-    `removed` is the start, `ranks` the ranking that is cut (masks.rank_rows), `gram` the sum over tokens of the inputs'
+    `removed` is the starting point, `ranks` the ranking (masks.rank_rows), `gram` the sum over tokens of the inputs'
     outer products: every cosine is a quadratic form in it, so the tokens are not needed. A rate times the columns is
-    an integer. Each width restarts from `removed` and takes `iterations` steps; of all that is tried, the start
-    included, the highest cosine of the flattened outputs wins, the first of equals. Widths go up until one does no
-    better than the one before; the reversed ones (aligned rows become denser) are tried when none of them helps.
+    an integer. Each width restarts from `removed` and takes `iterations` steps; of all trials, the start included,
+    the highest cosine of the flattened outputs wins, the first of equals. Widths increase until one is no better than
+    the one before; if none of them helps, the reversed widths (aligned rows become denser) are tried.
 
-    No row loses more than floor(highest * columns) weights or, where that is more, than the fullest row of the start
-    does: a start above `highest` stays possible, and if uniform it is returned.
-    Differs: the released code shifts the rates to the mean after bounding them, so that they pass the bounds again,
-    and floors each row; here the shift is bounded and the counts are exact at every trial.
+    No row loses more than floor(highest * columns) weights or, if that is more, than the sparsest row of the start:
+    a start above `highest` remains possible, and a uniform one is returned as it is.
+    Differs: the released code shifts the rates to the mean after bounding them, so that they exceed the bounds again,
+    and floors each row; here the shift is bounded and the counts are exact in every trial.
     """
     if not all(width > 0 for width in (*widths, *reversed_widths)):
         raise BadInput(f"trim: widths are {(*widths, *reversed_widths)}, expected numbers above 0")
@@ -100,10 +100,11 @@ def similarity(
     pruned: Float32[Tensor, "rows columns"],
     gram: Float32[Tensor, "columns columns"],
 ) -> Similarity:
-    """Cosines of w_i x and v_i x over the tokens x, for rows v_i of `pruned`; `dense` is W G, `energy` each w_i G w_i.
+    """Return the cosines of w_i x and v_i x over the tokens x, for rows v_i of `pruned`.
 
-    <w_i x, v_i x> = w_i G v_i and |v_i x|^2 = v_i G v_i: one product with G. Two outputs of zeros have cosine 1, one
-    such output has 0. Rows are summed in float32, the rows' sums in float64.
+    `dense` is W G and `energy` holds each w_i G w_i. As <w_i x, v_i x> = w_i G v_i and |v_i x|^2 = v_i G v_i, one
+    product with G suffices. The cosine of two zero outputs is 1, that of one zero output is 0. Rows are summed in
+    float32, the rows' sums in float64.
     """
     dots = (dense * pruned).sum(dim=1).double().cpu()  # [rows, columns] -> [rows]
     pruned_energy = _energy(pruned @ gram, pruned)
@@ -114,14 +115,14 @@ def similarity(
 def _energy(
     product: Float32[Tensor, "rows columns"], weight: Float32[Tensor, "rows columns"]
 ) -> Float64[Tensor, " rows"]:
-    """Each row's sum of squared outputs, from `product` = weight @ gram; rounding must not make it negative."""
+    """Return each row's sum of squared outputs, from `product` = weight @ gram, never negative despite rounding."""
     return (product * weight).sum(dim=1).double().cpu().clamp(min=0)  # [rows, columns] -> [rows]
 
 
 def _cosine(
     dots: Float64[Tensor, " *rows"], one: Float64[Tensor, " *rows"], other: Float64[Tensor, " *rows"]
 ) -> Float64[Tensor, " *rows"]:
-    """Cosines from inner products and squared norms."""
+    """Compute cosines from inner products and squared norms."""
     norms = (one * other).sqrt()
     cosines = (dots / norms).clamp(-1, 1).where(norms != 0, 0.0)
     return cosines.where((one != 0) | (other != 0), 1.0)
@@ -130,20 +131,20 @@ def _cosine(
 def _best_of(
     judge: Judge, start: Trimmed, widths: Sequence[float], *, columns: int, most: int, iterations: int
 ) -> Trimmed:
-    """The best that the widths lead to, `start` itself when they do not help."""
+    """Return the best result of the widths, or `start` itself when none is better."""
     best, reached = start, -math.inf
     for width in widths:
-        found = _follow(judge, start, width, columns=columns, most=most, iterations=iterations)
-        if found.similarity.whole > best.similarity.whole:
-            best = found
-        if found.similarity.whole <= reached:
+        trimmed = _follow(judge, start, width, columns=columns, most=most, iterations=iterations)
+        if trimmed.similarity.whole > best.similarity.whole:
+            best = trimmed
+        if trimmed.similarity.whole <= reached:
             break
-        reached = found.similarity.whole
+        reached = trimmed.similarity.whole
     return best
 
 
 def _follow(judge: Judge, start: Trimmed, width: float, *, columns: int, most: int, iterations: int) -> Trimmed:
-    """The best of `start` and the steps of one width from there."""
+    """Return the best of `start` and the steps of one width from there."""
     best, here = start, start
     rates = start.removed.double() / columns
     total = int(start.removed.sum())
@@ -160,7 +161,7 @@ def _follow(judge: Judge, start: Trimmed, width: float, *, columns: int, most: i
 
 
 def _step(cosines: Float64[Tensor, " rows"], width: float) -> Float64[Tensor, " rows"]:
-    """The cosines scaled to [0, 2 * width] less their mean: rows that are still aligned become sparser."""
+    """Scale the cosines to [0, 2 * width] and subtract their mean: rows that are still aligned become sparser."""
     low, high = cosines.min(), cosines.max()
     scaled = (cosines - low) / (high - low + _FLATTEST) * (2 * width)
     return scaled - scaled.mean()

@@ -1,1 +1,1 @@
-"""Calibration and evaluation text, as token ids."""
+"""Sources of calibration and evaluation text, as token ids."""

@@ -1,4 +1,4 @@
-"""Which token sequences is a model calibrated on?"""
+"""The token sequences that a model is calibrated on."""
 
 import random
 from collections.abc import Callable
@@ -23,9 +23,10 @@ def calibration_tokens(
     seed: int,
     vocabulary: int,
 ) -> Int64[Tensor, "samples sequence_length"]:
-    """Draw sequences from a source as Wanda's (ICLR 2024) data loader does; the first k are a draw of k.
+    """Draw sequences from a source as Wanda's (ICLR 2024) data loader does.
 
-    A safetensors source is not drawn from: its first rows are used as they are, in order, whatever the seed.
+    The first k sequences equal a draw of k. A safetensors source is not sampled: its first rows are used as they are,
+    in order, whatever the seed.
     Raises BadInput for a source that cannot be read, is too short or has ids outside [0, vocabulary).
     """
     assert sequence_length > 0
@@ -63,9 +64,9 @@ def _draw(
     sequence_length: int,
     seed: int,
 ) -> Int64[Tensor, "samples sequence_length"]:
-    """Draw a document until one is longer than a sequence, then a start in it, for each sample in turn.
+    """Draw, for each sample in turn, documents until one is longer than a sequence, then a start in it.
 
-    A document is tokenized when it is first drawn; of those that are too short only the index is kept.
+    A document is tokenized when it is first drawn; for documents that are too short only the index is kept.
     """
     generator = random.Random(seed)
     accepted: dict[int, Tensor] = {}

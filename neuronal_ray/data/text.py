@@ -1,8 +1,6 @@
-"""What text does a source name stand for?
+"""Text of a source: a data set on the Hugging Face hub, the sample in this package (`builtin`) or a local file.
 
-A source is a data set on the Hugging Face hub (`c4`, `wikitext2`, `ptb`), the sample in this package
-(`builtin`) or a local file. Every function takes the command-line flag that the name came with, to say it in
-its errors.
+Functions take the command-line flag that named the source, for their error messages.
 """
 
 import json
@@ -26,7 +24,7 @@ COLUMN = "text"
 class HubSplit:
     """One split of a hub data set: its first `rows` rows (None: all) as one text, joined by `separator`.
 
-    Without a separator the rows stay documents. `windows` is the most windows that are evaluated (None: all).
+    Without a separator each row is a document. At most `windows` windows are evaluated (None: all).
     """
 
     split: str
@@ -38,7 +36,7 @@ class HubSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class HubText:
-    """A data set on the hub that needs no loading script, and the column that holds its text."""
+    """A data set on the hub that needs no loading script, and the column with its text."""
 
     repository: str
     configuration: str | None = None
@@ -48,9 +46,9 @@ class HubText:
     evaluation: HubSplit
 
 
-# Splits and joins as in Wanda's (ICLR 2024) and GPTQ's (ICLR 2023) data loaders, the hub's ids as of
-# datasets 4: C4 without a configuration, since `en` expects all of its shards; PTB from the hub's own
-# conversion, since its main branch is a script.
+# Splits and separators are those of Wanda's (ICLR 2024) and GPTQ's (ICLR 2023) data loaders, ids those of datasets 4:
+# C4 without a configuration, because `en` expects all of its shards; PTB from the hub's own Parquet conversion, because
+# its main branch is a script.
 HUB = {
     "c4": HubText(
         repository="allenai/c4",
@@ -84,7 +82,7 @@ NAMES = (*HUB, BUILTIN)
 class Documents:
     """Calibration text: `count` documents, each read when it is drawn.
 
-    `continuous` says that there is one running text, of which only the start is drawn.
+    `continuous`: there is one continuous text, so that only the start of a sequence is drawn, not the document.
     """
 
     count: int
@@ -94,24 +92,24 @@ class Documents:
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """One text to be cut into windows, of which at most `windows` count (None: all)."""
+    """One text to be divided into windows, of which at most `windows` are evaluated (None: all)."""
 
     text: str
     windows: int | None
 
 
 def is_file_name(source: str) -> bool:
-    """Whether a source is a path, by its extension, and not a name."""
+    """Return whether a source is a path (judged by its extension) rather than a name."""
     return source not in NAMES and Path(source).suffix in EXTENSIONS
 
 
 def is_tokenized(source: str) -> bool:
-    """Whether a source holds token ids and no text."""
+    """Return whether a source holds token ids rather than text."""
     return is_file_name(source) and Path(source).suffix == TOKEN_EXTENSION
 
 
 def check_source(source: str, *, flag: str) -> None:
-    """Raise BadInput for a name or extension that is not known and for a file that is not there."""
+    """Raise BadInput for an unknown name or extension and for a missing file."""
     if source in NAMES:
         return
     if not is_file_name(source):
@@ -121,7 +119,7 @@ def check_source(source: str, *, flag: str) -> None:
 
 
 def calibration_documents(source: str, *, flag: str) -> Documents:
-    """The documents that calibration sequences are drawn from; ValueError if they cannot be read."""
+    """Open the documents that calibration sequences are drawn from. Raises BadInput if they cannot be read."""
     assert not is_tokenized(source)
     check_source(source, flag=flag)
     if source in HUB:
@@ -141,7 +139,7 @@ def calibration_documents(source: str, *, flag: str) -> Documents:
 
 
 def evaluation_text(source: str, *, flag: str) -> EvaluationText:
-    """The text of a source by the papers' protocol, a file's rows joined by two newlines.
+    """Read the text of a source by the papers' protocol; the rows of a file are joined by two newlines.
 
     Raises BadInput if it cannot be read.
     """
@@ -164,7 +162,7 @@ def evaluation_text(source: str, *, flag: str) -> EvaluationText:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error from a library, without its line breaks."""
+    """Return the message of a library's error without its line breaks."""
     return " ".join(str(error).split())
 
 
@@ -184,7 +182,7 @@ def _check_file(path: Path, *, flag: str) -> None:
 
 
 def _hub_rows(source: str, split: HubSplit, *, flag: str) -> Sequence[str]:
-    """The text column of a split, memory-mapped by datasets; ValueError if the hub does not give it."""
+    """Open the text column of a split, memory-mapped by datasets. Raises BadInput if the hub does not provide it."""
     import datasets
     from huggingface_hub.errors import HTTPError
 
@@ -197,8 +195,8 @@ def _hub_rows(source: str, split: HubSplit, *, flag: str) -> Sequence[str]:
             split=split.split,
             revision=hub_text.revision,
         )
-    # OSError covers connections, HTTP statuses and files that are gone; HTTPError a download that breaks off;
-    # ValueError is what datasets raises offline when its cache has another part of the data set.
+    # OSError covers connections, HTTP statuses and missing files; HTTPError an interrupted download;
+    # datasets raises ValueError offline when its cache has another part of the data set.
     except (OSError, HTTPError, datasets.exceptions.DatasetsError, ValueError) as error:
         raise BadInput(
             f"{flag}: {source!r} could not be reached on the Hugging Face hub as {hub_text.repository}"
@@ -209,7 +207,7 @@ def _hub_rows(source: str, split: HubSplit, *, flag: str) -> Sequence[str]:
 
 
 def _read_text(path: Path, *, flag: str) -> str:
-    """A text file as it is, line ends included."""
+    """Read a text file as it is, line ends included."""
     _check_file(path, flag=flag)
     try:
         return path.read_bytes().decode("utf-8")
@@ -224,7 +222,7 @@ class _JsonRow:
 
 
 def _json_rows(path: Path, *, flag: str) -> Iterator[_JsonRow]:
-    """The rows of a JSON Lines file and the byte where each begins, one in memory, blank lines skipped."""
+    """Yield the text of each row of a JSON Lines file and the byte at which it begins; skip blank lines."""
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -251,7 +249,7 @@ def _json_text(line: bytes, path: Path, number: int, *, flag: str) -> str:
 
 
 def _json_text_at(path: Path, offsets: Sequence[int], index: int) -> str:
-    """One row of a file that `_json_rows` has checked."""
+    """Read one row of a file that `_json_rows` has checked."""
     with path.open("rb") as file:
         file.seek(offsets[index])
         text: str = json.loads(file.readline())[COLUMN]
@@ -259,7 +257,7 @@ def _json_text_at(path: Path, offsets: Sequence[int], index: int) -> str:
 
 
 def _parquet_column(path: Path, *, flag: str) -> Any:
-    """The text column of a Parquet file as an Arrow array, the other columns unread."""
+    """Read the text column of a Parquet file, and no other, as an Arrow array."""
     import pyarrow
     from pyarrow import parquet
 

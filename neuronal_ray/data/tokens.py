@@ -1,4 +1,4 @@
-"""Which token ids does a pre-tokenized file hold, and which does a model know?"""
+"""Token ids in pre-tokenized files, and the check that a model knows them."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ TENSOR = "input_ids"
 
 
 def read_token_rows(source: str, *, first: int | None, flag: str) -> Int64[Tensor, "rows length"]:
-    """The first `first` rows (None: all) of a safetensors file's `input_ids`, or as many as there are.
+    """Read the first `first` rows (None: all) of a safetensors file's `input_ids`, or as many as there are.
 
     Only these rows are read. Raises BadInput if there is no such int64 matrix.
     """

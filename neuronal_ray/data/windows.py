@@ -1,4 +1,4 @@
-"""Which token windows is perplexity measured on?"""
+"""The token windows that perplexity is measured on."""
 
 import logging
 from collections.abc import Callable
@@ -20,33 +20,33 @@ logger = logging.getLogger(__name__)
 def evaluation_windows(
     source: str, encode: Callable[[str], list[int]], *, sequence_length: int, vocabulary: int
 ) -> Int64[Tensor, "windows sequence_length"]:
-    """A source tokenized once and cut into consecutive windows, the remainder dropped (GPTQ, ICLR 2023).
+    """Tokenize a source and divide it into consecutive windows, dropping the remainder (GPTQ, ICLR 2023).
 
-    The rows of a safetensors source are the windows, and their own length wins over `sequence_length`.
+    The rows of a safetensors source are the windows; their length takes precedence over `sequence_length`.
     Raises BadInput for a source that cannot be read, is too short or has ids outside [0, vocabulary).
     """
     assert sequence_length > 0
     if is_tokenized(source):
-        windows = _window_rows(source, sequence_length=sequence_length)
+        windows = _stored_windows(source, sequence_length=sequence_length)
     else:
-        windows = _cut(source, encode, sequence_length=sequence_length)
+        windows = _consecutive_windows(source, encode, sequence_length=sequence_length)
     check_vocabulary(windows, vocabulary=vocabulary, flag=FLAG)
     return windows
 
 
 def evaluation_name(source: str) -> str:
-    """What results call a source: a file by its stem, the others by their name."""
+    """Return the name of a source in results: the stem of a file, otherwise the name itself."""
     return Path(source).stem if is_file_name(source) else source
 
 
-def _window_rows(source: str, *, sequence_length: int) -> Int64[Tensor, "windows length"]:
+def _stored_windows(source: str, *, sequence_length: int) -> Int64[Tensor, "windows length"]:
     windows = read_token_rows(source, first=None, flag=FLAG)
     rows, length = windows.shape
     if rows == 0 or length < 2:
         raise BadInput(f"{FLAG}: {source!r} has {rows} rows of {length} tokens, expected at least 1 row of 2 tokens")
     if length != sequence_length:
         logger.warning(
-            "%s: the rows of %r have %d tokens, which are used as they are, not --sequence-length %d",
+            "%s: the rows of %r have %d tokens and are used as they are; --sequence-length %d is ignored",
             FLAG,
             source,
             length,
@@ -55,7 +55,7 @@ def _window_rows(source: str, *, sequence_length: int) -> Int64[Tensor, "windows
     return windows
 
 
-def _cut(
+def _consecutive_windows(
     source: str, encode: Callable[[str], list[int]], *, sequence_length: int
 ) -> Int64[Tensor, "windows sequence_length"]:
     evaluation = evaluation_text(source, flag=FLAG)

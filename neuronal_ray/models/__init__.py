@@ -1,1 +1,1 @@
-"""Everything that knows transformers: finding blocks, replaying them, their wiring, checkpoints."""
+"""The only package that imports transformers: blocks and their wiring, checkpoints, output files and formats."""

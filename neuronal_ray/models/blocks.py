@@ -1,4 +1,4 @@
-"""The blocks of any decoder of transformers: find them, record their arguments, replay them one at a time."""
+"""Transformer blocks of any decoder: finding them, recording their arguments, and running them one at a time."""
 
 import copy
 import functools
@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from neuronal_ray.cli.errors import BadInput, UnsupportedModel
 from neuronal_ray.models.experts import Expert, experts_of, split_experts
-from neuronal_ray.models.offload import Residence
+from neuronal_ray.models.offload import OffloadedBlocks
 
 Model = PreTrainedModel
 Call = tuple[tuple[object, ...], dict[str, object]]
@@ -23,7 +23,7 @@ Call = tuple[tuple[object, ...], dict[str, object]]
 
 @dataclass(frozen=True)
 class Recording:
-    """The hidden states of a text between two blocks, and the other arguments that each block is called with."""
+    """The hidden states of a text between two blocks, and the other arguments of each block."""
 
     hidden: Float[Tensor, "sequences tokens features"]
     calls: tuple[Call, ...]
@@ -41,26 +41,26 @@ def refusals() -> Iterator[None]:
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The name and the list of the transformer blocks: the one ModuleList as long as the text config says."""
+    """Return the name and the list of the transformer blocks: the one ModuleList of the length in the text config."""
     num_blocks = model.config.get_text_config().num_hidden_layers
-    found = [
+    lists = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == num_blocks
     ]
-    if len(found) != 1:
+    if len(lists) != 1:
         raise UnsupportedModel(
             f"--model: expected one list of {num_blocks} transformer blocks in {type(model).__name__}, "
-            f"found {len(found)}: {', '.join(name for name, _ in found) or 'none'}"
+            f"found {len(lists)}: {', '.join(name for name, _ in lists) or 'none'}"
         )
-    return found[0]
+    return lists[0]
 
 
 def find_linears(block: nn.Module) -> dict[str, nn.Module]:
-    """The prunable linears of a block by path. Raises UnsupportedModel for weights that would be missed.
+    """Return the prunable linears of a block by path. Raises UnsupportedModel for weights that would be missed.
 
-    Experts held as 3-D parameters are linears of their own once `split_experts` has run; routers that are plain
-    parameters are no linears, a router that is an nn.Linear cannot be told from one and is pruned.
+    Experts in 3-D parameters are included once `split_experts` has run. A router that is a plain parameter is not a
+    linear; one that is an nn.Linear cannot be distinguished from other linears and is pruned.
     """
     linears: dict[str, nn.Module] = {}
     split: set[str] = set()
@@ -85,27 +85,27 @@ def find_linears(block: nn.Module) -> dict[str, nn.Module]:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether the module keeps its weight as [input columns, output rows] (GPT-2's Conv1D, some experts)."""
+    """Return whether the module stores its weight as [columns, rows] (GPT-2's Conv1D, some experts)."""
     return module.transposed if isinstance(module, Expert) else isinstance(module, Conv1D)
 
 
 def weight_of(module: nn.Module) -> Float[Tensor, "rows columns"]:
-    """The weight as [output rows, input columns], a view."""
+    """Return a view of the weight as [rows, columns]."""
     weight = module.weight.data
     assert isinstance(weight, Tensor)
     return weight.t() if is_transposed(module) else weight
 
 
 def set_weight(module: nn.Module, weight: Float[Tensor, "rows columns"]) -> None:
-    """Put `weight` in place of the module's own."""
+    """Replace the module's weight by `weight`."""
     module.weight.data = weight.t() if is_transposed(module) else weight
 
 
 @contextmanager
 def forwards(modules: Iterator[nn.Module], wrap: Callable[[int, nn.Module], Callable[..., object]]) -> Iterator[None]:
-    """Run the modules through `wrap(index, module)` in place of their own forward, restored on exit.
+    """Replace the modules' forwards by `wrap(index, module)` and restore them on exit.
 
-    The forward is replaced on the instance, not the module in its list: models read attributes of their blocks.
+    The forward is replaced on the instance; the module stays in its list, because models read its attributes.
     """
     patched = []
     try:
@@ -118,10 +118,10 @@ def forwards(modules: Iterator[nn.Module], wrap: Callable[[int, nn.Module], Call
             del module.forward
 
 
-def _same(one: object, other: object) -> bool:
-    """Whether two nests of block arguments are equal, tensors by value."""
-    leaves, structure = tree_flatten(one)
-    others, other_structure = tree_flatten(other)
+def _same(first: object, second: object) -> bool:
+    """Return whether two nested structures of block arguments are equal, comparing tensors by value."""
+    leaves, structure = tree_flatten(first)
+    others, other_structure = tree_flatten(second)
     return structure == other_structure and all(
         torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b
         for a, b in zip(leaves, others, strict=True)
@@ -129,38 +129,39 @@ def _same(one: object, other: object) -> bool:
 
 
 class Stream:
-    """A model taken apart: embedding (`start`), blocks (`block`), final norm and head (`finish`).
+    """A model that runs in steps: embedding (`start`), one block at a time (`block`), final norm and head (`finish`).
 
-    Composed, the three equal the model's own forward bit for bit.
+    The three in order equal the model's own forward bit for bit.
     """
 
     def __init__(
-        self, model: PreTrainedModel, present: range | None = None, visiting: torch.device | None = None
+        self, model: PreTrainedModel, present: range | None = None, offload_to: torch.device | None = None
     ) -> None:
-        """`present` are the blocks that have weights, all if absent; the others can be passed by, not run.
+        """Take over `model`, of which the blocks `present` (None: all) have weights; the others can only be skipped.
 
-        `visiting`: they stay on the host and come to this device one at a time; the rest of the model moves there.
+        With `offload_to` the blocks stay on the host and are copied to this device one at a time; the rest of the model
+        moves there.
         """
         self.model = model
         self.blocks_name, self.blocks = find_blocks(model)
         self._first = 0 if present is None else present.start
         split_experts(model, self.blocks)
-        self._residence: Residence | None = None
-        if visiting is not None:
+        self._offload: OffloadedBlocks | None = None
+        if offload_to is not None:
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
                 if not name.startswith(f"{self.blocks_name}."):
-                    tensor.data = tensor.data.to(visiting)
-            self._residence = Residence(self.blocks, present or range(len(self.blocks)), visiting)
+                    tensor.data = tensor.data.to(offload_to)
+            self._offload = OffloadedBlocks(self.blocks, present or range(len(self.blocks)), offload_to)
         self._calls: dict[tuple[int, ...], tuple[Call, ...]] = {}
         self._returns_tuple = self._first_block_returns_tuple()
 
     def resident(self, index: int, *, then: int | None = None) -> AbstractContextManager[None]:
-        """Block `index` is on the device while this lasts, and will be followed by block `then`."""
-        return nullcontext() if self._residence is None else self._residence.at(index, then=then)
+        """Keep block `index` on the device within the context; `then` is the block to prefetch."""
+        return nullcontext() if self._offload is None else self._offload.resident(index, then=then)
 
     def twin(self) -> "Stream":
-        """Another whose modules can take other weights while this one runs; both share the memory of all tensors."""
-        assert self._residence is None, "blocks that visit have one place"
+        """Return a copy whose modules can use other weights while this one runs; both share all tensors' memory."""
+        assert self._offload is None, "offloaded blocks cannot be shared"
         tensors = [*self.model.parameters(), *self.model.buffers()]
         tensors += [expert.weight for module in self.model.modules() for expert in experts_of(module).values()]
         memo: dict[int, object] = {
@@ -174,12 +175,12 @@ class Stream:
 
     @property
     def vocabulary(self) -> int:
-        """Number of logits of a position."""
+        """Number of logits per position."""
         return int(self.model.get_output_embeddings().weight.shape[0])
 
     @torch.no_grad()
     def start(self, tokens: Int64[Tensor, "sequences length"]) -> Recording:
-        """Embed `tokens` and record the arguments of every block (texts of one shape share them, if they are equal)."""
+        """Embed `tokens` and record the arguments of every block; texts of the same shape share equal arguments."""
         received: list[Tensor] = []
         calls: list[Call] = []
 
@@ -202,7 +203,7 @@ class Stream:
 
     @torch.no_grad()
     def block(self, index: int, recording: Recording) -> Recording:
-        """The hidden states after block `index`."""
+        """Run block `index` and return the hidden states after it."""
         args, kwargs = recording.calls[index]
         with self.resident(index):
             output = self.blocks[index](recording.hidden, *args, **kwargs)
@@ -213,7 +214,7 @@ class Stream:
     def finish(
         self, tokens: Int64[Tensor, "sequences length"], recording: Recording
     ) -> Float[Tensor, "sequences length vocabulary"]:
-        """The logits that the model gives for `tokens` when its last block returns `recording.hidden`."""
+        """Return the model's logits for `tokens`, given `recording.hidden` as the output of the last block."""
 
         def skip(index: int, block: nn.Module) -> Callable[..., object]:
             def forward(hidden_states: Tensor, *args: object, **kwargs: object) -> object:
@@ -235,12 +236,12 @@ class Stream:
 
     @torch.no_grad()
     def _first_block_returns_tuple(self) -> bool:
-        """Run a block on two tokens' embeddings, for the type that blocks return."""
+        """Run a block on the embeddings of two tokens and return whether its output is a tuple."""
         outputs: list[object] = []
         present = self.blocks[self._first]
 
         class Stop(Exception):
-            """Ends the run after the first block."""
+            """Signal the end of the run after the first block."""
 
         def observe(index: int, block: nn.Module) -> Callable[..., object]:
             own = functools.partial(type(present).forward, present)

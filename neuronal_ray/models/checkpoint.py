@@ -1,4 +1,4 @@
-"""Checkpoints on disk: find, check and load one, and write its pruned copy. Safetensors only."""
+"""Checkpoints on disk: finding, checking and loading them. Only safetensors files are read."""
 
 import functools
 import json
@@ -46,12 +46,12 @@ DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
-"""By the names that safetensors has for them."""
+"""Dtypes by their names in safetensors files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A directory in Hugging Face's layout whose safetensors files have been found complete."""
+    """A directory in Hugging Face's layout whose safetensors files are complete."""
 
     path: Path
     config: PretrainedConfig
@@ -68,19 +68,19 @@ class Checkpoint:
         return sum(stored.num_bytes for stored in self.tensors.values())
 
     def stored_name(self, name: str) -> str:
-        """The checkpoint's name for the model's parameter `name`: the same, or with another prefix."""
+        """Return the checkpoint's name of the model's parameter `name`: the same, or with another prefix."""
         if name in self.tensors:
             return name
-        found = [key for key in self.tensors if name.endswith("." + key) or key.endswith("." + name)]
-        if len(found) != 1:
-            raise UnsupportedModel(f"--model: {name} is stored under {len(found)} names in {self.path}")
-        return found[0]
+        names = [key for key in self.tensors if name.endswith("." + key) or key.endswith("." + name)]
+        if len(names) != 1:
+            raise UnsupportedModel(f"--model: {name} is stored under {len(names)} names in {self.path}")
+        return names[0]
 
 
 def resolve_model(model: str) -> Path:
-    """The local directory of `model`: "builtin", a directory, or an id to fetch from the hub.
+    """Return the local directory of `model`: "builtin", a directory, or an id to download from the hub.
 
-    Raises BadInput when there is no such directory and the hub does not give one.
+    Raises BadInput when there is no such directory and the hub does not provide one.
     """
     if model == "builtin":
         return _BUILTIN
@@ -91,14 +91,18 @@ def resolve_model(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=WANTED, ignore_patterns=_UNWANTED))
     except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(f"--model: {model!r} is neither a directory nor on the hub ({reason})") from error
+        raise BadInput(f"--model: {model!r} is neither a directory nor on the hub ({first_line(error)})") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of a library's error message."""
+    return str(error).strip().splitlines()[0]
 
 
 def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoint:
-    """Check what can be checked without reading weights.
+    """Open a checkpoint and check its configuration and files without reading weights.
 
-    Raises BadInput for a missing or truncated file, UnsupportedModel for a kind that cannot be pruned.
+    Raises BadInput for a missing or truncated file, UnsupportedModel for a kind of model that cannot be pruned.
     """
     config = read_config(path, trust_remote_code=trust_remote_code)
     if config.is_encoder_decoder:
@@ -112,17 +116,17 @@ def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoin
 
 
 def read_config(path: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of the model in the directory `path`. Raises BadInput when it is missing or unreadable."""
+    """Read the configuration of the model in the directory `path`. Raises BadInput when it is missing or unreadable."""
     if not (path / "config.json").is_file():
         raise BadInput(f"--model: no config.json in {path}, expected a Hugging Face model directory")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         config.get_text_config()  # refused with several
     except (ValueError, OSError, KeyError) as error:
-        raise BadInput(f"--model: config.json in {path}: {str(error).strip().splitlines()[0]}") from error
+        raise BadInput(f"--model: config.json in {path}: {first_line(error)}") from error
     except StrictDataclassError as error:
         raise BadInput(f"--model: config.json in {path}: {' '.join(str(error).split())}") from error
-    except TypeError as error:  # transformers 5.10 and 5.17, for what is JSON but no object
+    except TypeError as error:  # raised by transformers 5.10 and 5.17 for JSON other than an object
         raise BadInput(f"--model: config.json in {path} is no object with a model_type") from error
     return config
 
@@ -152,9 +156,9 @@ def load_model(
     trust_remote_code: bool = False,
     blocks: range | None = None,
 ) -> PreTrainedModel:
-    """The model in `dtype` on `device`, ready for inference.
+    """Load the model in `dtype` on `device`, ready for inference.
 
-    With `blocks` the others are there without parameters: nothing of theirs is read, they cannot run.
+    With `blocks` the other blocks have no parameters: their weights are not read and they cannot run.
     Raises BadInput when weights are missing or have another shape than the configuration says.
     """
     kind, trust = AutoModelForCausalLM, {"trust_remote_code": trust_remote_code}
@@ -169,14 +173,14 @@ def load_model(
             **trust,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
+            ignore_mismatched_sizes=True,  # refused below, by name
         )
     refuse_absent(info, checkpoint.path)
     return model.eval().requires_grad_(False)
 
 
 def refuse_absent(info: Mapping[str, Iterable[Any]], path: Path, *, flag: str = "--model") -> None:
-    """Raise BadInput when transformers' `info` of a loading names weights that `path` lacks."""
+    """Raise BadInput when transformers' loading `info` names weights that `path` lacks."""
     absent = sorted(info["missing_keys"]) + sorted(
         f"{name} (has {list(stored)}, expected {list(expected)})" for name, stored, expected in info["mismatched_keys"]
     )
@@ -185,17 +189,17 @@ def refuse_absent(info: Mapping[str, Iterable[Any]], path: Path, *, flag: str = 
 
 
 def _partial_class(checkpoint: Checkpoint, blocks: range, *, trust_remote_code: bool) -> type[PreTrainedModel]:
-    """The class of the model, made so that blocks outside `blocks` have no parameters.
+    """Return a subclass of the model's class in which blocks outside `blocks` have no parameters.
 
-    transformers then finds nothing to load for them, whatever it renames, splits or joins for the others.
+    transformers then loads nothing for them, and still renames, splits and joins tensors for the other blocks.
     """
     whole = type(empty_model(checkpoint, trust_remote_code=trust_remote_code))
 
     class Partial(whole):  # type: ignore[misc, valid-type]
         def __init__(self, *args: object, **kwargs: object) -> None:
             super().__init__(*args, **kwargs)
-            _, found = find_blocks(self)
-            for index, block in enumerate(found):
+            _, all_blocks = find_blocks(self)
+            for index, block in enumerate(all_blocks):
                 if index not in blocks:
                     _empty(block)
 
@@ -204,7 +208,7 @@ def _partial_class(checkpoint: Checkpoint, blocks: range, *, trust_remote_code: 
 
 
 def _empty(block: nn.Module) -> None:
-    """Put modules without parameters in place of those with some; attributes of the block itself stay."""
+    """Replace children that have parameters by empty modules; the block's other attributes stay."""
     for name, child in list(block.named_children()):
         if any(True for _ in child.parameters()):
             setattr(block, name, nn.Module())
@@ -214,7 +218,7 @@ def _empty(block: nn.Module) -> None:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No table of missing weights, which are refused here, and no bar per worker that drowns our own progress."""
+    """Silence transformers' table of missing weights, which are refused here, and its progress bar per worker."""
     verbosity, had_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -227,7 +231,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 def empty_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model without weights (on the meta device), for its shapes."""
+    """Return the model without weights (on the meta device), for its shapes."""
     with refusals(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(checkpoint.config, trust_remote_code=trust_remote_code)
     split_experts(model, find_blocks(model)[1])
@@ -235,7 +239,7 @@ def empty_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> P
 
 
 def linear_columns(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> dict[Linear, int]:
-    """The number of inputs of every prunable linear, without reading a weight."""
+    """Return the number of inputs of every prunable linear, without reading a weight."""
     _, blocks = find_blocks(empty_model(checkpoint, trust_remote_code=trust_remote_code))
     return {
         Linear(index, path): weight_of(module).shape[1]
@@ -246,15 +250,18 @@ def linear_columns(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
 
 @functools.lru_cache(maxsize=4)
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer; ValueError if there is none."""
+    """Load the checkpoint's tokenizer. Raises BadInput if there is none."""
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        raise BadInput(f"--model: no tokenizer in {path}: {str(error).strip().splitlines()[0]}") from error
+        raise BadInput(f"--model: no tokenizer in {path}: {first_line(error)}") from error
 
 
 def load_encoder(path: Path, *, trust_remote_code: bool = False) -> Callable[[str], list[int]]:
-    """Text to token ids by the checkpoint's tokenizer, with its own special tokens; read at the first text."""
+    """Return a function from text to the checkpoint's token ids, special tokens included.
+
+    The tokenizer is loaded at the first call.
+    """
 
     def encode(text: str) -> list[int]:
         tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)

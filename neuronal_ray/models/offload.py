@@ -1,4 +1,4 @@
-"""Blocks whose weights stay in the host's memory and visit the device one at a time, for models that do not fit."""
+"""Offloading for models that do not fit: block weights stay on the host and are copied to the device one at a time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,63 +9,62 @@ from torch import Tensor, nn
 from neuronal_ray.models.experts import experts_of
 
 
-class Residence:
-    """Takes a block's weights to the device and, meanwhile, those of the one after it.
+class OffloadedBlocks:
+    """Copies a block's weights to the device and prefetches those of the next block.
 
-    Weights on the host are pinned for a GPU, so that copies run beside the computation. On a CPU a visit is a copy.
+    For a GPU the host's weights are pinned, so that copies overlap with computation. A CPU only clones them.
     """
 
     def __init__(self, blocks: nn.ModuleList, present: range, device: torch.device) -> None:
         self._blocks, self._device = blocks, device
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._here: set[int] = set()
-        self._fetched: dict[int, list[Tensor]] = {}
-        if self._side is not None:
+        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._on_device: set[int] = set()
+        self._prefetched: dict[int, list[Tensor]] = {}
+        if self._copying is not None:
             for index in present:
                 for tensor in self._tensors(index):
                     tensor.data = tensor.data.pin_memory()
                 self._point_experts(index)
 
     @contextmanager
-    def at(self, index: int, *, then: int | None = None) -> Iterator[None]:
-        """Block `index` is on the device while this lasts; `then` is the block that will be wanted next."""
-        if index in self._here:
+    def resident(self, index: int, *, then: int | None = None) -> Iterator[None]:
+        """Keep block `index` on the device within the context; `then` is the block to prefetch."""
+        if index in self._on_device:
             yield
             return
-        tensors = self._tensors(index)
-        hosts = [tensor.data for tensor in tensors]
-        copies = self._fetched.pop(index, None) or self._fetch(index)
-        if self._side is not None:
-            torch.cuda.current_stream(self._device).wait_stream(self._side)
+        hosts = [tensor.data for tensor in self._tensors(index)]
+        copies = self._prefetched.pop(index, None) or self._copy(index)
+        if self._copying is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._copying)
             for copy in copies:
                 copy.record_stream(torch.cuda.current_stream(self._device))
-        self._put(index, copies)
-        self._here.add(index)
-        self._fetched = {then: self._fetch(then)} if then is not None and self._side is not None else {}
+        self._replace(index, copies)
+        self._on_device.add(index)
+        self._prefetched = {then: self._copy(then)} if then is not None and self._copying is not None else {}
         try:
             yield
         finally:
-            self._here.discard(index)
-            self._put(index, hosts)
+            self._on_device.discard(index)
+            self._replace(index, hosts)
 
     def _tensors(self, index: int) -> list[Tensor]:
-        """Parameters and buffers of one block."""
+        """List the parameters and buffers of one block."""
         return [*self._blocks[index].parameters(), *self._blocks[index].buffers()]
 
-    def _fetch(self, index: int) -> list[Tensor]:
-        """Copies on the device, under way on a stream of their own if it is a GPU."""
-        if self._side is None:
+    def _copy(self, index: int) -> list[Tensor]:
+        """Return copies on the device; on a GPU they may still be in progress, on a CUDA stream of their own."""
+        if self._copying is None:
             return [tensor.data.clone() for tensor in self._tensors(index)]
-        with torch.cuda.stream(self._side):
+        with torch.cuda.stream(self._copying):
             return [tensor.data.to(self._device, non_blocking=True) for tensor in self._tensors(index)]
 
-    def _put(self, index: int, values: list[Tensor]) -> None:
+    def _replace(self, index: int, values: list[Tensor]) -> None:
         for tensor, value in zip(self._tensors(index), values, strict=True):
             tensor.data = value
         self._point_experts(index)
 
     def _point_experts(self, index: int) -> None:
-        """An expert's weight is a view of its stack, wherever that is now."""
+        """Make each expert's weight a view of its stack's current memory."""
         for module in self._blocks[index].modules():
             for expert in experts_of(module).values():
                 expert.weight.data = module.get_parameter(expert.stack).data[expert.index]

@@ -1,6 +1,5 @@
-"""Which files does the result have on disk, and which tensors lie in them under which names?"""
+"""The files of a pruned model: which tensors each contains, under which names, and the files next to the weights."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,19 +10,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from neuronal_ray.cli.atomic import write_json
 from neuronal_ray.cli.errors import UnsupportedModel
 from neuronal_ray.core.layout import Layout, LinearSpec
 from neuronal_ray.models.blocks import find_blocks, find_linears, is_transposed, weight_of
 from neuronal_ray.models.checkpoint import INDEX, WANTED, Checkpoint, empty_model
 from neuronal_ray.models.experts import Expert, stack_name
-from neuronal_ray.models.tensor_files import file_name
-
-_PART_BYTES = 4 * 2**30
+from neuronal_ray.models.tensor_files import FILE_BYTES, consecutive_runs, file_name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One safetensors file of the result: its name, its tensors by stored name, and the blocks that it has."""
+    """One safetensors file of the pruned model: its name, its blocks, and the stored names of its tensors."""
 
     file: str
     blocks: range
@@ -33,42 +31,41 @@ class Part:
 def split_parts(
     checkpoint: Checkpoint, layout: Layout, shards: Sequence[range], *, trust_remote_code: bool = False
 ) -> list[Part]:
-    """The files of the result: each within one shard, of a few GiB; the first also has what is in no linear."""
+    """Divide the pruned model into files of at most 4 GiB, or one larger block, each within one shard.
+
+    The first file also has the tensors that belong to no linear.
+    """
     model = empty_model(checkpoint, trust_remote_code=trust_remote_code)
     names = [_stored_names(checkpoint, model, specs) for specs in layout.blocks]
-    runs: list[list[int]] = []
-    for shard in shards:
-        size = _PART_BYTES
-        for block in shard:
-            block_bytes = sum(checkpoint.tensors[name].num_bytes for name in names[block])
-            if size + block_bytes > _PART_BYTES:
-                runs.append([])
-                size = 0
-            runs[-1].append(block)
-            size += block_bytes
+    sizes = [sum(checkpoint.tensors[name].num_bytes for name in of_block) for of_block in names]
+    runs = [
+        shard[run.start : run.stop]
+        for shard in shards
+        for run in consecutive_runs([sizes[block] for block in shard], limit=FILE_BYTES)
+    ]
     rest = set(checkpoint.tensors).difference(*names)
-    parts = []
-    for number, run in enumerate(runs, start=1):
-        wanted = {name for block in run for name in names[block]} | (rest if number == 1 else set())
-        parts.append(
+    files = []
+    for number, blocks in enumerate(runs, start=1):
+        wanted = {name for block in blocks for name in names[block]} | (rest if number == 1 else set())
+        files.append(
             Part(
                 file=file_name("model", number, len(runs)),
-                blocks=range(run[0], run[-1] + 1),
+                blocks=blocks,
                 names=tuple(name for name in checkpoint.tensors if name in wanted),  # in their order on disk
             )
         )
-    return parts
+    return files
 
 
 def _stored_names(checkpoint: Checkpoint, model: PreTrainedModel, specs: Sequence[LinearSpec]) -> set[str]:
-    """The names under which the linears of one block are stored; `model` is an empty one."""
+    """Return the names under which the linears of one block are stored; `model` has no weights."""
     return set(_stored_shapes(checkpoint, model, specs[0].linear.block, [spec.linear.path for spec in specs]))
 
 
 def _stored_shapes(
     checkpoint: Checkpoint, model: PreTrainedModel, block: int, paths: Iterable[str]
 ) -> dict[str, tuple[int, ...]]:
-    """The names under which some linears of one block are stored, and the shapes that the model gives them."""
+    """Return the names under which some linears of one block are stored, with the shapes that the model expects."""
     blocks_name, blocks = find_blocks(model)
     linears = find_linears(blocks[block])
     values = {}
@@ -79,9 +76,9 @@ def _stored_shapes(
 
 
 def stored_linears(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> list[str]:
-    """The names under which all prunable linears are stored, blocks in order.
+    """Return the names under which all prunable linears are stored, blocks in order.
 
-    Raises UnsupportedModel when one is not there or has another shape than the model's.
+    Raises UnsupportedModel when one is missing or has another shape than in the model.
     """
     model = empty_model(checkpoint, trust_remote_code=trust_remote_code)
     names = []
@@ -95,21 +92,21 @@ def stored_linears(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
     return names
 
 
-def copy_rest(checkpoint: Checkpoint, parts: Sequence[Part], target: Path) -> None:
-    """Everything but the weights, once those are written: configuration, tokenizer and, last, the index of files."""
+def copy_rest(checkpoint: Checkpoint, files: Sequence[Part], target: Path) -> None:
+    """Complete a directory whose weights are written: copy configuration and tokenizer, then write the index."""
     copy_descriptions(checkpoint, target)
-    if len(parts) > 1:
-        index = {
-            "metadata": {"total_size": checkpoint.num_bytes},
-            "weight_map": {name: part.file for part in parts for name in part.names},
-        }
-        temporary = target / f".{INDEX}.partial"
-        temporary.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-        temporary.replace(target / INDEX)
+    write_index(target, {file.file: file.names for file in files}, total_size=checkpoint.num_bytes)
+
+
+def write_index(directory: Path, names: Mapping[str, Iterable[str]], *, total_size: int) -> None:
+    """Write the index of a sharded checkpoint, given the tensor names of each file; a single file needs none."""
+    if len(names) > 1:
+        weight_map = dict(sorted((name, file) for file, of_file in names.items() for name in of_file))
+        write_json(directory / INDEX, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
 
 
 def copy_descriptions(checkpoint: Checkpoint, target: Path) -> None:
-    """Everything but the weights and their index: configuration, tokenizer, and what was found about the model."""
+    """Copy all files but the weights and their index: configuration, tokenizer, and records such as pruning.json."""
     for file in sorted(checkpoint.path.iterdir()):
         wanted = any(file.match(pattern) for pattern in WANTED)
         if file.is_file() and wanted and file.suffix != ".safetensors" and file.name != INDEX:
@@ -117,7 +114,7 @@ def copy_descriptions(checkpoint: Checkpoint, target: Path) -> None:
 
 
 def copy_whole(checkpoint: Checkpoint, target: Path, *, advance: Callable[[str], None]) -> Checkpoint:
-    """Copy all of a checkpoint into `target`, file by file, each told to `advance`; where its tensors lie there."""
+    """Copy a whole checkpoint into `target` and return the copy; call `advance` with the name of each weight file."""
     copy_descriptions(checkpoint, target)
     for file in checkpoint.files:
         shutil.copyfile(file, target / file.name)
@@ -129,11 +126,11 @@ def copy_whole(checkpoint: Checkpoint, target: Path, *, advance: Callable[[str],
 
 
 def stored_tensors(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of linears (masks, weights) under the names and in the shapes in which checkpoints store them.
+    """Convert tensors of linears (masks, weights) to the names and shapes in which checkpoints store them.
 
-    `tensors`: by the name of the linear's weight in `model`, which was loaded from the checkpoint, and as the module
-    keeps it. To be called with all linears of a block at once: experts are joined to the model's 3-D parameters, and
-    what transformers split, joined or renamed at loading is undone.
+    `tensors` are keyed by the name of the linear's weight in `model`, which was loaded from the checkpoint, and shaped
+    as in the module. Pass all linears of a block at once: experts are stacked into the model's 3-D parameters, and
+    transformers' splitting, joining and renaming at loading are undone.
     """
     whole: dict[str, Tensor] = {}
     stacks: dict[str, dict[int, Tensor]] = {}

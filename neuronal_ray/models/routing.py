@@ -1,4 +1,4 @@
-"""Which linears of a block see only the tokens routed to them, and which one is traced in place of all of its kind?"""
+"""Experts of a block: the linears that see only the tokens routed to them, and the one traced for all experts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from neuronal_ray.models.experts import experts_of
 
 @dataclass(frozen=True)
 class Place:
-    """Where a linear stands in a list of experts: path of the list, index of the expert, path inside the expert."""
+    """The position of a linear in a list of experts: path of the list, index of the expert, path inside the expert."""
 
     experts: str
     expert: int
@@ -24,42 +24,42 @@ class Place:
         return ".".join(part for part in (self.experts, str(self.expert), self.inside) if part)
 
     def of(self, expert: int) -> Self:
-        """The same place in another expert."""
+        """Return the same place in another expert."""
         return replace(self, expert=expert)
 
 
 def find_places(block: nn.Module, linears: Mapping[str, nn.Module]) -> dict[str, Place]:
-    """The places of those linears that lie in a list of modules or in split experts, all members alike in shape.
+    """Return the places of linears in lists of modules or split experts whose members all have the same shapes.
 
-    A list may hold other things than experts: whether its members see a part of the tokens only is to be measured.
+    Such a list need not hold experts: whether its members see only some of the tokens remains to be measured.
     """
     places: dict[str, Place] = {}
     for name, module in block.named_modules():
         if not isinstance(module, nn.ModuleList) and not experts_of(module):
             continue
-        found = {}
+        of_list = {}
         shapes: dict[int, set[tuple[str, torch.Size]]] = {}
         for path, linear in linears.items():
             if path.startswith(f"{name}.") and path not in places:  # the outermost list counts
                 index, _, inside = path.removeprefix(f"{name}.").partition(".")
-                found[path] = Place(name, int(index), inside)
+                of_list[path] = Place(name, int(index), inside)
                 shapes.setdefault(int(index), set()).add((inside, linear.get_parameter("weight").shape))
-        if len({frozenset(one) for one in shapes.values()}) == 1:
-            places |= found
+        if len({frozenset(member) for member in shapes.values()}) == 1:
+            places |= of_list
     return places
 
 
 class Routing:
-    """The experts of a block as one run met them; lists whose members all saw all tokens are none.
+    """The experts of a block, from one run; lists whose members all saw all tokens hold no experts.
 
-    Which experts receive anything depends on the tokens: of each list the one with the most tokens, the first of
-    equals, is traced and stands for the others.
+    Which experts receive tokens depends on the text. In each list the expert with the most tokens, the first of equals,
+    is traced in place of the others.
     """
 
     def __init__(
         self, block: nn.Module, linears: Mapping[str, nn.Module], *, seen: Mapping[str, int], tokens: int
     ) -> None:
-        """`seen`: how many of the block's `tokens` each linear that ran received, in order of execution."""
+        """Evaluate a run; `seen` holds how many of the block's `tokens` each linear received, in order of execution."""
         places = find_places(block, linears)
         routed = {place.experts for path, place in places.items() if seen.get(path, 0) < tokens}
         self._places = {path: place for path, place in places.items() if place.experts in routed}
@@ -75,7 +75,7 @@ class Routing:
         self.order = self._order(list(seen))
 
     def _order(self, executed: list[str]) -> list[str]:
-        """All linears as if every expert had been hit: where the first one ran, all run in order of index."""
+        """Return the order of execution if every expert received tokens: at the first, all run in order of index."""
         order: dict[str, None] = {}
         for path in executed:
             place = self._places.get(path)
@@ -89,17 +89,20 @@ class Routing:
         return list(order)
 
     def expert(self, path: str) -> tuple[str, int] | None:
-        """The expert that the linear belongs to: path of the list and index."""
+        """Return the expert that the linear belongs to, as path of the list and index; None for other linears."""
         place = self._places.get(path)
         return None if place is None else (place.experts, place.expert)
 
     def stand_in(self, path: str) -> str:
-        """The linear that is traced for this one: itself, or the traced expert's."""
+        """Return the linear that is traced in place of this one: itself, or the traced expert's."""
         place = self._places.get(path)
         return path if place is None else place.of(self._traced[place.experts]).path
 
     def seen_from(self, path: str, reader: str) -> str:
-        """The reader found for the stand-in of `path`: in its own expert or, from outside, in that which runs first."""
+        """Translate the reader of the stand-in of `path` to `path`.
+
+        The result lies in the expert of `path` or, for a linear outside, in the expert that runs first.
+        """
         own, place = self._places.get(path), self._places.get(reader)
         if place is None:
             return reader
@@ -108,6 +111,6 @@ class Routing:
         return place.of(min(self._members[place.experts])).path
 
     def enters(self, path: str, reader: str) -> bool:
-        """Whether the output goes from outside into an expert: a router's does, by choosing the tokens."""
+        """Return whether the output goes from outside into an expert, as a router's does by choosing the tokens."""
         own, place = self._places.get(path), self._places.get(reader)
         return place is not None and (own is None or own.experts != place.experts)

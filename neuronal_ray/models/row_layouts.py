@@ -1,4 +1,4 @@
-"""In which ways can the rows of a linear stand for the columns of its reader, when there are more or fewer of them?"""
+"""Candidate mappings from the rows of a linear to the columns of its reader, where their numbers differ."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RowLayout:
-    """A way in which rows may stand for columns of their reader: `sources` [rows, fan].
+    """One mapping: `sources` [rows, fan] holds the columns of the reader that each row determines.
 
-    A disturbed row reaches the whole unit (attention head) of `unit` columns that its sources lie in.
+    Changing a row changes the whole unit (attention head) of `unit` columns around each of its sources.
     """
 
     sources: Int64[Tensor, "rows fan"]
@@ -19,16 +19,16 @@ class RowLayout:
     columns: int
 
     def reached(self) -> Bool[Tensor, "rows columns"]:
-        """Which columns react to which row."""
+        """Return which columns change when a row changes."""
         units = torch.zeros(len(self.sources), self.columns // self.unit, dtype=torch.bool)
         units.scatter_(1, self.sources // self.unit, True)
         return units.repeat_interleave(self.unit, dim=1)  # [rows, units] -> [rows, columns]
 
 
 def row_layouts(rows: int, columns: int, num_heads: int) -> list[RowLayout]:
-    """The layouts in which `rows` outputs can stand for `columns` inputs of their reader, rows != columns.
+    """Return the possible mappings of `rows` outputs to `columns` inputs of their reader, rows != columns.
 
-    Grouped-query keys or values: each head serves the query heads of its group. Fused query, key and value: one
+    Grouped-query keys or values: each head belongs to the query heads of its group. Fused query, key and value: one
     after the other, or together per group of heads. Fused gate and up: one after the other, or alternating.
     """
     layouts: list[RowLayout] = []
@@ -55,12 +55,12 @@ def row_layouts(rows: int, columns: int, num_heads: int) -> list[RowLayout]:
 
 
 def _key_heads(num_keys: int, num_heads: int) -> Int64[Tensor, "keys fan"]:
-    """The query heads that each key head serves."""
+    """Return the query heads of each key head's group."""
     return torch.arange(num_heads).reshape(num_keys, -1)
 
 
 def _by_heads(heads: Int64[Tensor, "row_heads fan"], head_dim: int, columns: int) -> RowLayout:
-    """Row (head, dim) stands for column (source head, dim)."""
+    """Map row (head, dim) to column (source head, dim)."""
     dims = torch.arange(head_dim)
     sources = heads[:, None, :] * head_dim + dims[None, :, None]  # [row heads, head dim, fan]
     return RowLayout(sources.flatten(0, 1), head_dim, columns)

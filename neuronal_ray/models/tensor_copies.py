@@ -1,7 +1,7 @@
-"""The tensors of a copy of a checkpoint: taken over, masked or replaced, on their way from one file to the other.
+"""Copying the tensors of a checkpoint from file to file: unchanged, masked or replaced.
 
-Pieces that stay in a core's cache are read, changed and written by several threads: nothing is mapped, no tensor is in
-memory as a whole, and every byte goes to the new file once. Works on the bits of any dtype.
+Several threads read, change and write pieces that fit in a core's cache: no file is mapped, no tensor is in memory as a
+whole, and every byte of the new file is written once. Works on the bit patterns of any dtype.
 """
 
 import math
@@ -23,37 +23,41 @@ from torch import Tensor
 from neuronal_ray.cli.errors import BadInput, UnsupportedModel
 from neuronal_ray.models.checkpoint import DTYPES, Checkpoint
 from neuronal_ray.models.output_files import Part
-from neuronal_ray.models.tensor_files import WORD_BYTES, Kind, Stored, begin_file, fill, read_header
+from neuronal_ray.models.tensor_files import WORD_BYTES, Stored, begin_file, fill, read_header
 
 _PIECE_BYTES = 2**19
 _MOST_THREADS = 8
 _ITEM: dict[int, type[np.unsignedinteger]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 _Change = Callable[[np.ndarray, np.ndarray, int], int]
-"""Changes the bits of some numbers, given as much scratch and the place of the first; how many are zero then."""
+"""Changes an array of bit patterns in place, and returns the number of zeros in it afterwards.
+
+Arguments: the array, a scratch array of its size, and the position of its first number in the tensor.
+"""
 
 
 def new_part(checkpoint: Checkpoint, part: Part, target: Path) -> Checkpoint:
-    """Begin one file of a copy of the checkpoint in `target`; returns where its tensors lie there. They are not written
-    yet.
+    """Create one file of a copy of the checkpoint in `target`, of its final size but without its tensors' bytes.
+
+    Returns the copy with the tensors of that file.
     """
     path, tensors = target / part.file, ((name, checkpoint.tensors[name]) for name in part.names)
-    begin_file(path, ((Kind(name=name, dtype=one.dtype, shape=one.shape), one.num_bytes) for name, one in tensors))
+    begin_file(path, ((stored.kind(name), stored.num_bytes) for name, stored in tensors))
     return replace(checkpoint, path=target, tensors=read_header(path).tensors)
 
 
 def copy_tensors(source: Checkpoint, written: Checkpoint, names: Collection[str]) -> None:
-    """Take some tensors over as they are."""
+    """Copy some tensors unchanged."""
     with _Pieces(source, written) as pieces:
         for name in names:
             pieces.copy(name)
 
 
 def zero_masked(source: Checkpoint, written: Checkpoint, masks: Mapping[str, Bool[Tensor, "..."]]) -> dict[str, int]:
-    """Take tensors over with zeros for the masked weights; `written` may be the source itself.
+    """Copy tensors with zeros for the masked weights; `written` may be the source itself.
 
-    `masks`, by stored name and in the stored shape, are True where weights go; what stays is unchanged, bit for bit.
-    Returns the number of zeros of each tensor as saved (weights that were zero before included).
+    `masks`, by stored name and in the stored shape, are True where weights go; the others stay unchanged, bit for bit.
+    Returns the number of zeros in each saved tensor, weights that were zero before included.
     """
     zeros = {}
     with _Pieces(source, written) as pieces:
@@ -66,10 +70,10 @@ def zero_masked(source: Checkpoint, written: Checkpoint, masks: Mapping[str, Boo
 def write_weights(
     source: Checkpoint, written: Checkpoint, weights: Mapping[str, Float[Tensor, "..."]]
 ) -> dict[str, int]:
-    """Write other weights in the place of the source's tensors, rounded to the stored dtype, one at a time.
+    """Write new weights in place of the source's tensors, rounded to the stored dtype, one tensor at a time.
 
-    `weights` are by stored name and in the stored shape. Returns the number of zeros of each tensor as saved.
-    Raises BadInput when a finite weight is too large for the stored dtype.
+    `weights` are by stored name and in the stored shape. Returns the number of zeros in each saved tensor.
+    Raises BadInput when a weight is not finite in the stored dtype.
     """
     zeros = {}
     with _Pieces(source, written) as pieces:
@@ -77,7 +81,7 @@ def write_weights(
             dtype = written.tensors[written.stored_name(name)].dtype
             if dtype not in WORD_BYTES:
                 raise UnsupportedModel(f"--model: {name} is stored as {dtype}, expected one of {', '.join(WORD_BYTES)}")
-            rounded = weight.cpu().to(DTYPES[dtype]) + 0.0  # makes positive zeros of negative ones
+            rounded = weight.cpu().to(DTYPES[dtype]) + 0.0  # turns -0.0 into 0.0
             if not bool(torch.isfinite(rounded).all()):
                 raise BadInput(f"--model: new weights of {name} are not finite in the stored dtype {dtype}")
             words = rounded.contiguous().view(torch.uint8).numpy().reshape(-1).view(_ITEM[WORD_BYTES[dtype]])
@@ -86,7 +90,7 @@ def write_weights(
 
 
 def count_zeros(bits: np.ndarray) -> int:
-    """How many floating-point numbers, given by their bits, are zero, of either sign."""
+    """Count the zeros, of either sign, among floating-point numbers given by their bit patterns."""
     flat, step = bits.reshape(-1), _PIECE_BYTES // bits.itemsize
     scratch = np.empty(min(step, flat.size), flat.dtype)
     pieces = (flat[start : start + step] for start in range(0, flat.size, step))
@@ -99,49 +103,49 @@ def _zeros(bits: np.ndarray, scratch: np.ndarray) -> int:
 
 
 def _clear(goes: np.ndarray, bits: np.ndarray, scratch: np.ndarray, begin: int) -> int:
-    """Zero numbers, given by their bits, where `goes` is True (see _Change).
+    """Set numbers to zero where `goes` is True (see _Change).
 
-    An AND by the vector: assignment through a mask takes one number at a time.
+    A vectorized AND: assignment through a boolean index takes one number at a time.
     """
     signed = np.dtype(f"i{bits.itemsize}")
-    here = goes[begin : begin + bits.size].view(np.int8)
-    stays = np.subtract(here, 1, dtype=signed, out=scratch.view(signed))  # all bits where it does
+    mask = goes[begin : begin + bits.size].view(np.int8)
+    stays = np.subtract(mask, 1, dtype=signed, out=scratch.view(signed))  # all bits set where a number stays
     np.bitwise_and(bits.view(signed), stays, out=bits.view(signed))
     return _zeros(bits, scratch)
 
 
 def _put(words: np.ndarray, bits: np.ndarray, scratch: np.ndarray, begin: int) -> int:
-    """Other numbers, given by their bits, in the place of these (see _Change)."""
+    """Replace the numbers by those of `words` (see _Change)."""
     bits[...] = words[begin : begin + bits.size]
     return _zeros(bits, scratch)
 
 
 class _Pieces:
-    """Open files of a checkpoint and of its copy, and threads that take pieces of tensors from these to those."""
+    """Open files of a checkpoint and of its copy, and threads that copy pieces of tensors between them."""
 
     def __init__(self, source: Checkpoint, written: Checkpoint) -> None:
         self._source, self._written = source, written
         self._open_files = ExitStack()
         self._files: dict[tuple[Path, int], int] = {}
         self._threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
-        self._of_thread = threading.local()
+        self._buffers = threading.local()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(cancel_futures=True)  # after an error some are still at work on the files
+        self._threads.shutdown(cancel_futures=True)  # after an error, threads may still be using the files
         self._open_files.close()
 
     def copy(self, name: str) -> None:
-        """One tensor as it is."""
+        """Copy one tensor unchanged."""
         source, target = self._source.tensors[name], self._written.tensors[name]
         self._run(source, target, np.dtype(np.uint8), None)
 
     def change(self, name: str, shape: tuple[int, ...], change: _Change, *, reads: bool = True) -> int:
-        """One tensor, changed; the zeros in it. Without `reads` nothing of the source's is wanted.
+        """Copy one tensor through `change` and return its number of zeros; without `reads` the source is not read.
 
-        Raises UnsupportedModel when it has another shape than `shape`.
+        Raises UnsupportedModel when the tensor's shape is not `shape`.
         """
         stored = self._written.stored_name(name)
         target = self._written.tensors[stored]
@@ -155,28 +159,28 @@ class _Pieces:
         writing, step = self._open(target.path, os.O_WRONLY), _PIECE_BYTES // item.itemsize
         total = target.num_bytes // item.itemsize
 
-        def one(begin: int) -> int:
-            bits, scratch = (memory.view(item)[: min(step, total - begin)] for memory in self._memory())
+        def copy_piece(begin: int) -> int:
+            bits, scratch = (buffer.view(item)[: min(step, total - begin)] for buffer in self._thread_buffers())
             if origin is not None and not fill(origin[0], bits, origin[1] + begin * item.itemsize):
                 raise OSError("--model: a file has become shorter since it was opened")
-            found = 0 if change is None else change(bits, scratch, begin)
+            zeros = 0 if change is None else change(bits, scratch, begin)
             _write(writing, bits, target.start + begin * item.itemsize)
-            return found
+            return zeros
 
-        return sum(self._threads.map(one, range(0, total, step)))
+        return sum(self._threads.map(copy_piece, range(0, total, step)))
 
-    def _open(self, path: Path, how: int) -> int:
-        if (path, how) not in self._files:
-            self._files[path, how] = os.open(path, how)
-            self._open_files.callback(os.close, self._files[path, how])
-        return self._files[path, how]
+    def _open(self, path: Path, flags: int) -> int:
+        if (path, flags) not in self._files:
+            self._files[path, flags] = os.open(path, flags)
+            self._open_files.callback(os.close, self._files[path, flags])
+        return self._files[path, flags]
 
-    def _memory(self) -> tuple[np.ndarray, np.ndarray]:
-        """A piece's and as much scratch, of this thread."""
-        if not hasattr(self._of_thread, "memory"):
-            self._of_thread.memory = tuple(np.empty(_PIECE_BYTES, np.uint8) for _ in range(2))
-        memory: tuple[np.ndarray, np.ndarray] = self._of_thread.memory
-        return memory
+    def _thread_buffers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return this thread's two buffers: a piece and its scratch."""
+        if not hasattr(self._buffers, "pair"):
+            self._buffers.pair = tuple(np.empty(_PIECE_BYTES, np.uint8) for _ in range(2))
+        pair: tuple[np.ndarray, np.ndarray] = self._buffers.pair
+        return pair
 
 
 def _write(file: int, bits: np.ndarray, offset: int) -> None:

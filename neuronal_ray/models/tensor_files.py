@@ -1,4 +1,4 @@
-"""Safetensors files as bytes: where tensors lie, one read at a time, all written as they come, with checksums."""
+"""Safetensors files as bytes: their headers, and reading and writing one tensor at a time, with checksums."""
 
 import json
 import os
@@ -7,24 +7,37 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from neuronal_ray.cli.errors import BadInput
 
 CHECKSUMS = "crc32"
-"""The key of a file's metadata under which its tensors' checksums lie, as JSON."""
+"""The key of a file's metadata for its tensors' checksums, as JSON."""
 
 WORD_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
-"""Bytes of a number of the dtypes that weights have."""
+"""Bytes per number, of the dtypes that weights have."""
+
+FILE_BYTES = 4 * 2**30
+"""The largest size of a written file, unless a single item is larger."""
 
 _FARTHEST = 10**15  # no offset in a file has more digits
 _ALIGNMENT = 8
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A tensor's name, shape and dtype, without its bytes; the dtype is safetensors' name of it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stored:
-    """Where one tensor lies: file, byte range, shape and the name that safetensors has for its dtype."""
+    """A tensor in a file: path, byte range, shape, and safetensors' name of its dtype."""
 
     path: Path
     start: int
@@ -34,38 +47,43 @@ class Stored:
 
     @property
     def num_bytes(self) -> int:
-        """Size."""
+        """Size in bytes."""
         return self.stop - self.start
+
+    def kind(self, name: str) -> Kind:
+        """Return the tensor's description under `name`."""
+        return Kind(name=name, dtype=self.dtype, shape=self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """The tensors of one safetensors file, and the words that came with them."""
+    """The tensors and the metadata of one safetensors file."""
 
     tensors: dict[str, Stored]
     metadata: dict[str, str]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """What a tensor of a file is, its bytes aside."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
+    def check_format(self, path: Path, name: str, version: str, *, flag: str) -> None:
+        """Raise BadInput unless the metadata of the file at `path` name this format and version."""
+        if self.metadata.get("format") != name or self.metadata.get("version") != version:
+            raise BadInput(f"{flag}: {path} is not of format {name!r}, version {version}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Written:
-    """A tensor to be written: what it is, its bytes [bytes], and their checksum."""
+    """A tensor to be written: its description, its bytes [bytes], and their checksum."""
 
     kind: Kind
     data: np.ndarray
     checksum: int
 
+    @classmethod
+    def of(cls, kind: Kind, data: np.ndarray) -> Self:
+        """Compute the checksum of a tensor to be written."""
+        return cls(kind=kind, data=data, checksum=checksum(data))
+
 
 def read_header(path: Path, *, flag: str = "--model") -> Header:
-    """What one safetensors file says of itself. Raises BadInput when it is not as long as its header says."""
+    """Read the header of one safetensors file. Raises BadInput when the file's size contradicts it."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -84,7 +102,7 @@ def read_header(path: Path, *, flag: str = "--model") -> Header:
 
 
 def _stored(path: Path, data: int, entry: dict[str, list[int]]) -> Stored:
-    """Where the tensor of one header entry lies in the file whose data begin at byte `data`."""
+    """Convert one entry of the header of a file whose data begin at byte `data`."""
     start, stop = entry["data_offsets"]
     return Stored(
         path=path, start=data + start, stop=data + stop, shape=tuple(entry["shape"]), dtype=str(entry["dtype"])
@@ -92,21 +110,21 @@ def _stored(path: Path, data: int, entry: dict[str, list[int]]) -> Stored:
 
 
 def read_bytes(stored: Stored, *, ahead: int = 0) -> np.ndarray:
-    """The bytes of one tensor, [bytes], in memory of its own.
+    """Read the bytes of one tensor, [bytes], into new memory.
 
-    So many `ahead`, behind them in the file, the system is to read on its own meanwhile, where it can be asked.
+    The system prefetches the next `ahead` bytes of the file, where it supports that.
     """
-    found = np.empty(stored.num_bytes, np.uint8)
+    data = np.empty(stored.num_bytes, np.uint8)
     with stored.path.open("rb", buffering=0) as file:
         if ahead and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), stored.start, stored.num_bytes + ahead, os.POSIX_FADV_WILLNEED)
-        if not fill(file.fileno(), found, stored.start):
+        if not fill(file.fileno(), data, stored.start):
             raise BadInput(f"{stored.path} became shorter while it was read")
-    return found
+    return data
 
 
 def fill(file: int, array: np.ndarray, offset: int) -> bool:
-    """Read an array's bytes from `offset` of a file on; False when the file ends before."""
+    """Read an array's bytes from `offset` of an open file; return False when the file ends before."""
     left = array.view(np.uint8).data
     while left:  # one call reads 2 GiB at most
         count = os.preadv(file, [left], offset)
@@ -117,17 +135,28 @@ def fill(file: int, array: np.ndarray, offset: int) -> bool:
 
 
 def checksum(data: np.ndarray) -> int:
-    """CRC-32 of the bytes of an array: finds every change of up to 32 bits in a row, others but for one in 2**32."""
+    """Return the CRC-32 of an array's bytes: it detects all changes within 32 bits, others but for one in 2**32."""
     return zlib.crc32(data.view(np.uint8).data)
 
 
 def file_name(stem: str, number: int, count: int) -> str:
-    """What the `number`th of `count` files is called, from 1."""
+    """Return the name of file `number` of `count`, counted from 1."""
     return f"{stem}.safetensors" if count == 1 else f"{stem}-{number:05}-of-{count:05}.safetensors"
 
 
+def consecutive_runs(sizes: Sequence[int], *, limit: int) -> list[range]:
+    """Divide the positions of `sizes` into runs whose sizes sum to at most `limit`, or of one larger item."""
+    runs, start, total = [], 0, 0
+    for position, size in enumerate(sizes):
+        if position > start and total + size > limit:
+            runs.append(range(start, position))
+            start, total = position, 0
+        total += size
+    return [*runs, range(start, len(sizes))] if sizes else []
+
+
 def check_room(target: Path, num_bytes: int, *, flag: str) -> None:
-    """Raise BadInput when the disk on which `target` is to appear has less room than that."""
+    """Raise BadInput when the disk that `target` will be written to has less than `num_bytes` free."""
     parent = next(folder for folder in target.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if free < num_bytes:
@@ -138,9 +167,9 @@ def check_room(target: Path, num_bytes: int, *, flag: str) -> None:
 
 
 def begin_file(path: Path, tensors: Iterable[tuple[Kind, int]]) -> int:
-    """Make a file of its whole size for tensors of so many bytes, one after the other; returns where the first begins.
+    """Create a file of its final size for consecutive tensors, given with their bytes; return where the first begins.
 
-    Their bytes are not written yet.
+    The tensors' bytes are not written.
     """
     placed, end = [], 0
     for kind, size in tensors:
@@ -155,11 +184,11 @@ def begin_file(path: Path, tensors: Iterable[tuple[Kind, int]]) -> int:
 
 
 def write_tensors(path: Path, tensors: Iterable[Written], *, possible: Iterable[Kind], metadata: dict[str, str]) -> int:
-    """Write one file as its tensors come; returns its size.
+    """Write one file from an iterator of its tensors; return its size.
 
-    `possible` are the tensors that may come, of these shapes or smaller ones: the header in front has room for all of
-    them and is written at the end.
-    Checksums join the metadata. A tensor begins at a multiple of 8 bytes if those before have such sizes.
+    `possible` are the tensors that may come, of these shapes or smaller ones: the header, which precedes the tensors
+    but is written last, has room for all of them. Checksums are added to the metadata. A tensor begins at a multiple
+    of 8 bytes if the sizes of those before it are multiples of 8.
     """
     farthest = [_Placed(kind, _FARTHEST, _FARTHEST) for kind in possible]
     room = len(_encoded(farthest, metadata | _checksums({place.kind.name: 2**32 for place in farthest})))
@@ -174,7 +203,7 @@ def write_tensors(path: Path, tensors: Iterable[Written], *, possible: Iterable[
             offset += tensor.data.nbytes
             file.write(tensor.data.view(np.uint8).data)
         header = _encoded(placed, metadata | _checksums(sums))
-        assert len(header) <= room, "a tensor came that was not possible"
+        assert len(header) <= room, "a tensor was not listed as possible"
         file.seek(0)
         file.write(room.to_bytes(8, "little") + header.ljust(room))
     return 8 + room + offset
@@ -182,7 +211,7 @@ def write_tensors(path: Path, tensors: Iterable[Written], *, possible: Iterable[
 
 @dataclass(frozen=True)
 class _Placed:
-    """Where a tensor goes."""
+    """A tensor and its byte range in a file's data."""
 
     kind: Kind
     begin: int
@@ -194,7 +223,7 @@ def _checksums(sums: Mapping[str, int]) -> dict[str, str]:
 
 
 def _encoded(placed: Sequence[_Placed], metadata: Mapping[str, str]) -> bytes:
-    """The header of tensors that go to these places, filled up with spaces to the alignment."""
+    """Return the header of the placed tensors, padded with spaces to the alignment."""
     header: dict[str, object] = {"__metadata__": metadata}
     for place in placed:
         header[place.kind.name] = {

@@ -1,22 +1,15 @@
-"""How are the built-in model, its calibration text and its evaluation text made?
-
-Everything comes from text that CPython itself carries, so nothing is downloaded.
-"""
+"""The script that made the built-in model: tokenizer, training, and the calibration and evaluation text."""
 
 import argparse
-import ast
 import copy
-import hashlib
 import math
 import platform
 import sys
-import sysconfig
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, islice
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -29,16 +22,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from neuronal_ray.models.builtin_text import Document, collect, drop_repeats, first_fitting, join, split
+
 FAMILIES = ("llama", "qwen3", "opt", "phi", "gpt_neox")
 BOS, EOS = "<s>", "</s>"
 BOS_ID, EOS_ID = 0, 1
 HEAD_DIM = 32
 QUERIES_PER_KEY = 3
 SEQLEN = 256
-TEST_FOLDERS = {"test", "tests", "idlelib", "idle_test", "lib2to3"}
-SKIPPED_FOLDERS = TEST_FOLDERS | {"pydoc_data", "site-packages", "dist-packages", "_bundled"}
-HELD_OUT_RATE = 0.08
-REPEAT_MIN_CHARACTERS = 60
 CALIBRATION_BYTES = 450_000
 BATCH = 16
 PEAK_RATE = 3e-3
@@ -46,21 +37,9 @@ NUM_EVALUATIONS = 20
 BIGRAM_PRIOR = 64.0
 
 
-@dataclass(frozen=True)
-class Document:
-    name: str
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Corpus:
-    train: list[Document]
-    held_out: list[Document]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """`train_loss` is the mean since the last report; `perplexity` is of the held-out tokens."""
+    """A report on the training: the mean loss since the last report, and the perplexity of the held-out tokens."""
 
     step: int
     train_loss: float
@@ -68,77 +47,8 @@ class Progress:
     elapsed_s: float
 
 
-def docstrings(source: bytes) -> list[str]:
-    """The docstrings of a module, its classes and its functions, in the order of `ast.walk`."""
-    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    texts = [ast.get_docstring(node) for node in ast.walk(ast.parse(source)) if isinstance(node, owners)]
-    return [text for text in texts if text]
-
-
-def collect() -> Iterator[Document]:
-    """One document a topic of `help()`, then one a module of the standard library, in sorted order."""
-    from pydoc_data.topics import topics
-
-    for name in sorted(topics):
-        yield Document(f"topic {name}", topics[name])
-    root = Path(sysconfig.get_path("stdlib"))
-    relative_paths = sorted(path.relative_to(root) for path in root.rglob("*.py"))
-    for relative in relative_paths:
-        if not SKIPPED_FOLDERS.intersection(relative.parts[:-1]):
-            texts = docstrings((root / relative).read_bytes())
-            yield Document(f"module {relative.as_posix()}", "\n\n".join(texts))
-
-
-def paragraphs(text: str) -> list[str]:
-    """The blocks between blank lines, without trailing spaces."""
-    lines = [line.rstrip() for line in text.expandtabs().splitlines()]
-    return [block.strip("\n") for block in "\n".join(lines).split("\n\n") if block.strip()]
-
-
-def drop_repeats(documents: Iterable[Document]) -> list[Document]:
-    """Keep the first copy of every paragraph, spacing aside; short ones may repeat in other documents."""
-    seen: set[str] = set()
-    kept = []
-    for document in documents:
-        blocks = []
-        for block in paragraphs(document.text):
-            key = " ".join(block.split())
-            if key not in seen:
-                blocks.append(block)
-            if len(key) >= REPEAT_MIN_CHARACTERS:
-                seen.add(key)
-        if blocks:
-            kept.append(Document(document.name, "\n\n".join(blocks)))
-    return kept
-
-
-def name_fraction(document: Document) -> float:
-    """A number in [0, 1) that depends on the document's name alone."""
-    return int.from_bytes(hashlib.sha256(document.name.encode()).digest()[:8], "big") / 2**64
-
-
-def split(documents: list[Document]) -> Corpus:
-    """Sort by hash and cut: the same name falls on the same side on every machine."""
-    ordered = sorted(documents, key=name_fraction)
-    return Corpus(
-        train=[document for document in ordered if name_fraction(document) >= HELD_OUT_RATE],
-        held_out=[document for document in ordered if name_fraction(document) < HELD_OUT_RATE],
-    )
-
-
-def join(documents: list[Document]) -> str:
-    """The documents with a blank line after each."""
-    return "".join(f"{document.text}\n\n" for document in documents)
-
-
-def first_fitting(documents: list[Document], *, max_bytes: int) -> list[Document]:
-    """The longest run of first documents whose joined UTF-8 fits in `max_bytes`."""
-    ends = list(accumulate(len(join([document]).encode()) for document in documents))
-    return documents[: bisect_right(ends, max_bytes)]
-
-
 def train_tokenizer(documents: list[Document], *, vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE without normalizing, so that decoding gives back the text exactly."""
+    """Train byte-level BPE without normalization, so that decoding restores the text exactly."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -160,7 +70,7 @@ def train_tokenizer(documents: list[Document], *, vocabulary: int) -> PreTrained
 
 
 def token_stream(documents: list[Document], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-    """`<s> document </s>` for each document, `[tokens]`."""
+    """Return `<s> document </s>` for each document, `[tokens]`."""
     ids: list[int] = []
     for document in documents:
         ids += [BOS_ID, *tokenizer(document.text).input_ids, EOS_ID]
@@ -168,13 +78,13 @@ def token_stream(documents: list[Document], tokenizer: PreTrainedTokenizerFast) 
 
 
 def windows(tokens: torch.Tensor) -> torch.Tensor:
-    """Consecutive windows `[windows, SEQLEN]` of `tokens` `[tokens]`; the remainder is dropped."""
+    """Divide `tokens` `[tokens]` into consecutive windows `[windows, SEQLEN]`, dropping the remainder."""
     num_windows = len(tokens) // SEQLEN
     return tokens[: num_windows * SEQLEN].reshape(num_windows, SEQLEN)
 
 
 def _shape(family: str, *, hidden: int, heads: int) -> dict[str, object]:
-    """What each family calls its widths, and what is special in it."""
+    """Return the widths and special settings of a family, under the names of its configuration."""
     grouped: dict[str, object] = {"num_key_value_heads": heads // QUERIES_PER_KEY, "intermediate_size": hidden * 8 // 3}
     shapes: dict[str, dict[str, object]] = {
         "llama": grouped | {"rms_norm_eps": 1e-5, "rope_theta": 10000.0},
@@ -187,7 +97,7 @@ def _shape(family: str, *, hidden: int, heads: int) -> dict[str, object]:
 
 
 def make_model(family: str, *, hidden: int, blocks: int, vocabulary: int) -> PreTrainedModel:
-    """A model of the family with random weights."""
+    """Make a model of the family with random weights."""
     heads = hidden // HEAD_DIM
     config = AutoConfig.for_model(
         family,
@@ -208,7 +118,7 @@ def make_model(family: str, *, hidden: int, blocks: int, vocabulary: int) -> Pre
 
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, tokens: torch.Tensor) -> float:
-    """exp of the mean loss of the windows of `tokens` `[tokens]`."""
+    """Return exp of the mean loss of the windows of `tokens` `[tokens]`."""
     total = 0.0
     rows = windows(tokens)
     for start in range(0, len(rows), BATCH):
@@ -218,14 +128,14 @@ def perplexity(model: PreTrainedModel, tokens: torch.Tensor) -> float:
 
 
 def unigram_perplexity(train: torch.Tensor, tokens: torch.Tensor, *, vocabulary: int) -> float:
-    """Of the targets of `perplexity`, under the add-one frequencies of `train` `[tokens]`."""
+    """Return the perplexity of the same targets under the add-one frequencies of `train` `[tokens]`."""
     counts = torch.bincount(train[train > EOS_ID], minlength=vocabulary).double() + 1
     targets = windows(tokens)[:, 1:]
     return math.exp(-(counts / counts.sum()).log()[targets].mean().item())
 
 
 def bigram_perplexity(train: torch.Tensor, tokens: torch.Tensor, *, vocabulary: int) -> float:
-    """Of the same targets; pair counts of `train` `[tokens]` plus `BIGRAM_PRIOR` unigram draws."""
+    """Return the perplexity of the same targets under pair counts of `train` plus `BIGRAM_PRIOR` unigram draws."""
     unigram = torch.bincount(train, minlength=vocabulary).double() + 1
     unigram /= unigram.sum()
     pairs = torch.bincount(train[:-1] * vocabulary + train[1:], minlength=vocabulary**2)
@@ -236,7 +146,7 @@ def bigram_perplexity(train: torch.Tensor, tokens: torch.Tensor, *, vocabulary: 
 
 
 def training_batches(tokens: torch.Tensor, *, seed: int) -> Iterator[torch.Tensor]:
-    """Endless batches `[BATCH, SEQLEN]`: each epoch shifts the windows and shuffles them."""
+    """Yield endless batches `[BATCH, SEQLEN]`: each epoch shifts the windows and shuffles them."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         offset = int(torch.randint(SEQLEN, (), generator=generator))
@@ -247,7 +157,7 @@ def training_batches(tokens: torch.Tensor, *, seed: int) -> Iterator[torch.Tenso
 
 
 def rate_factor(step: int, *, steps: int) -> float:
-    """Linear warm-up over a twentieth of the steps, then a cosine down to a twentieth of the peak."""
+    """Return the factor of the rate: linear warm-up over 1/20 of the steps, then a cosine down to 1/20 of the peak."""
     warm_up = max(1, steps // 20)
     if step < warm_up:
         return (step + 1) / warm_up
@@ -255,7 +165,7 @@ def rate_factor(step: int, *, steps: int) -> float:
 
 
 def make_optimizer(model: PreTrainedModel) -> torch.optim.AdamW:
-    """AdamW that decays the matrices and leaves the norms alone."""
+    """Return AdamW with weight decay for the matrices only."""
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -270,7 +180,7 @@ def train(
     steps: int,
     report: Callable[[Progress], None],
 ) -> None:
-    """Train in bfloat16 autocast; leave `model` with the weights that were best on `held_out` `[tokens]`."""
+    """Train in bfloat16 autocast; end with the weights that were best on `held_out` `[tokens]`."""
     started = time.monotonic()
     optimizer = make_optimizer(model)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate_factor, steps=steps))
@@ -297,6 +207,7 @@ def train(
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write the model in bfloat16 and its tokenizer."""
     model.generation_config = GenerationConfig(bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=EOS_ID)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -305,20 +216,20 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m neuronal_ray.models.train_builtin",
-        description="Make the built-in model and its text from the documentation inside CPython: the topics "
-        "of help() and the docstrings of the standard library. Nothing is downloaded. Writes "
-        "OUTPUT/model/, OUTPUT/calibration.txt (documents trained on) and OUTPUT/evaluation.txt (documents "
-        "held out, by a hash of their names), replacing what is there.",
-        epilog="The text, and so every number, depends on the Python version. A quick try: "
+        description="Make the built-in model and its text from CPython's documentation: the topics of help() and "
+        "the docstrings of the standard library. Nothing is downloaded. Writes OUTPUT/model/, OUTPUT/calibration.txt "
+        "(documents of the training part) and OUTPUT/evaluation.txt (documents held out, selected by a hash of their "
+        "names), replacing existing files.",
+        epilog="The text, and so every number, depends on the Python version. For a quick trial: "
         "--output /tmp/tiny --steps 20 --hidden 96 --blocks 2 --vocabulary 512",
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to write, made if absent")
+    parser.add_argument("--output", type=Path, required=True, help="directory to write, created if missing")
     parser.add_argument("--family", choices=FAMILIES, default="llama", help="architecture [llama]")
     parser.add_argument("--steps", type=int, default=1400, help="optimizer steps of 16 x 256 tokens [1400]")
     parser.add_argument("--hidden", type=int, default=192, help="hidden size, a multiple of 96 [192]")
     parser.add_argument("--blocks", type=int, default=6, help="transformer blocks [6]")
-    parser.add_argument("--vocabulary", type=int, default=2048, help="tokens, at least 258 [2048]")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of the text [0]")
+    parser.add_argument("--vocabulary", type=int, default=2048, help="number of tokens, at least 258 [2048]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and the order of the text [0]")
     arguments = parser.parse_args(argv)
     if arguments.hidden < 96 or arguments.hidden % (HEAD_DIM * QUERIES_PER_KEY):
         parser.error(f"--hidden {arguments.hidden}: expected a positive multiple of 96")

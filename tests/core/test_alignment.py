@@ -1,4 +1,4 @@
-"""Is the misalignment the distance of equation 2, and does it see shape only, not scale?"""
+"""The misalignment of equation 2 depends on the shape of the norms, not on their scale."""
 
 import math
 
@@ -50,7 +50,7 @@ def test_a_dead_input_normalizes_to_zeros() -> None:
 
 
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**31))
-def test_inputs_side_by_side_have_the_bits_that_each_has_alone(inputs: int, columns: int, seed: int) -> None:
+def test_inputs_of_one_batch_have_the_bits_that_each_has_alone(inputs: int, columns: int, seed: int) -> None:
     dense, sparse = torch.rand(2, inputs, columns, generator=torch.Generator().manual_seed(seed))
     together = misalignments(dense, sparse)
     for number in range(inputs):

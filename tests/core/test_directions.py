@@ -1,4 +1,4 @@
-"""Are cells neighbors of one kind, and do directions say what their formulas say, whatever the divergences are?"""
+"""Cells are neighboring linears of one kind, and directions follow their formulas for any divergences."""
 
 import math
 import statistics
@@ -21,7 +21,7 @@ KINDS = (
     ("mlp", "mlp.experts.{}.up"),
     ("mlp", "mlp.experts.{}.down"),
 )
-"""Part and path; experts come by twos."""
+"""Sub-block and path of each kind; there are two experts."""
 
 GAINS = st.one_of(
     st.floats(1e-9, 1e3),
@@ -44,7 +44,7 @@ def spec_of(block: int, part: str, path: str, rows: int, columns: int) -> Linear
 
 
 def layout_of(blocks: Sequence[Sequence[int]], size: int = 7) -> Layout:
-    """Blocks with some of KINDS, the linears of several sizes."""
+    """Return blocks with some of KINDS, in linears of several sizes."""
     specs = []
     for block, kinds in enumerate(blocks):
         for number in kinds:
@@ -81,7 +81,7 @@ def cells_of(arguments: CellsOf) -> Cells:
 
 
 def column(gains: Sequence[float], cells: Cells) -> torch.Tensor:
-    """As many of `gains` as there are cells."""
+    """Return one of `gains` for each cell."""
     return torch.tensor(gains[: cells.count], dtype=torch.float64)
 
 
@@ -91,7 +91,7 @@ def gains_of(values: st.SearchStrategy[float] = GAINS) -> st.SearchStrategy[list
 
 
 def kind_of(path: str) -> str:
-    """The path without an expert's number."""
+    """Return the path without an expert's number."""
     return path.replace("experts.0.", "experts.").replace("experts.1.", "experts.")
 
 
@@ -290,7 +290,7 @@ def test_a_gain_that_is_no_number_is_the_largest_or_the_least_of_all(
         assert torch.equal(found, fine_direction(cells, column(known, cells), pooled=pooled))
 
 
-def test_what_kind_and_part_explain_is_pooled_without_loss() -> None:
+def test_gains_that_kind_and_sub_block_explain_are_pooled_without_loss() -> None:
     cells = Cells.of(EVEN, most=MOST_CELLS)
     by_cell = {
         cell: math.exp(0.3 * kind + 0.2 * (part // 2))
@@ -313,7 +313,7 @@ EXACT = st.sampled_from([0.0, 5e-324, 1e-300])
 def literal_coarse(
     axes: list[list[float]], here: float, ups: Sequence[float], downs: Sequence[float], step: float, largest: float
 ) -> list[float]:
-    """The vertex of the parabola through ln KL at -step, 0 and step on every axis."""
+    """Return the vertex of the parabola through ln KL at -step, 0 and step on every axis."""
     slopes, curvatures = [], []
     for up, down in zip(ups, downs, strict=True):
         slopes.append((math.log(up) - math.log(down)) / (2 * step))
@@ -362,7 +362,7 @@ def test_coarse_moves_are_finite_and_within_their_bound(here: float, ups: list[f
 
 @given(st.floats(1e-6, 1e3), values_of(st.one_of(KLS, EXACT)), values_of(st.one_of(KLS, EXACT)))
 def test_a_divergence_of_0_is_no_error(here: float, ups: list[float], downs: list[float]) -> None:
-    """As of weights whose inputs are dead, or that were zero before."""
+    """For example of weights with dead inputs, or that were zero before."""
     assert_bounded(here, ups, downs)
 
 

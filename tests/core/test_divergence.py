@@ -1,4 +1,4 @@
-"""Is the divergence the textbook's, however small or large the logits?"""
+"""The divergence equals its textbook formula, for small and large logits."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Does the row step follow any allocation, by its formula, and does the continuous search find what it looks for?"""
+"""The row step follows its formula after any allocation, and the continuous search finds its minimum."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -188,7 +188,7 @@ PAIR = Layout(tuple(spec_of(block, "up", 12, 0, None) for block in range(2)))
 
 
 def searched(score: Score, lambdas: Sequence[float], search: str) -> tuple[Found, list[list[float]]]:
-    """What was found, and the lambdas of each call of the probe."""
+    """Return the result, and the lambdas of each call of the probe."""
     problem = Problem(layout=PAIR, target=0.6, mode="paper", probe=FakeProbe(score))
     rates_of = partial(constant, problem)
     found = search_lambdas(problem, "block", lambdas, rates_of, rows_adapted=False, search=search)
@@ -220,7 +220,7 @@ def test_a_set_is_tried_as_it_stands_in_one_call(lambdas: list[float], levels: i
 
 
 def literal_search(score: Score, lambdas: Sequence[float]) -> list[float]:
-    """The lambdas that the continuous search tries: five of the set, then four at a time beside the best."""
+    """Return the lambdas that the continuous search tries: five of the set, then four at a time around the best."""
     ordered = sorted(set(lambdas))
     tried = ordered
     if len(ordered) > 5:

@@ -1,4 +1,4 @@
-"""Does a layout answer who is in which block and group, and how a signal is read by rows?"""
+"""A layout lists its blocks and groups, and maps a consumer's signal to rows."""
 
 import torch
 

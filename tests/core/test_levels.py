@@ -1,4 +1,4 @@
-"""Do plans of whole levels follow the rates they are asked for, as near to the budget as levels reach?"""
+"""Plans of whole levels follow the rates, and meet the budget as nearly as levels allow."""
 
 import itertools
 import math
@@ -7,31 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from layouts import Shapes, layout_of, water_filled
 
-from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
+from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.levels import level_counts, level_of, level_plan, levels_around, whole_levels
 from neuronal_ray.core.plan import Rates
-
-Shapes = list[list[tuple[int, int]]]
-"""[rows, columns] of the linears of each block."""
-
-
-def layout_of(*blocks: list[tuple[int, int]]) -> Layout:
-    """One linear per shape."""
-    return Layout(
-        tuple(
-            LinearSpec(
-                linear=Linear(block, f"linear{index}"),
-                rows=rows,
-                columns=columns,
-                reads=Group(block, index),
-                consumer=None,
-                sources=None,
-            )
-            for block, shapes in enumerate(blocks)
-            for index, (rows, columns) in enumerate(shapes)
-        )
-    )
 
 
 def rates_of(layout: Layout, means: list[float]) -> Rates:
@@ -41,7 +21,7 @@ def rates_of(layout: Layout, means: list[float]) -> Rates:
     }
 
 
-THREE = layout_of([(8, 10), (6, 20)], [(8, 10), (4, 5)])
+THREE = layout_of([[(8, 10), (6, 20)], [(8, 10), (4, 5)]])
 
 
 @given(
@@ -60,19 +40,6 @@ def test_the_budget_is_missed_by_half_a_step_at_most(means: list[float], target:
     assert abs(plan.total - budget) <= max(spec.size for spec in THREE) / levels / 2
 
 
-def bounded(rates: list[float], sizes: list[int], total: float) -> list[float]:
-    """The rates moved by one offset and bounded, found by halving an interval."""
-    low, high = -2.0, 2.0
-    for _ in range(200):
-        middle = (low + high) / 2
-        moved = [min(1.0, max(0.0, rate + middle)) for rate in rates]
-        if sum(rate * size for rate, size in zip(moved, sizes, strict=True)) > total:
-            high = middle
-        else:
-            low = middle
-    return [min(1.0, max(0.0, rate + low)) for rate in rates]
-
-
 def literal(layout: Layout, means: list[float], budget: int, levels: int) -> tuple[dict[Linear, int], int]:
     """Each linear's level before single ones are raised, and the total after, trying every set of linears."""
     steps = {spec.linear: spec.rows * spec.columns // levels for spec in layout}
@@ -87,7 +54,7 @@ def literal(layout: Layout, means: list[float], budget: int, levels: int) -> tup
             units.append([spec.linear])
             rates.append(mean)
     weights = [sum(steps[linear] for linear in unit) for unit in units]
-    wanted = [round(levels * rate, 6) for rate in bounded(rates, [levels * weight for weight in weights], budget)]
+    wanted = [round(levels * rate, 6) for rate in water_filled(rates, [levels * weight for weight in weights], budget)]
     numbers = [math.floor(number) for number in wanted]
     missing = budget - sum(number * weight for number, weight in zip(numbers, weights, strict=True))
     for unit in sorted(range(len(units)), key=lambda unit: (-round(wanted[unit] - numbers[unit], 6), unit)):
@@ -115,7 +82,7 @@ def cases(draw: st.DrawFn, columns: list[int]) -> tuple[Shapes, list[float], flo
 @given(case=cases(columns=[20, 40, 60]))
 def test_a_plan_is_what_its_rule_says(case: tuple[Shapes, list[float], float]) -> None:
     blocks, means, target = case
-    layout = layout_of(*blocks)
+    layout = layout_of(blocks)
     budget = round(target * layout.prunable)
     plan = level_plan(layout, rates_of(layout, means), target=target, levels=20)
     before, total = literal(layout, means, budget, 20)
@@ -129,7 +96,7 @@ def test_sizes_that_are_no_multiples_miss_by_two_weights_per_linear_more(
     case: tuple[Shapes, list[float], float], levels: int
 ) -> None:
     blocks, means, target = case
-    layout = layout_of(*blocks)
+    layout = layout_of(blocks)
     budget = round(target * layout.prunable)
     plan = level_plan(layout, rates_of(layout, means), target=target, levels=levels)
     plan.check(layout)
@@ -146,7 +113,7 @@ def test_sizes_that_are_no_multiples_miss_by_two_weights_per_linear_more(
 @given(case=cases(columns=[7, 20, 40]))
 def test_of_one_size_the_higher_rate_never_has_the_lower_level(case: tuple[Shapes, list[float], float]) -> None:
     blocks, means, target = case
-    layout = layout_of(*blocks)
+    layout = layout_of(blocks)
     numbers = whole_levels(layout, rates_of(layout, means), budget=round(target * layout.prunable), levels=20)
     asked = dict(zip(layout.specs, means, strict=True))
     for one, other in itertools.permutations(layout.specs, 2):
@@ -161,14 +128,14 @@ def test_rates_that_are_levels_are_kept() -> None:
     assert list(numbers.values()) == [5, 10, 15, 10]
 
 
-def test_linears_of_a_block_that_are_asked_differently_get_different_levels() -> None:
+def test_linears_of_a_block_with_different_rates_get_different_levels() -> None:
     numbers = whole_levels(THREE, rates_of(THREE, [0.2, 0.8, 0.2, 0.8]), budget=round(0.52 * THREE.prunable), levels=10)
     assert numbers[Linear(0, "linear0")] < numbers[Linear(0, "linear1")]
 
 
 @pytest.mark.parametrize("number", range(11))
 def test_a_level_is_spread_evenly_the_first_rows_losing_one_more(number: int) -> None:
-    (spec,) = layout_of([(7, 9)])
+    (spec,) = layout_of([[(7, 9)]])
     counts = level_counts(spec, number, 10).tolist()
     total = number * 63 // 10
     assert sum(counts) == total

@@ -1,4 +1,4 @@
-"""Is a mask the lowest scores of each row, exactly as many as asked, the lower column first among equals?"""
+"""A mask removes the lowest scores of each row, in the requested number, the lower column first among equals."""
 
 import itertools
 
@@ -26,7 +26,7 @@ def score_rows(draw: st.DrawFn) -> Rows:
 
 
 def sorted_columns(row: list[float]) -> list[int]:
-    """The order in which the row's weights go."""
+    """Return the order in which the row's weights are removed."""
     return sorted(range(len(row)), key=lambda column: (row[column], column))
 
 
@@ -42,7 +42,7 @@ def test_ranks_are_positions_in_a_stable_sort(rows: Rows, dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @given(rows=score_rows(), data=st.data())
-def test_a_cut_removes_the_lowest_of_each_row(rows: Rows, dtype: torch.dtype, data: st.DataObject) -> None:
+def test_a_mask_removes_the_lowest_of_each_row(rows: Rows, dtype: torch.dtype, data: st.DataObject) -> None:
     columns = len(rows[0])
     counts = data.draw(st.lists(st.integers(0, columns), min_size=len(rows), max_size=len(rows)))
     score = torch.tensor(rows, dtype=dtype)
@@ -60,7 +60,7 @@ def test_a_cut_removes_the_lowest_of_each_row(rows: Rows, dtype: torch.dtype, da
 
 
 @given(score_rows())
-def test_a_cut_is_contained_in_every_deeper_cut(rows: Rows) -> None:
+def test_a_mask_is_contained_in_every_larger_mask(rows: Rows) -> None:
     ranks = rank_rows(torch.tensor(rows))
     cuts = [cut(ranks, torch.full((len(rows),), count, dtype=torch.int32)) for count in range(len(rows[0]) + 1)]
     assert not cuts[0].any()
@@ -72,7 +72,7 @@ def test_a_cut_is_contained_in_every_deeper_cut(rows: Rows) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("columns", "integers"), [(32_768, torch.int16), (32_769, torch.int32)])
-def test_the_widest_row_of_short_ranks_and_the_next_are_cut_right(
+def test_the_widest_rows_of_16_bit_ranks_and_wider_ones_are_masked_right(
     columns: int, integers: torch.dtype, dtype: torch.dtype
 ) -> None:
     score = torch.rand(2, columns, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -88,7 +88,7 @@ def test_the_widest_row_of_short_ranks_and_the_next_are_cut_right(
 
 
 @given(score_rows())
-def test_ties_may_be_told_to_fall_the_other_way(rows: Rows) -> None:
+def test_ties_can_be_broken_the_other_way(rows: Rows) -> None:
     ranks = rank_rows(torch.tensor(rows), lower_ties_first=False)
     for row, row_ranks in zip(torch.tensor(rows).tolist(), ranks.tolist(), strict=True):
         order = sorted(range(len(row)), key=lambda column: (row[column], -column))

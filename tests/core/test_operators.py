@@ -1,4 +1,4 @@
-"""Are DSA's operators their formulas, whole or in parts, and do expressions have names?"""
+"""DSA's operators equal their formulas, also when merged from pieces, and expressions have unique names."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.operators import (
     NEEDS_TERMS,
     PAIRS,
@@ -168,6 +169,6 @@ def test_transforms_are_applied_in_their_order() -> None:
 @pytest.mark.parametrize(
     "text", ["", "ABSLOG", "VAR-ABSLOG", "ABSLOG-VAR-", "ABSLOG-VAR-SIN-COS-TAN", "NORMALIZE-VAR", "abslog-var"]
 )
-def test_what_is_no_expression_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not PRE_OP-REDUCTION"):
+def test_an_invalid_expression_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="is not PRE_OP-REDUCTION"):
         Expression.parse(text)

@@ -1,4 +1,4 @@
-"""Does a packed matrix come back bit for bit, and is it as small as it says?"""
+"""A packed matrix is restored bit for bit and takes the stated number of bytes."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Do patterns remove what they say from every group, and do mixed ones meet the budget as nearly as they promise?"""
+"""Patterns remove the same number from every group, and mixed ones meet the budget as nearly as documented."""
 
 import itertools
 import math
@@ -8,14 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import Shapes, layout_of, water_filled
 from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_from_dense_cutlass,
     sparse_semi_structured_to_dense_cutlass,
 )
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.kernels.cut import apply_cut
 from neuronal_ray.core.kernels.ranking import rank_dtype
-from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
+from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.masks import cut
 from neuronal_ray.core.pattern import (
     Pattern,
@@ -27,28 +29,7 @@ from neuronal_ray.core.pattern import (
 )
 from neuronal_ray.core.plan import Plan, PlanError, Rates
 
-Shapes = list[list[tuple[int, int]]]
-"""[rows, columns] of the linears of each block."""
-
 SCORES = st.one_of(st.sampled_from([0.0, -0.0, 1.0, 2.0, math.inf]), st.floats(0, 100, width=16))  # many ties
-
-
-def layout_of(blocks: Shapes) -> Layout:
-    """Who reads whom does not matter here."""
-    return Layout(
-        tuple(
-            LinearSpec(
-                linear=Linear(block, f"linear{index}"),
-                rows=rows,
-                columns=columns,
-                reads=Group(block, index),
-                consumer=None,
-                sources=None,
-            )
-            for block, shapes in enumerate(blocks)
-            for index, (rows, columns) in enumerate(shapes)
-        )
-    )
 
 
 def rates_by_block(layout: Layout, by_block: list[float]) -> Rates:
@@ -56,7 +37,7 @@ def rates_by_block(layout: Layout, by_block: list[float]) -> Rates:
 
 
 def per_group(layout: Layout, plan: Plan, group: int) -> dict[Linear, int]:
-    """How many of each group every row of each linear loses; fails when that is no one number."""
+    """Return how many weights of each group every row of a linear loses; fail if rows differ."""
     found = {}
     for spec in layout:
         counts = set(plan.removed[spec.linear].tolist())
@@ -94,8 +75,8 @@ def test_a_pattern_is_read_from_its_name(text: str, pattern: Pattern | None) -> 
         *("n:1", "N:8", "n:n", "2:n", "2:4 ", "2:4\n", "\u00b2:4"),
     ],
 )
-def test_what_is_no_pattern_is_refused_in_one_line(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^--pattern: .* is not a pattern, expected unstructured, N:M ") as error:
+def test_an_invalid_pattern_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(BadInput, match=r"^--pattern: .* is not a pattern, expected unstructured, N:M ") as error:
         parse_pattern(text)
     assert "\n" not in str(error.value)
 
@@ -129,7 +110,7 @@ def grouped_scores(draw: st.DrawFn) -> tuple[list[list[float]], int]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lower_ties_first", [True, False])
 @given(case=grouped_scores())
-def test_a_cut_removes_the_lowest_of_every_group(
+def test_a_mask_removes_the_lowest_of_every_group(
     case: tuple[list[list[float]], int], dtype: torch.dtype, lower_ties_first: bool
 ) -> None:
     rows, group = case
@@ -149,7 +130,7 @@ def test_a_cut_removes_the_lowest_of_every_group(
                 assert row_mask[start : start + group] == expected, (row, number, start)
 
 
-def test_a_cut_between_two_whole_ones_takes_the_first_groups_first() -> None:
+def test_a_count_between_two_whole_ones_removes_from_the_first_groups_first() -> None:
     ranks = rank_in_groups(torch.tensor([[3.0, 1.0, 2.0, 4.0, 6.0, 5.0]]), 2)
     assert ranks.tolist() == [[3, 0, 1, 4, 5, 2]]
 
@@ -170,7 +151,7 @@ def test_ranks_are_as_wide_as_those_of_rows(columns: int) -> None:
 
 
 def round_trip(weight: torch.Tensor) -> torch.Tensor:
-    """Through torch's own compressed form of 2:4 matrices, which has room for two values of every four."""
+    """Convert to torch's compressed form of 2:4 matrices, which has two values of every four, and back."""
     return sparse_semi_structured_to_dense_cutlass(*sparse_semi_structured_from_dense_cutlass(weight))
 
 
@@ -213,22 +194,9 @@ def mixed_cases(draw: st.DrawFn) -> tuple[Shapes, list[float], float]:
     return blocks, rates, draw(st.one_of(st.floats(0, 1), st.integers(0, 8).map(lambda number: number / 8)))
 
 
-def bounded(rates: list[float], sizes: list[int], total: float) -> list[float]:
-    """The rates moved by one offset and bounded, found by halving an interval."""
-    low, high = -2.0, 2.0
-    for _ in range(200):
-        middle = (low + high) / 2
-        moved = [min(1.0, max(0.0, rate + middle)) for rate in rates]
-        if sum(rate * size for rate, size in zip(moved, sizes, strict=True)) > total:
-            high = middle
-        else:
-            low = middle
-    return [min(1.0, max(0.0, rate + low)) for rate in rates]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Rounded:
-    """Each block's n before single linears are raised, the total after, and whose linears are raised first."""
+    """Each block's n before single linears are raised, the total afterwards, and the order of blocks for raising."""
 
     numbers: list[int]
     total: int
@@ -236,11 +204,11 @@ class Rounded:
 
 
 def literal(blocks: Shapes, rates: list[float], target: float) -> Rounded:
-    """The docstring step by step, trying every set of linears."""
+    """Follow the docstring step by step, trying every set of linears."""
     steps = [[rows * columns // 8 for rows, columns in shapes] for shapes in blocks]
     sizes = [8 * sum(of_block) for of_block in steps]
     budget = round(target * sum(sizes))
-    wanted = [round(8 * rate, 6) for rate in bounded(rates, sizes, budget)]
+    wanted = [round(8 * rate, 6) for rate in water_filled(rates, sizes, budget)]
     numbers = [math.floor(number) for number in wanted]
     missing = budget - sum(number * sum(of_block) for number, of_block in zip(numbers, steps, strict=True))
     up, down = [], []
@@ -322,7 +290,7 @@ def test_deeper_blocks_with_higher_rates_lose_more() -> None:
     assert plan.total == round(0.625 * layout.prunable)
 
 
-def test_linears_of_a_block_that_are_asked_differently_go_their_own_ways() -> None:
+def test_linears_of_a_block_with_different_rates_get_different_numbers() -> None:
     layout = layout_of(MODEL)
     asked = [3, 6, 5, 3, 4, 7, 1]
     rates = {

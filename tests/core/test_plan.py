@@ -1,4 +1,4 @@
-"""Do plans keep their budget to the weight, whatever the rates, and do they say when they fit no model?"""
+"""Plans meet their budget exactly for any rates, and refuse other models."""
 
 import math
 import struct
@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from layouts import layout_of, water_filled
 
-from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
+from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.plan import (
     Plan,
     PlanError,
@@ -31,21 +32,9 @@ ANY_RATE = st.one_of(
 SIXTYFOURTHS = st.integers(-64, 128).map(lambda count: count / 64)
 
 
-def layout_of(shapes: Shapes) -> Layout:
-    """Linears of the given [rows, columns], two in a block; who reads whom does not matter here."""
-    return Layout(
-        tuple(
-            LinearSpec(
-                linear=Linear(index // 2, f"linear{index % 2}"),
-                rows=rows,
-                columns=columns,
-                reads=Group(index // 2, index % 2),
-                consumer=None,
-                sources=None,
-            )
-            for index, (rows, columns) in enumerate(shapes)
-        )
-    )
+def in_pairs(shapes: Shapes) -> Layout:
+    """Linears of these [rows, columns], two in a block."""
+    return layout_of([shapes[start : start + 2] for start in range(0, len(shapes), 2)])
 
 
 def rates_of(layout: Layout, values: list[list[float]]) -> Rates:
@@ -65,22 +54,6 @@ def shapes_and_rates(draw: st.DrawFn, rate: st.SearchStrategy[float]) -> tuple[S
     return shapes, [draw(st.lists(rate, min_size=rows, max_size=rows)) for rows, _ in shapes]
 
 
-def bisected(rates: list[float], sizes: list[float], total: float) -> list[float]:
-    """What `water_level` promises, by halving an interval of offsets."""
-
-    def at(offset: float) -> list[float]:
-        return [min(1.0, max(0.0, rate + offset)) for rate in rates]
-
-    low, high = -max(rates), 1 - min(rates)
-    for _ in range(200):
-        middle = (low + high) / 2
-        if sum(rate * size for rate, size in zip(at(middle), sizes, strict=True)) > total:
-            high = middle
-        else:
-            low = middle
-    return at(low)
-
-
 # -- the exact budget
 
 
@@ -89,7 +62,7 @@ def test_an_exact_plan_removes_the_target_to_the_weight_and_fits(
     case: tuple[Shapes, list[list[float]]], target: float
 ) -> None:
     shapes, values = case
-    layout = layout_of(shapes)
+    layout = in_pairs(shapes)
     plan = exact_plan(layout, rates_of(layout, values), target=target)
     wanted = round(target * sum(rows * columns for rows, columns in shapes))
     assert plan.total == wanted, (plan.total, wanted, lists(plan))
@@ -105,7 +78,7 @@ def test_an_exact_plan_removes_the_target_to_the_weight_and_fits(
 @given(case=shapes_and_rates(ANY_RATE))
 def test_nothing_and_everything_are_targets(case: tuple[Shapes, list[list[float]]], target: float) -> None:
     shapes, values = case
-    layout = layout_of(shapes)
+    layout = in_pairs(shapes)
     plan = exact_plan(layout, rates_of(layout, values), target=target)
     for spec in layout:
         assert plan.removed[spec.linear].tolist() == [int(target) * spec.columns] * spec.rows
@@ -114,7 +87,7 @@ def test_nothing_and_everything_are_targets(case: tuple[Shapes, list[list[float]
 @given(st.data())
 def test_rates_that_are_whole_counts_already_are_kept(data: st.DataObject) -> None:
     shapes = data.draw(st.lists(st.tuples(st.integers(1, 7), st.integers(1, 40)), min_size=1, max_size=5))
-    layout = layout_of(shapes)
+    layout = in_pairs(shapes)
     counts = [data.draw(st.lists(st.integers(0, columns), min_size=rows, max_size=rows)) for rows, columns in shapes]
     rates = rates_of(
         layout, [[count / columns for count in row] for row, (_, columns) in zip(counts, shapes, strict=True)]
@@ -128,15 +101,15 @@ def test_linears_and_rows_get_their_water_filled_share_within_one_weight(
     case: tuple[Shapes, list[list[float]]], target: float
 ) -> None:
     shapes, values = case
-    layout = layout_of(shapes)
+    layout = in_pairs(shapes)
     plan = exact_plan(layout, rates_of(layout, values), target=target)
     means = [sum(row) / len(row) for row in values]
     sizes = [float(rows * columns) for rows, columns in shapes]
-    shares = bisected(means, sizes, round(target * sum(sizes)))
+    shares = water_filled(means, sizes, round(target * sum(sizes)))
     for spec, share, size, row_values in zip(layout, shares, sizes, values, strict=True):
         counts = plan.removed[spec.linear].tolist()
         assert abs(sum(counts) - share * size) < 1 + 1e-3, (spec.linear, counts, share * size)
-        row_shares = bisected(row_values, [float(spec.columns)] * spec.rows, sum(counts))
+        row_shares = water_filled(row_values, [float(spec.columns)] * spec.rows, sum(counts))
         for count, row_share in zip(counts, row_shares, strict=True):
             assert abs(count - row_share * spec.columns) < 1 + 1e-3, (spec.linear, counts, row_shares)
 
@@ -146,7 +119,7 @@ def test_a_constant_added_to_all_rates_changes_nothing(
     case: tuple[Shapes, list[list[float]]], shift: float, target: float
 ) -> None:
     shapes, values = case
-    layout = layout_of(shapes)
+    layout = in_pairs(shapes)
     rates = rates_of(layout, values)
     shifted = {linear: row_rates + shift for linear, row_rates in rates.items()}
     plan, other = (exact_plan(layout, given_rates, target=target) for given_rates in (rates, shifted))
@@ -155,21 +128,21 @@ def test_a_constant_added_to_all_rates_changes_nothing(
 
 
 def test_of_equal_rows_the_earlier_loses_the_weight_that_is_over() -> None:
-    layout = layout_of([(4, 5), (4, 5)])
+    layout = in_pairs([(4, 5), (4, 5)])
     plan = exact_plan(layout, uniform_rates(layout, lambda _: 0.5), target=0.525)
     assert list(lists(plan).values()) == [[3, 3, 3, 2], [3, 3, 2, 2]]
 
 
 def test_rates_already_at_their_bounds_are_moved_off_them() -> None:
     """No rate lies strictly between the bounds, so the first Newton step has no slope to follow."""
-    layout = layout_of([(2, 4), (2, 4)])
+    layout = in_pairs([(2, 4), (2, 4)])
     rates = rates_of(layout, [[0.0, 0.0], [1.0, 1.0]])
     assert list(lists(exact_plan(layout, rates, target=0.25)).values()) == [[0, 0], [2, 2]]
     assert list(lists(exact_plan(layout, rates, target=0.75)).values()) == [[2, 2], [4, 4]]
 
 
 def test_uniform_rates_are_one_rate_for_all_rows_of_a_block() -> None:
-    rates = uniform_rates(layout_of([(2, 4), (3, 4), (1, 4)]), lambda block: 0.25 + block / 2)
+    rates = uniform_rates(in_pairs([(2, 4), (3, 4), (1, 4)]), lambda block: 0.25 + block / 2)
     assert [row.tolist() for row in rates.values()] == [[0.25] * 2, [0.25] * 3, [0.75]]
 
 
@@ -182,7 +155,7 @@ def test_the_water_level_is_the_one_that_bisection_finds(items: list[tuple[float
     sizes = [float(size) for _, size in items]
     total = share * sum(sizes)
     found = water_level(torch.tensor(rates, dtype=torch.float64), torch.tensor(sizes, dtype=torch.float64), total)
-    wanted = bisected(rates, sizes, total)
+    wanted = water_filled(rates, sizes, total)
     for rate, oracle, size in zip(found.tolist(), wanted, sizes, strict=True):
         assert 0 <= rate <= 1
         assert rate * size == pytest.approx(oracle * size, abs=1e-4), (found, wanted)
@@ -214,7 +187,7 @@ def test_noise_of_the_last_bits_decides_no_remainder() -> None:
 @given(shapes_and_rates(st.floats(0, 1)))
 def test_floors_are_the_floors_of_plain_floats(case: tuple[Shapes, list[list[float]]]) -> None:
     shapes, values = case
-    layout = layout_of(shapes)
+    layout = in_pairs(shapes)
     rates = rates_of(layout, values)
     removed = [[math.floor(columns * rate) for rate in row] for row, (_, columns) in zip(values, shapes, strict=True)]
     kept = [
@@ -233,7 +206,7 @@ def test_floors_are_the_floors_of_plain_floats(case: tuple[Shapes, list[list[flo
 
 
 def test_the_two_floors_differ_by_one_weight_where_the_product_is_not_whole() -> None:
-    layout = layout_of([(2, 8)])
+    layout = in_pairs([(2, 8)])
     rates = rates_of(layout, [[0.5, 0.6]])
     assert list(lists(floored_plan(layout, rates, floor_kept=False)).values()) == [[4, 4]]
     assert list(lists(floored_plan(layout, rates, floor_kept=True)).values()) == [[4, 5]]
@@ -274,7 +247,7 @@ def test_the_total_is_the_sum_of_all_counts() -> None:
 
 
 def test_a_plan_that_fits_its_model_passes() -> None:
-    plan_of({Linear(0, "linear0"): [0, 4], Linear(0, "linear1"): [2]}).check(layout_of([(2, 4), (1, 3)]))
+    plan_of({Linear(0, "linear0"): [0, 4], Linear(0, "linear1"): [2]}).check(in_pairs([(2, 4), (1, 3)]))
 
 
 @pytest.mark.parametrize(
@@ -290,4 +263,4 @@ def test_a_plan_that_fits_its_model_passes() -> None:
 )
 def test_a_plan_for_another_model_is_refused(counts: dict[Linear, list[int]], message: str) -> None:
     with pytest.raises(PlanError, match=message):
-        plan_of(counts).check(layout_of([(2, 4), (1, 3)]))
+        plan_of(counts).check(in_pairs([(2, 4), (1, 3)]))

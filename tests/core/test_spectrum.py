@@ -1,4 +1,4 @@
-"""Is the exponent of a spectrum's tail what its formula says, cut-off by cut-off?"""
+"""The exponent of a spectrum's tail equals its formula at every cut-off."""
 
 import math
 

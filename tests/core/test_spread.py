@@ -1,4 +1,4 @@
-"""Do spread levels have the width and the mean that they are asked for?"""
+"""Spread values have the requested width and mean."""
 
 import itertools
 import math
@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.spread import SCHEDULES, block_schedule, spread
 
 LEVELS = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=12)
@@ -122,5 +123,5 @@ def test_a_single_block_gets_the_mean(kind: str, lam: float, mean: float) -> Non
 
 
 def test_an_unknown_schedule_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^--schedule: unknown name 'cosine', expected one of: linear, exp, log$"):
+    with pytest.raises(BadInput, match=r"^--schedule: unknown name 'cosine', expected one of: linear, exp, log$"):
         block_schedule("cosine", 4, lam=0.1, mean=0.7)

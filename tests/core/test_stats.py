@@ -1,4 +1,4 @@
-"""Are input statistics the norms they say, however the text is cut into chunks?"""
+"""Input statistics give their norms, however the text is divided into chunks."""
 
 import math
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""Are TRIM's row rates those of the formula on the tokens, exact, bounded and never worse than the start?"""
+"""TRIM's row rates equal the formula on the tokens, and are exact, bounded and never worse than the start."""
 
 import math
 
@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.masks import rank_rows
 from neuronal_ray.core.plan import exact_plan
@@ -136,7 +137,7 @@ def test_the_rates_are_those_of_the_formula_on_the_tokens(seed: int, rate: float
 
 
 @pytest.mark.parametrize("seed", [0, 7])
-def test_steps_past_both_bounds_are_cut_off_before_the_shift_to_the_mean(seed: int) -> None:
+def test_steps_past_both_bounds_are_bounded_before_the_shift_to_the_mean(seed: int) -> None:
     case = Case(seed, rate=0.6)
     found = case.trim(widths=[0.6], reversed_widths=[0.6], iterations=3)
     assert case.counts(found).tolist() == literal_trim(case, [0.6], [0.6], 3)
@@ -265,7 +266,7 @@ def test_half_precision_weights_are_judged_in_float32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given_settings", "said"),
+    ("given_settings", "message"),
     [
         ({"widths": (0.1, 0.0)}, "widths"),
         ({"reversed_widths": (-0.1,)}, "widths"),
@@ -274,8 +275,8 @@ def test_half_precision_weights_are_judged_in_float32() -> None:
         ({"highest": 1.1}, "highest is 1.1"),
     ],
 )
-def test_bad_settings_are_refused(given_settings: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_bad_settings_are_refused(given_settings: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
         Case(0).trim(**given_settings)
 
 
@@ -283,5 +284,5 @@ def test_bad_settings_are_refused(given_settings: dict[str, object], said: str) 
 def test_inputs_that_are_not_finite_are_refused(value: float) -> None:
     case = Case(0)
     case.gram[3, 3] = value
-    with pytest.raises(ValueError, match="NaN or infinite activations"):
+    with pytest.raises(BadInput, match="NaN or infinite activations"):
         case.trim()

@@ -1,4 +1,4 @@
-"""Which token sequences is a model calibrated on?"""
+"""Calibration sequences equal the draws of the published data loaders."""
 
 import json
 import random
@@ -17,6 +17,7 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 
 import neuronal_ray.data.calibration
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.data.calibration import calibration_tokens
 
 VOCABULARY = 256
@@ -29,7 +30,7 @@ def encode(text: str) -> list[int]:
 
 
 def wanda_document_draw(documents: list[str], samples: int, length: int, seed: int) -> list[list[int]]:
-    """The C4 draw in the words of the specification, on a seeded global-style generator of its own."""
+    """Draw as the released code does for C4, from a seeded generator."""
     source = random.Random(seed)
     drawn = []
     for _ in range(samples):
@@ -43,7 +44,7 @@ def wanda_document_draw(documents: list[str], samples: int, length: int, seed: i
 
 
 def wanda_running_draw(text: str, samples: int, length: int, seed: int) -> list[list[int]]:
-    """The WikiText-2 draw: the text tokenized once, one start for each sample."""
+    """Draw as the released code does for WikiText-2: one text, and one start for each sample."""
     source = random.Random(seed)
     tokens = encode(text)
     starts = [source.randint(0, len(tokens) - length - 1) for _ in range(samples)]
@@ -65,7 +66,7 @@ def draw(
 
 
 def message_of(function: Callable[[], object], *expected: str) -> None:
-    with pytest.raises(ValueError, match="--calibration") as caught:
+    with pytest.raises(BadInput, match="--calibration") as caught:
         function()
     message = str(caught.value)
     assert len(message.splitlines()) == 1, message

@@ -1,4 +1,4 @@
-"""What text does a source name stand for?"""
+"""Each source has its text, and unusable sources are refused."""
 
 import gzip
 import json
@@ -13,6 +13,7 @@ import pytest
 from pyarrow import parquet
 
 import neuronal_ray.data.text
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.data.text import (
     HUB,
     NAMES,
@@ -34,7 +35,7 @@ def read_all(documents: Documents) -> list[str]:
 
 
 def message_of(function: Callable[[], object]) -> str:
-    with pytest.raises(ValueError, match=FLAG) as caught:
+    with pytest.raises(BadInput, match=FLAG) as caught:
         function()
     message = str(caught.value)
     assert len(message.splitlines()) == 1, message
@@ -79,7 +80,7 @@ def test_names_are_known(name: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["c5", "C4", "", "text.csv", "text.txt.gz", "folder/", ".txt", "a\nb"])
-def test_an_unknown_source_is_answered_with_the_list(source: str) -> None:
+def test_an_unknown_source_is_refused_with_the_list(source: str) -> None:
     message = message_of(lambda: check_source(source, flag=FLAG))
     for expected in [repr(source), *NAMES, ".txt", ".jsonl", ".parquet", ".safetensors"]:
         assert expected in message, message
@@ -243,7 +244,7 @@ class TestBadParquet:
 
 
 class FakeHub:
-    """Answers as the hub's three data sets would, and writes down what was asked for."""
+    """Returns rows as the hub's three data sets would, and records the requests."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[tuple[object, ...], dict[str, object]]] = []

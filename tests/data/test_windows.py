@@ -1,4 +1,4 @@
-"""Which token windows is perplexity measured on?"""
+"""Evaluation windows are consecutive and complete."""
 
 import json
 import logging
@@ -15,6 +15,7 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 
 import neuronal_ray.data.windows
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.data.windows import evaluation_name, evaluation_windows
 
 VOCABULARY = 256
@@ -43,7 +44,7 @@ def evaluate(
 
 
 def message_of(function: Callable[[], object], *expected: str) -> None:
-    with pytest.raises(ValueError, match="--evaluate") as caught:
+    with pytest.raises(BadInput, match="--evaluate") as caught:
         function()
     message = str(caught.value)
     assert len(message.splitlines()) == 1, message
@@ -61,7 +62,7 @@ def write_tokens(path: Path, tokens: torch.Tensor) -> str:
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(min_size=1), length=st.integers(1, 9))
-def test_a_text_is_tokenized_once_and_cut(tmp_path: Path, text: str, length: int) -> None:
+def test_a_text_is_tokenized_once_and_divided_into_windows(tmp_path: Path, text: str, length: int) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode())
     calls: list[str] = []
@@ -99,7 +100,7 @@ def test_builtin_is_the_package_s_evaluation_text() -> None:
 
 
 @pytest.mark.parametrize(("source", "column", "separator"), [("wikitext2", "text", "\n\n"), ("ptb", "sentence", " ")])
-def test_hub_test_splits_are_joined_and_cut(
+def test_hub_test_splits_are_joined_and_divided_into_windows(
     monkeypatch: pytest.MonkeyPatch, source: str, column: str, separator: str
 ) -> None:
     def load_dataset(*arguments: object, split: str, **keywords: object) -> datasets.Dataset:
@@ -180,7 +181,9 @@ def test_token_rows_are_the_windows(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert caplog.messages == []
 
 
-def test_the_length_of_token_rows_wins_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_length_of_token_rows_takes_precedence_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tokens = torch.arange(40).view(4, 10)
     source = write_tokens(tmp_path / "a.safetensors", tokens)
     with caplog.at_level(logging.WARNING):

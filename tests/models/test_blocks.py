@@ -1,4 +1,4 @@
-"""Is a model taken apart and put together again the same model, bit for bit, whatever its family?"""
+"""A model run block by block equals the model's own forward, bit for bit, for every family."""
 
 from collections.abc import Callable
 
@@ -66,7 +66,7 @@ def logits_of(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def patched(stream: Stream) -> list[int]:
-    """The blocks whose forward is not their class's."""
+    """Return the blocks whose forward is not their class's."""
     return [index for index, block in enumerate(stream.blocks) if "forward" in vars(block)]
 
 
@@ -117,7 +117,7 @@ def test_another_last_block_gives_other_logits(stream: Stream) -> None:
 
 
 def test_the_sliding_window_takes_effect(make_model: MakeModel) -> None:
-    """Were it not to, the replay would say nothing about it."""
+    """Otherwise the replay would not test it."""
     windowed, wide = make_model("mistral"), make_model("mistral", sliding_window=None)
     assert not torch.equal(logits_of(windowed, text(1)), logits_of(wide, text(1)))
 

@@ -1,4 +1,4 @@
-"""Is the built-in model a real language model, and is its evaluation text unseen?"""
+"""The built-in model is a real language model, and its evaluation text is unseen."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Do experts in 3-D parameters behave as linears of their own, without changing the model they belong to?"""
+"""Experts in 3-D parameters behave as linears of their own, without changing their model."""
 
 import copy
 from collections.abc import Callable
@@ -10,7 +10,8 @@ from torch.func import functional_call
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from neuronal_ray.models.blocks import Stream, UnsupportedModel, find_linears, is_transposed, set_weight, weight_of
+from neuronal_ray.cli.errors import UnsupportedModel
+from neuronal_ray.models.blocks import Stream, find_linears, is_transposed, set_weight, weight_of
 from neuronal_ray.models.experts import Expert, experts_of, split_experts, stack_name
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,13 +34,13 @@ def logits_of(model: PreTrainedModel) -> torch.Tensor:
 
 
 def experts_module(stream: Stream) -> nn.Module:
-    """The experts' module of block 1."""
+    """Return the experts' module of block 1."""
     (found,) = (module for module in stream.blocks[1].modules() if experts_of(module))
     return found
 
 
 def experts_in(stream: Stream) -> dict[str, Expert]:
-    """The linears of experts in block 1, by path."""
+    """Return the linears of experts in block 1, by path."""
     return {path: module for path, module in find_linears(stream.blocks[1]).items() if isinstance(module, Expert)}
 
 
@@ -142,7 +143,7 @@ def test_parameters_stay_the_models_own(moe_family: str, stream: Stream, make_mo
         assert names(stream.model) == names(untouched)
 
 
-def test_what_is_split_is_not_split_again(stream: Stream) -> None:
+def test_split_experts_are_not_split_again(stream: Stream) -> None:
     before = experts_in(stream)
     split_experts(stream.model, stream.blocks)
     assert all(linear is before[path] for path, linear in experts_in(stream).items())
@@ -181,7 +182,7 @@ class Stack(nn.Module):
 
 
 def refusal(model: PreTrainedModel, stack: nn.Module) -> str:
-    """The one line with which a LLaMA whose feed-forward is `stack` is refused."""
+    """Return the one line with which a LLaMA whose feed-forward is `stack` is refused."""
     for block in model.model.layers:
         block.mlp = stack
     with pytest.raises(UnsupportedModel, match=r"^--model: ") as error:

@@ -1,4 +1,4 @@
-"""Is a waiting activation the tensor that it stands for, whatever is done with it, and its product one kernel's?"""
+"""A lazy activation behaves as the tensor that it stands for, and its product uses the kernel."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN
 
 from neuronal_ray.core.kernels.gate import gated_reference
 from neuronal_ray.models import fused_gates as gates
-from neuronal_ray.models.fused_gates import Waiting, is_silu
+from neuronal_ray.models.fused_gates import LazySilu, is_silu
 
 SOURCE = torch.Generator().manual_seed(0)
 INPUTS, VALUES = (torch.randn(2, 3, 4, generator=SOURCE) for _ in range(2))
@@ -18,7 +18,7 @@ WEIGHT = torch.randn(5, 4, generator=SOURCE)
 
 
 @pytest.mark.parametrize("name", ["silu", "swish"])
-def test_the_activation_is_seen_on_its_values(name: str) -> None:
+def test_the_activation_is_recognized_by_its_values(name: str) -> None:
     assert is_silu(ACT2FN[name])
 
 
@@ -34,13 +34,13 @@ def test_the_activation_is_seen_on_its_values(name: str) -> None:
     ],
     ids=lambda module: type(module).__name__,
 )
-def test_nothing_else_is(module: nn.Module) -> None:
+def test_no_other_activation_is_recognized(module: nn.Module) -> None:
     assert not is_silu(module)
 
 
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of products that a kernel was asked for; on this device the definition takes its place."""
+    """Replace the kernel by its definition on this device; list the shapes of the products that it computes."""
     asked: list[tuple[int, ...]] = []
 
     def gated(one: Tensor, other: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ PRODUCTS: list[Callable[[Tensor], Tensor]] = [
 
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_a_product_is_the_kernels(product: Callable[[Tensor], Tensor], products: list[tuple[int, ...]]) -> None:
-    found = product(Waiting(INPUTS))
+    found = product(LazySilu(INPUTS))
     assert torch.equal(found, product(F.silu(INPUTS)))
     assert products == [(2, 3, 4)]
 
@@ -89,8 +89,8 @@ def test_a_product_is_the_kernels(product: Callable[[Tensor], Tensor], products:
         lambda opened: torch.tensor([opened.dim(), *opened.shape]),
     ],
 )
-def test_all_else_has_the_tensor(use: Callable[[Tensor], Tensor], products: list[tuple[int, ...]]) -> None:
-    assert torch.equal(use(Waiting(INPUTS)), use(F.silu(INPUTS)))
+def test_any_other_use_sees_the_tensor(use: Callable[[Tensor], Tensor], products: list[tuple[int, ...]]) -> None:
+    assert torch.equal(use(LazySilu(INPUTS)), use(F.silu(INPUTS)))
     assert not products
 
 
@@ -98,7 +98,7 @@ def test_it_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     own = F.silu
     monkeypatch.setattr(gates.F, "silu", lambda inputs: calls.append(1) or own(inputs))
-    waiting = Waiting(INPUTS)
+    waiting = LazySilu(INPUTS)
     assert not calls
     assert torch.equal(waiting + 1, waiting.add(1))
     assert calls == [1]
@@ -106,7 +106,7 @@ def test_it_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_its_gradient_is_silus() -> None:
     inputs = INPUTS.clone().requires_grad_()
-    (Waiting(inputs) * VALUES).sum().backward()
+    (LazySilu(inputs) * VALUES).sum().backward()
     expected = INPUTS.clone().requires_grad_()
     (F.silu(expected) * VALUES).sum().backward()
     assert torch.equal(inputs.grad, expected.grad)

@@ -1,4 +1,4 @@
-"""Is a kernel put in the place of what it computes and of nothing else, in every family?"""
+"""A kernel replaces exactly the modules that compute the same, in every family."""
 
 from collections.abc import Callable
 
@@ -39,7 +39,7 @@ UNTURNED = {
 
 @pytest.fixture
 def kernels_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """References in the kernels' place, on this device too; which were called."""
+    """Replace the kernels by their references on this device; list those that were called."""
     called: list[str] = []
 
     def rms_norm(inputs: torch.Tensor, weight: torch.Tensor, form: RmsNorm) -> torch.Tensor:
@@ -107,7 +107,7 @@ def test_another_model_of_the_family_is_left_alone(make_model: MakeModel, kernel
 
 
 class Scaled(nn.Module):
-    """A normalization that nobody has seen: by the mean of the magnitudes."""
+    """A normalization that no kernel computes: by the mean of the magnitudes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,12 +118,12 @@ class Scaled(nn.Module):
 
 
 @pytest.mark.parametrize("module", [Scaled(), nn.LayerNorm(8), nn.LayerNorm(8, bias=False), nn.Linear(8, 1), nn.SiLU()])
-def test_what_is_something_else_stays(module: nn.Module) -> None:
+def test_other_modules_stay(module: nn.Module) -> None:
     assert fused.norm_form(module) is None
 
 
 class PlusOne(nn.Module):
-    """A form by hand, with another number beside its epsilon."""
+    """One form, with another float attribute next to its epsilon."""
 
     def __init__(self) -> None:
         super().__init__()

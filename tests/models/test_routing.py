@@ -1,4 +1,4 @@
-"""Are experts told from other lists, and does one that was hit stand for those that were not?"""
+"""Experts are distinguished from other lists, and one that received tokens is traced for all."""
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ def feed_forward() -> nn.Module:
 
 
 def block() -> nn.ModuleDict:
-    """A block with attention, three experts and a list of two unlike linears."""
+    """Make a block with attention, three experts and a list of two linears of different shapes."""
     return nn.ModuleDict(
         {
             "attention": nn.Linear(4, 4),
@@ -28,7 +28,7 @@ def linears_of(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def routing(module: nn.Module, **seen: int) -> Routing:
-    """The routing of a run in which the linears saw so many tokens, in this order; "__" stands for a dot."""
+    """Return the routing of a run in which the linears saw these numbers of tokens, in order; "__" is a dot."""
     named = {path.replace("__", "."): count for path, count in seen.items()}
     return Routing(module, linears_of(module), seen=named, tokens=TOKENS)
 

@@ -1,4 +1,4 @@
-"""Is a random checkpoint what transformers would have saved, whatever its files, and never whole in memory?"""
+"""A random checkpoint equals what transformers would have saved, for any file size, and is never whole in memory."""
 
 import shutil
 import subprocess
@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint
 from neuronal_ray.models.synthetic import empty_llama, write_random_llama
 
@@ -22,7 +23,7 @@ CONFIG = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 32,
 }
-PART_BYTES = 2 * 64 * 320 + 1000  # the embedding and little else
+FILE_BYTES = 2 * 64 * 320 + 1000  # the embedding and little else
 
 
 def tensors_of(path: Path) -> dict[str, torch.Tensor]:
@@ -31,7 +32,7 @@ def tensors_of(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_it_has_the_tensors_that_transformers_expects(tmp_path: Path) -> None:
-    write_random_llama(tmp_path / "model", CONFIG, dtype=torch.bfloat16, part_bytes=PART_BYTES)
+    write_random_llama(tmp_path / "model", CONFIG, dtype=torch.bfloat16, file_bytes=FILE_BYTES)
     stored = tensors_of(tmp_path / "model")
     expected = empty_llama(**CONFIG).state_dict()
     assert {name: tensor.shape for name, tensor in stored.items()} == {name: t.shape for name, t in expected.items()}
@@ -58,11 +59,11 @@ def test_weights_are_normal_and_norms_are_one(tmp_path: Path) -> None:
 
 def test_the_content_does_not_depend_on_the_files(tmp_path: Path) -> None:
     write_random_llama(tmp_path / "one", CONFIG, dtype=torch.bfloat16)
-    write_random_llama(tmp_path / "many", CONFIG, dtype=torch.bfloat16, part_bytes=PART_BYTES)
+    write_random_llama(tmp_path / "many", CONFIG, dtype=torch.bfloat16, file_bytes=FILE_BYTES)
     one, many = (open_checkpoint(tmp_path / name) for name in ("one", "many"))
     assert len(one.files) == 1
     assert len(many.files) > 3
-    assert all(file.stat().st_size < PART_BYTES + 4096 for file in many.files)
+    assert all(file.stat().st_size < FILE_BYTES + 4096 for file in many.files)
     content = [tensors_of(path) for path in (tmp_path / "one", tmp_path / "many")]
     assert set(content[0]) == set(content[1])
     assert all(torch.equal(content[0][name], content[1][name]) for name in content[0])
@@ -73,7 +74,7 @@ def test_the_content_does_not_depend_on_the_files(tmp_path: Path) -> None:
 def test_a_disk_without_room_is_refused_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40 - 2**20, 2**20))
-    with pytest.raises(ValueError, match=r"--checkpoints: the model.s files take .* 0\.0 GiB free; name"):
+    with pytest.raises(BadInput, match=r"--checkpoints: the model.s files take .* 0\.0 GiB free; name"):
         write_random_llama(tmp_path / "model", CONFIG, dtype=torch.bfloat16)
     assert not list(tmp_path.iterdir())
 

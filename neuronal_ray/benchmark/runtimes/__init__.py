@@ -41,7 +41,7 @@ class Runtime:
 
 
 _TORCH, _ONNX, _OPENVINO = (
-    "neuronal_ray.models.generation",
+    "neuronal_ray.benchmark.runtimes.pytorch",
     "neuronal_ray.benchmark.runtimes.ort",
     "neuronal_ray.benchmark.runtimes.ov",
 )

@@ -1,1 +1,1 @@
-"""What is done for every weight or activation, in search and inference: each file has a fast form and its reference."""
+"""Kernels for the operations on every weight or activation, in C, Triton or torch, each next to its reference."""

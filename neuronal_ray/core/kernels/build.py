@@ -1,6 +1,6 @@
-"""From C to functions: compiled on first use by the system's compiler, kept under the user's cache directory.
+"""The C kernels: compiled on first use by the system's compiler, and cached in the user's cache directory.
 
-To be called after torch was imported, whose OpenMP they then share.
+Load them after importing torch, so that they share its OpenMP.
 """
 
 import ctypes
@@ -20,13 +20,12 @@ _EVERYWHERE = ("-O3", "-fopenmp", "-shared", "-fPIC")
 
 @dataclass(frozen=True)
 class _Source:
-    """A C file beside this one."""
+    """A C file in this directory; `functions` holds the argument types of its functions that return nothing."""
 
     name: str
     flags: tuple[str, ...]
     title: str
     functions: Mapping[str, tuple[type, ...]]
-    """What those that return nothing take."""
 
     @property
     def path(self) -> Path:
@@ -47,19 +46,19 @@ _PACKED = _Source(
 _PASSES = _Source(
     "passes",
     ("-ffp-contract=off",),
-    "the kernel of cuts and squares",
+    "the kernel of masks and squares",
     {f"cut_{weight}_{rank}": _CUT for weight in (16, 32) for rank in (16, 32)}
     | {f"squares_{kind}": _SQUARES for kind in ("bf16", "f32")},
 )
 
 
 class KernelUnavailable(RuntimeError):
-    """No compiler, or a processor without the instructions; the message says which."""
+    """There is no compiler, or the processor lacks instructions; the message says which."""
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled functions of packed.c. Raises KernelUnavailable."""
+    """Return the compiled functions of packed.c. Raises KernelUnavailable."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise KernelUnavailable(f"{_PACKED.title} is for Linux on x86-64, this is {platform.platform(terse=True)}")
     loaded = _loaded(_PACKED)
@@ -70,7 +69,7 @@ def library() -> ctypes.CDLL:
 
 @functools.cache
 def passes() -> ctypes.CDLL | None:
-    """Those of passes.c; None where nothing can compile them."""
+    """Return the compiled functions of passes.c, None where they cannot be compiled."""
     try:
         return _loaded(_PASSES)
     except KernelUnavailable:
@@ -78,8 +77,8 @@ def passes() -> ctypes.CDLL | None:
 
 
 def _loaded(source: _Source) -> ctypes.CDLL:
-    found = [shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")]
-    compiler = next((path for path in found if path is not None), None)
+    compilers = [shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")]
+    compiler = next((path for path in compilers if path is not None), None)
     if compiler is None:
         raise KernelUnavailable(f"{source.title} needs a C compiler: install gcc or set CC")
     file = _cache() / f"{source.name}-{_digest(compiler, source)}.so"
@@ -100,14 +99,14 @@ def _cache() -> Path:
 
 
 def _digest(compiler: str, source: _Source) -> str:
-    """Another source, compiler or set of flags is another file."""
+    """Hash the source, the compiler's version and the flags."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     flags = " ".join((*_EVERYWHERE, *source.flags))
     return hashlib.sha256(source.path.read_bytes() + version + flags.encode()).hexdigest()[:16]
 
 
 def _compile(compiler: str, source: _Source, file: Path) -> None:
-    """Write `file`, whole or not at all."""
+    """Write `file` atomically."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:

@@ -1,4 +1,4 @@
-"""Which tensors can a Triton kernel have?"""
+"""Checks of whether Triton kernels can run on given tensors."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -8,9 +8,7 @@ from torch import Tensor
 
 
 def for_triton(*tensors: Tensor) -> bool:
-    """Whether all are on a GPU, Triton is here (torch brings it where it was built for a GPU), and nobody wants
-    gradients of them.
-    """
+    """Return whether all tensors are on a GPU and need no gradients, and Triton is installed (GPU builds of torch)."""
     return (
         all(tensor.device.type == "cuda" for tensor in tensors)
         and _has_triton()
@@ -19,7 +17,10 @@ def for_triton(*tensors: Tensor) -> bool:
 
 
 def floats_for_triton(*tensors: Tensor) -> bool:
-    """`for_triton` of tensors of one floating-point type that the kernels compute with in float32."""
+    """Return `for_triton` for tensors that share one floating-point type, other than float64.
+
+    The kernels compute in float32.
+    """
     return for_triton(*tensors) and len({tensor.dtype for tensor in tensors}) == 1 and tensors[0].dtype != torch.float64
 
 

@@ -1,7 +1,7 @@
-"""A gate's product, silu(gates) * values (SwiGLU; Shazeer, 2020), between the linears of most models' MLP.
+"""The product silu(gates) * values (SwiGLU; Shazeer, 2020) in the MLP of most models.
 
-Written out in torch it is five passes over the widest activations of a block; on a GPU one pass of a Triton kernel
-reads both and writes the product.
+In torch's operations it takes five passes over the widest activations of a block. On a GPU one pass of a Triton kernel
+reads both tensors and writes the product.
 """
 
 import torch
@@ -15,12 +15,12 @@ from neuronal_ray.core.kernels.dispatch import floats_for_triton
 def gated_reference(
     gates: Float[Tensor, "*tokens columns"], values: Float[Tensor, "*tokens columns"]
 ) -> Float[Tensor, "*tokens columns"]:
-    """The definition: rounded to the dtype before the product as well as after it."""
+    """Define `gated`: round to the dtype both before and after the product."""
     return F.silu(gates) * values
 
 
 def takes(gates: Tensor, values: Tensor) -> bool:
-    """Whether `gated` has a kernel for these, whose gradients nobody wants."""
+    """Return whether `gated` supports these tensors, which must need no gradients."""
     return (
         floats_for_triton(gates, values)
         and gates.shape == values.shape
@@ -33,7 +33,7 @@ def takes(gates: Tensor, values: Tensor) -> bool:
 def gated(
     gates: Float[Tensor, "*tokens columns"], values: Float[Tensor, "*tokens columns"]
 ) -> Float[Tensor, "*tokens columns"]:
-    """`gated_reference` but for the last bit of an exponential, of what `takes` takes."""
+    """Compute `gated_reference`, up to the last bit of an exponential, of tensors that `takes` accepts."""
     from neuronal_ray.core.kernels.triton_gate import triton_gated
 
     out = torch.empty(gates.shape, dtype=gates.dtype, device=gates.device)

@@ -1,5 +1,4 @@
-"""Memory for large tensors on a CPU: kept when it is freed, since taking it anew costs more than what is done in it; or
-given back, where much was freed for good."""
+"""Freed memory of large CPU tensors: kept by the C library for reuse, or returned to the system."""
 
 import ctypes
 import sys
@@ -10,10 +9,10 @@ _KEPT_BYTES = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Have the C library hand freed memory out again, up to 2 GiB, in place of returning it at once; for this process.
+    """Let glibc keep up to 2 GiB of this process's freed memory for reuse; do nothing with another C library.
 
-    glibc maps every large block anew and unmaps it when it is freed: the kernel then clears its pages at first touch,
-    again and again. Elsewhere nothing is done.
+    By default glibc maps each large block anew and unmaps it when freed, and the system clears all its pages each time,
+    which takes longer than most work on the tensors.
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is not None:
@@ -22,14 +21,14 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Have the C library give memory that is free now back to the system."""
+    """Let glibc return memory that is free now to the system; do nothing with another C library."""
     trim = _of_glibc("malloc_trim")
     if trim is not None:
         trim(0)
 
 
 def _of_glibc(name: str) -> Callable[..., int] | None:
-    """A function of glibc; None elsewhere, musl included."""
+    """Return a function of glibc, None where the C library lacks it (musl included)."""
     if not sys.platform.startswith("linux"):
         return None
     return getattr(ctypes.CDLL(None), name, None)

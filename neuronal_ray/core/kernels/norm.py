@@ -1,6 +1,6 @@
-"""Root mean square normalization (Zhang and Sennrich, 2019) in the forms that transformers has of it.
+"""Root mean square normalization (Zhang and Sennrich, 2019) in the forms used by transformers.
 
-Written out in torch it is six passes over the hidden states; on a GPU one pass of a Triton kernel reads and writes
+In torch's operations it takes six passes over the hidden states. On a GPU one pass of a Triton kernel reads and writes
 them once.
 """
 
@@ -13,13 +13,15 @@ from torch import Tensor
 from neuronal_ray.core.kernels.dispatch import floats_for_triton
 
 _WIDEST = 2**14
-"""Columns: a row is held by one program."""
+"""Most columns that the kernel supports: one program holds a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RmsNorm:
-    """`rounded`: to the inputs' dtype before the weight as well as after it. `plus_one`: the weight is one less than
-    the factor.
+    """One form of the normalization.
+
+    `rounded`: the result is rounded to the inputs' dtype before the product with the weight as well as after it.
+    `plus_one`: the factor is the weight plus 1.
     """
 
     eps: float
@@ -30,7 +32,7 @@ class RmsNorm:
 def rms_norm_reference(
     inputs: Float[Tensor, "*tokens columns"], weight: Float[Tensor, " columns"], form: RmsNorm
 ) -> Float[Tensor, "*tokens columns"]:
-    """The definition."""
+    """Define `rms_norm`."""
     wide = inputs.float()
     normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + form.eps)
     factor = weight.float() + form.plus_one
@@ -40,14 +42,14 @@ def rms_norm_reference(
 
 
 def takes(inputs: Tensor, weight: Tensor) -> bool:
-    """Whether `rms_norm` has a kernel for these, whose gradients nobody wants."""
+    """Return whether `rms_norm` supports these tensors, which must need no gradients."""
     return floats_for_triton(inputs, weight) and inputs.is_contiguous() and inputs.shape[-1] == len(weight) <= _WIDEST
 
 
 def rms_norm(
     inputs: Float[Tensor, "*tokens columns"], weight: Float[Tensor, " columns"], form: RmsNorm
 ) -> Float[Tensor, "*tokens columns"]:
-    """`rms_norm_reference` but for the order of its sum, of what `takes` takes."""
+    """Compute `rms_norm_reference`, up to the order of its sum, of tensors that `takes` accepts."""
     from neuronal_ray.core.kernels.triton_norm import triton_rms_norm
 
     out = torch.empty_like(inputs)

@@ -1,17 +1,17 @@
-/* How is a matrix of bits and non-zero values multiplied by a few vectors, and how is it unpacked?
+/* Product of a matrix of bits and non-zero values with a few vectors, and its unpacking.
  *
- * A row is `words` 32-bit words of bits (column c is bit c % 32 of word c / 32; the last word is filled with zeros) and,
- * from values[starts[row]] on, the values whose bits are set, in the order of the columns. Sixty-four bytes after the
- * last value are read, never used. Inputs are [batch, 32 * words], filled with zeros after the last column.
+ * A row has `words` 32-bit words of bits (column c is bit c % 32 of word c / 32; the last word is padded with zeros). Its
+ * values, those of the set bits in the order of the columns, begin at values[starts[row]]. The 64 bytes after the last
+ * value are read, but not used. Inputs are [batch, 32 * words], padded with zeros after the last column.
  * Products are summed in float32; the sum of a row does not depend on the number of threads.
  */
 #include <immintrin.h>
 #include <stdint.h>
 
-#define MOST 8     /* vectors at a time */
-#define AHEAD 2048 /* bytes of values that are fetched early; bits are a few times fewer */
+#define MOST 8     /* most vectors at a time */
+#define AHEAD 2048 /* prefetch distance of the values in bytes; bits take a few times fewer */
 
-/* Into a register first: expanded from memory, 32 values take several times as long. */
+/* Load into a register first: expanding 32 values from memory takes several times as long. */
 static inline __attribute__((always_inline)) __m512i load(const void *place) {
     __m512i loaded = _mm512_loadu_si512(place);
     __asm__("" : "+v"(loaded));
@@ -108,7 +108,7 @@ void packed_linear_f32(const uint32_t *bits, const float *values, const int64_t 
     for (int64_t row = 0; row < rows; row++) BATCHES(rows_f32)
 }
 
-/* outputs [rows, 32 * words]: the matrix, zeros and all. */
+/* outputs [rows, 32 * words]: the dense matrix. */
 void packed_unpack_bf16(const uint32_t *bits, const uint16_t *values, const int64_t *starts, uint16_t *outputs,
                         int64_t rows, int64_t words, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)

@@ -1,4 +1,4 @@
-"""A sparse matrix as bits and values by rows, its product with a few vectors, and the references for both."""
+"""A sparse matrix packed by rows into bits and values, and its product with a few vectors."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,20 @@ from torch import Tensor
 from neuronal_ray.core.kernels.build import library
 
 WORD = 32
-"""Columns to a word of bits."""
+"""Columns per word of bits."""
 MOST_VECTORS = 8
-"""Vectors that one call multiplies by."""
-_SPARE_BYTES = 64  # read after the last value, never used
+"""Most vectors that one call multiplies."""
+_SPARE_BYTES = 64  # the kernel reads, but does not use, this many bytes after the last value
 _SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 DTYPES = tuple(_SUFFIXES)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedRows:
-    """`bits` of a row's columns, the first in the lowest bit of its first word, padded with zeros to whole words; from
-    `values[starts[row]]` on the values whose bits are set. Some zeros follow the last value.
+    """A matrix without its zeros.
+
+    `bits` has one bit for each column of a row, the first in the lowest bit of the row's first word, padded with zeros
+    to whole words. The values whose bits are set begin at `values[starts[row]]`. Some zeros follow the last value.
     """
 
     columns: int
@@ -31,12 +33,12 @@ class PackedRows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Size in bytes."""
         return self.bits.nbytes + self.values.nbytes + self.starts.nbytes
 
 
 def pack_rows(weight: Float[Tensor, "rows columns"]) -> PackedRows:
-    """`weight`, in bfloat16 or float32 on the CPU, without its zeros."""
+    """Pack `weight`, bfloat16 or float32 on the CPU, without its zeros. Raises ValueError for any other."""
     if weight.dtype not in _SUFFIXES or weight.device.type != "cpu":
         raise ValueError(f"packed matrices are bfloat16 or float32 on the CPU, not {weight.dtype} on {weight.device}")
     columns = weight.shape[1]
@@ -51,7 +53,7 @@ def pack_rows(weight: Float[Tensor, "rows columns"]) -> PackedRows:
 
 
 def multiply(packed: PackedRows, inputs: Float[Tensor, "vectors columns"]) -> Float[Tensor, "vectors rows"]:
-    """`inputs` times the transposed matrix for at most MOST_VECTORS vectors, summed in float32, in the inputs' dtype.
+    """Multiply at most MOST_VECTORS vectors by the transposed matrix, in the inputs' dtype, summed in float32.
 
     Raises KernelUnavailable.
     """
@@ -72,7 +74,7 @@ def multiply(packed: PackedRows, inputs: Float[Tensor, "vectors columns"]) -> Fl
 
 
 def unpack(packed: PackedRows) -> Float[Tensor, "rows columns"]:
-    """The matrix, bit for bit but for the sign of zeros. Raises KernelUnavailable."""
+    """Return the matrix, bit for bit except for the sign of zeros. Raises KernelUnavailable."""
     rows, words = packed.bits.shape
     outputs = torch.empty(rows, words * WORD, dtype=packed.values.dtype)
     getattr(library(), f"packed_unpack_{_SUFFIXES[outputs.dtype]}")(
@@ -85,11 +87,11 @@ def unpack(packed: PackedRows) -> Float[Tensor, "rows columns"]:
 
 
 def reference_unpack(packed: PackedRows) -> Float[Tensor, "rows columns"]:
-    """What `unpack` returns, by torch."""
+    """Define `unpack`, in torch."""
     mask = (packed.bits[:, :, None] >> torch.arange(WORD, dtype=torch.int32) & 1).flatten(1)[:, : packed.columns].bool()
     return torch.zeros(mask.shape, dtype=packed.values.dtype).masked_scatter_(mask, packed.values)
 
 
 def reference_multiply(packed: PackedRows, inputs: Float[Tensor, "vectors columns"]) -> Float[Tensor, "vectors rows"]:
-    """What `multiply` returns but for rounding, by torch in float64."""
+    """Define `multiply` up to rounding, in torch and float64."""
     return (inputs.double() @ reference_unpack(packed).double().T).to(inputs.dtype)

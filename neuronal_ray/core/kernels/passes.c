@@ -1,7 +1,7 @@
-/* What a search on a CPU does for every weight and activation beside its matrix products, in one pass over memory.
+/* Masking of weights and sums of squares of activations, each in one pass over memory, for a search on a CPU.
  *
- * Rows of weights and ranks lie one after the other. Loops are left to the compiler's vectors, for several processors
- * at once where it can. To be compiled without contraction: a product is rounded before it is added.
+ * Rows of weights and ranks are contiguous. Loops are vectorized by the compiler, for several processors at once where
+ * it can. Compile without contraction: each product is rounded before the addition.
  */
 #include <stdint.h>
 #include <string.h>
@@ -12,8 +12,8 @@
 #define FOR_EACH_PROCESSOR
 #endif
 
-/* The weights whose rank is not below its row's count; zeros for the others. A rank is compared as its own type: the
- * count less one fits it. No branch, so that every processor's vectors can do it. */
+/* Copy weights whose rank is at least their row's count, and write zeros for the others. Ranks are compared in their own
+ * type, which holds the count minus one. There is no branch, so that every processor can vectorize the loop. */
 #define CUT(name, word, rank)                                                                            \
     FOR_EACH_PROCESSOR                                                                                   \
     static void row_##name(const word *weights, const rank *ranks, rank last, word *out, int64_t columns) { \
@@ -32,10 +32,10 @@ CUT(cut_16_32, uint16_t, int32_t)
 CUT(cut_32_16, uint32_t, int16_t)
 CUT(cut_32_32, uint32_t, int32_t)
 
-/* Sums over rows of each column's squares, in float32 and in the order of torch's sum (its cascade of partial sums,
- * four levels of 2^power rows). */
+/* Sum each column's squares over the rows, in float32 and in the order of torch's sum: a cascade of partial sums with
+ * four levels of 2^power rows. */
 #define LEVELS 4
-#define BLOCK 256 /* columns whose partial sums stay in a core's first cache */
+#define BLOCK 256 /* columns whose partial sums fit in a core's first-level cache */
 
 static inline float of_f32(float value) { return value; }
 

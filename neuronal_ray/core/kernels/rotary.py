@@ -1,7 +1,7 @@
 """Rotary position embedding (RoFormer, section 3.2.2) in the two-halves form of transformers.
 
-Written out in torch it is six passes over queries and keys, some of them by the element because heads lie across
-memory; on a GPU one pass of a Triton kernel reads and writes them once.
+In torch's operations it takes six passes over queries and keys, some of them not vectorized because heads are strided
+in memory. On a GPU one pass of a Triton kernel reads and writes them once.
 """
 
 import torch
@@ -12,17 +12,17 @@ from neuronal_ray.core.kernels.dispatch import floats_for_triton
 
 Heads = Float[Tensor, "sequences heads tokens features"]
 Angles = Float[Tensor, "some tokens features"]
-"""Of each position; one row for all sequences, or one for each."""
+"""Cosines or sines of each position: for all sequences together, or for each sequence."""
 
 
 def rotary_reference(states: Heads, cos: Angles, sin: Angles) -> Heads:
-    """The definition: both products are rounded to the dtype before they are added."""
+    """Define `rotary`: both products are rounded to the dtype before they are added."""
     low, high = states.chunk(2, dim=-1)
     return states * cos[:, None] + torch.cat((-high, low), dim=-1) * sin[:, None]
 
 
 def takes(states: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether `rotary` has a kernel for these, whose gradients nobody wants."""
+    """Return whether `rotary` supports these tensors, which must need no gradients."""
     return (
         floats_for_triton(states, cos, sin)
         and states.dim() == 4
@@ -35,7 +35,7 @@ def takes(states: Tensor, cos: Tensor, sin: Tensor) -> bool:
 
 
 def rotary(states: Heads, cos: Angles, sin: Angles) -> Heads:
-    """`rotary_reference` bit for bit, of what `takes` takes, in the states' own order of memory."""
+    """Compute `rotary_reference`, bit for bit, of tensors that `takes` accepts; the result has the states' strides."""
     from neuronal_ray.core.kernels.triton_rotary import triton_rotary
 
     out = torch.empty_like(states)

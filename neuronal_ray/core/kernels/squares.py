@@ -1,8 +1,7 @@
-"""The sum over tokens of each input feature's square: what the search observes of every input of every candidate.
+"""The sum over tokens of each input feature's square, which the search needs of every input of every candidate.
 
-One pass that squares on the way reads the input once: on a GPU a reduction of torch's, on a CPU a kernel in C
-(passes.c) that adds in the order of torch's sum. Where there is none the squares lie in memory first, those of a narrow
-type where they were widened.
+One pass squares and sums: a reduction of torch on a GPU, a C kernel (passes.c) that adds in the order of torch's sum on
+a CPU. Without the kernel the squares are stored first.
 """
 
 import functools
@@ -17,18 +16,18 @@ Inputs = Float[Tensor, "sequences tokens columns"]
 
 _NAMES = {torch.float32: "squares_f32", torch.bfloat16: "squares_bf16"}
 _VECTORS = 32
-"""Columns whose sums torch makes at once; those that are left over it adds in another order."""
-_KNOWN = ((1, 7, 32), (2, 150, 96), (1, 5000, 64))
-"""Shapes that tell whether torch adds in the order of the kernel."""
+"""Columns that torch sums at once; it adds the remaining columns in another order."""
+_TESTED_SHAPES = ((1, 7, 32), (2, 150, 96), (1, 5000, 64))
+"""Shapes on which the kernel is compared with torch."""
 
 
 def squares_reference(inputs: Inputs) -> Float32[Tensor, " columns"]:
-    """The definition."""
+    """Define `column_squares`."""
     return inputs.float().square().sum(dim=(0, 1))  # [sequences, tokens, columns] -> [columns]
 
 
 def column_squares(inputs: Inputs) -> Float32[Tensor, " columns"]:
-    """Summed in float32; on a CPU equal to the reference bit for bit."""
+    """Return each column's sum of squares, in float32; on a CPU equal to the reference bit for bit."""
     if inputs.device.type == "cuda":
         norms: Tensor = torch.linalg.vector_norm(inputs, dim=(0, 1), dtype=torch.float32)
         return norms.square()
@@ -55,9 +54,9 @@ def _in_one_pass(inputs: Inputs) -> Float32[Tensor, " columns"]:
 
 @functools.cache
 def _adds_as_torch(dtype: torch.dtype) -> bool:
-    """Whether the kernel is here and this torch has its order of a sum, which nobody has promised."""
+    """Return whether the kernel is available and adds in the order of this torch, which torch does not guarantee."""
     if passes() is None:
         return False
     source = torch.Generator().manual_seed(0)
-    texts = (torch.randn(shape, generator=source).to(dtype) for shape in _KNOWN)
-    return all(torch.equal(_in_one_pass(text), squares_reference(text)) for text in texts)
+    samples = (torch.randn(shape, generator=source).to(dtype) for shape in _TESTED_SHAPES)
+    return all(torch.equal(_in_one_pass(inputs), squares_reference(inputs)) for inputs in samples)

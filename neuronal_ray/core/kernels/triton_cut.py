@@ -1,4 +1,4 @@
-"""The Triton form of `cut.apply_cut`: six bytes a weight of two bytes, read and written once."""
+"""The Triton form of `cut.apply_cut`: each weight and rank is read once, each result written once."""
 
 import torch
 import triton
@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 _ROWS, _COLUMNS = 4, 1024
-"""Of the tile that one program cuts."""
+"""Shape of the tile that one program masks."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -27,7 +27,7 @@ def _cut(  # type: ignore[no-untyped-def]  # Triton compiles it
 
 
 def triton_cut(weight: Tensor, ranks: Tensor, removed: Tensor, out: Tensor) -> None:
-    """See `cut.apply_cut`; all on one device, any strides, `removed` int32."""
+    """Write `cut.apply_cut` to `out`; all on one device, any strides, `removed` int32."""
     rows, columns = weight.shape
     grid = (triton.cdiv(rows, _ROWS), triton.cdiv(columns, _COLUMNS))
     with torch.cuda.device_of(weight):

@@ -1,4 +1,4 @@
-"""The Triton form of `gate.gated`: a program per token and some of its columns."""
+"""The Triton form of `gate.gated`: one program per token and tile of columns."""
 
 import torch
 import triton
@@ -23,9 +23,9 @@ def _gated(  # type: ignore[no-untyped-def]  # Triton compiles it
 
 
 def triton_gated(gates: Tensor, values: Tensor, out: Tensor) -> None:
-    """See `gate.gated`; all on one device, columns next to each other, `out` contiguous."""
+    """Write `gate.gated` to `out`; all on one device, columns contiguous, `out` contiguous."""
     columns = gates.shape[-1]
-    rows, others = gates.flatten(0, -2), values.flatten(0, -2)  # views, unless tokens lie in no regular distance
+    rows, others = gates.flatten(0, -2), values.flatten(0, -2)  # views, unless the tokens' strides are irregular
     tile = min(_TILE, triton.next_power_of_2(columns))
     with torch.cuda.device_of(gates):
         _gated[(len(rows), triton.cdiv(columns, tile))](

@@ -1,4 +1,4 @@
-"""The Triton form of `norm.rms_norm`: a program per token."""
+"""The Triton form of `norm.rms_norm`: one program per token."""
 
 import torch
 import triton
@@ -27,7 +27,7 @@ def _rms_norm(  # type: ignore[no-untyped-def]  # Triton compiles it
 
 
 def triton_rms_norm(inputs: Tensor, weight: Tensor, out: Tensor, *, eps: float, rounded: bool, plus_one: bool) -> None:
-    """See `norm.rms_norm`; all contiguous and on one device."""
+    """Write `norm.rms_norm` to `out`; all contiguous and on one device."""
     columns = len(weight)
     width = triton.next_power_of_2(columns)
     with torch.cuda.device_of(inputs):

@@ -1,4 +1,4 @@
-"""The Triton form of `rotary.rotary`: a program per token, all of its heads."""
+"""The Triton form of `rotary.rotary`: one program per token, for all of its heads."""
 
 import torch
 import triton
@@ -35,14 +35,14 @@ def _rotary(  # type: ignore[no-untyped-def]  # Triton compiles it
 
 
 def triton_rotary(states: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    """See `rotary.rotary`; all on one device, features next to each other."""
+    """Write `rotary.rotary` to `out`; all on one device, features contiguous."""
     sequences, heads, tokens, features = states.shape
-    each = (1 if len(cos) > 1 else 0, 1 if len(sin) > 1 else 0)  # one row of angles may serve all sequences
+    each = (1 if len(cos) > 1 else 0, 1 if len(sin) > 1 else 0)  # one row of angles can apply to all sequences
     with torch.cuda.device_of(states):
         _rotary[(tokens, sequences)](
             states, cos, sin, out, heads, features // 2,
             *states.stride()[:3], *out.stride()[:3],
             each[0] * cos.stride(0), cos.stride(1), each[1] * sin.stride(0), sin.stride(1),
             tile_heads=triton.next_power_of_2(heads), tile_half=triton.next_power_of_2(features // 2),
-            enable_fp_fusion=False,  # a product is rounded before it is added
+            enable_fp_fusion=False,  # each product is rounded before the addition
         )  # fmt: skip

@@ -1,1 +1,1 @@
-"""Formats that a pruned model is exported to."""
+"""Formats of a pruned model for export and inference, and the audit of a dense directory."""

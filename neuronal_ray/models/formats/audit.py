@@ -1,4 +1,4 @@
-"""Is a dense directory whole, ordinary and finite, and how sparse are its linears?"""
+"""Audit of a dense model directory: complete files, ordinary configuration, finite weights, and zeros per linear."""
 
 import json
 import math
@@ -22,7 +22,7 @@ _SLICE = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class LinearZeros:
-    """One tensor of linears: its stored name, its shape and how many of its weights are zero."""
+    """One stored tensor of a linear (or of stacked experts): its name, its shape and its number of zeros."""
 
     name: str
     shape: tuple[int, ...]
@@ -37,10 +37,10 @@ class LinearZeros:
 def audit(
     checkpoint: Checkpoint, *, advance: Callable[[str], None], trust_remote_code: bool = False
 ) -> list[LinearZeros]:
-    """Read every tensor of a checkpoint, told to `advance` one by one; returns what its linears are.
+    """Read every tensor of a checkpoint and count the zeros of its linears; call `advance` with each tensor's name.
 
-    Raises BadInput for an incomplete index, keys that transformers does not write in config.json, numbers that are
-    not finite, and a pruning.json that tells of other zeros.
+    Raises BadInput for an incomplete index, for keys in config.json that transformers does not write, for numbers that
+    are not finite, and for a pruning.json with other counts.
     """
     _check_index(checkpoint)
     _check_config(checkpoint.path, checkpoint.config)
@@ -52,11 +52,11 @@ def audit(
             words = data.view(f"u{WORD_BYTES[stored.dtype]}")
             zeros[name] = 0
             for start in range(0, len(words), _SLICE):
-                part = words[start : start + _SLICE]
-                exponent = part.dtype.type(_EXPONENTS[stored.dtype])
-                if bool(np.any((part & exponent) == exponent)):
+                piece = words[start : start + _SLICE]
+                exponent = piece.dtype.type(_EXPONENTS[stored.dtype])
+                if bool(np.any((piece & exponent) == exponent)):
                     raise BadInput(f"--model: {name} in {stored.path} has numbers that are not finite")
-                zeros[name] += count_zeros(part)
+                zeros[name] += count_zeros(piece)
         advance(name)
     integers = [name for name in names if name not in zeros]
     if integers:
@@ -67,19 +67,19 @@ def audit(
 
 
 def _check_index(checkpoint: Checkpoint) -> None:
-    """Raise BadInput when the index does not list every tensor in its own file, and no other."""
+    """Raise BadInput when the index does not list exactly the tensors of the files, each in its file."""
     path = checkpoint.path / INDEX
     if not path.is_file():
         return
     listed = {name: checkpoint.path / file for name, file in json.loads(path.read_text())["weight_map"].items()}
-    found = {name: stored.path for name, stored in checkpoint.tensors.items()}
-    wrong = sorted(name for name in listed.keys() | found.keys() if listed.get(name) != found.get(name))
+    stored = {name: tensor.path for name, tensor in checkpoint.tensors.items()}
+    wrong = sorted(name for name in listed.keys() | stored.keys() if listed.get(name) != stored.get(name))
     if wrong:
         raise BadInput(f"--model: {path} and the files disagree about {len(wrong)} tensors, the first is {wrong[0]}")
 
 
 def _check_config(path: Path, config: PretrainedConfig) -> None:
-    """Raise BadInput for keys of config.json that speak of sparsity or compression and are not the family's own."""
+    """Raise BadInput for keys of config.json about sparsity or compression that the model family does not define."""
     own = {entry.name for entry in fields(type(config))}
     keys = json.loads((path / "config.json").read_text()).keys() - own
     foreign = sorted(key for key in keys if any(word in key.lower() for word in _FOREIGN))
@@ -88,7 +88,7 @@ def _check_config(path: Path, config: PretrainedConfig) -> None:
 
 
 def _check_pruning(path: Path, linears: list[LinearZeros]) -> None:
-    """Raise BadInput when there is a pruning.json that counts other weights or zeros."""
+    """Raise BadInput when there is a pruning.json with other numbers of weights or zeros."""
     file = path / "pruning.json"
     if not file.is_file():
         return

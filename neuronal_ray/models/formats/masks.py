@@ -1,7 +1,8 @@
-"""A mask file: which weights of a model's linears stay, to be applied to another copy of the model.
+"""Mask files: which weights of a model's linears stay, to be applied to another copy of the model.
 
-Safetensors: under the stored name of each linear one bit per weight in row-major order, the first in the lowest bit,
-set where the weight stays (as in core/packing.py). Shapes are in the metadata, as is config.json's fingerprint.
+A mask file is a safetensors file. Under the stored name of each linear it has one bit per weight in row-major order,
+the first in the lowest bit, set where the weight stays (as in core/packing.py). Its metadata has the shapes and the
+fingerprint of config.json.
 """
 
 import json
@@ -39,67 +40,69 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class MaskFile:
-    """A mask file that has been found whole: its bits by stored name, the shapes of the masks, and whose they are."""
+    """A checked mask file: bits and shapes of the masks by stored name, and the fingerprint of the model's config."""
 
     bits: dict[str, Stored]
     shapes: dict[str, tuple[int, ...]]
     config: str
 
     def mask(self, name: str) -> Tensor:
-        """One mask, True where weights go."""
+        """Read one mask, True where weights go."""
         shape = self.shapes[name]
         stays = np.unpackbits(read_bytes(self.bits[name]), count=math.prod(shape), bitorder="little")
         return torch.from_numpy(stays == 0).view(shape)
 
 
 def write_masks(checkpoint: Checkpoint, names: Sequence[str], path: Path, *, advance: Callable[[str], None]) -> int:
-    """Write the masks of some tensors of a checkpoint, each told to `advance`; returns the file's size in bytes.
+    """Write the masks of some tensors of a checkpoint; return the file's size in bytes.
 
-    A weight that is zero, of either sign, goes.
+    Weights that are zero, of either sign, go. Calls `advance` with the name of each tensor.
     """
-    stored = {name: checkpoint.tensors[name] for name in names}
-    kinds = {name: Kind(name=name, dtype="U8", shape=(-(-math.prod(one.shape) // 8),)) for name, one in stored.items()}
+    tensors = {name: checkpoint.tensors[name] for name in names}
+    kinds = {name: Kind(name=name, dtype="U8", shape=(_mask_bytes(stored.shape),)) for name, stored in tensors.items()}
 
     def masks() -> Iterator[Written]:
-        for name, one in stored.items():
-            word = WORD_BYTES[one.dtype]
-            bits, _ = pack_words(read_bytes(one).view(f"u{word}") << 1)  # without the sign
-            yield Written(kind=kinds[name], data=bits, checksum=checksum(bits))
+        for name, stored in tensors.items():
+            word = WORD_BYTES[stored.dtype]
+            bits, _ = pack_words(read_bytes(stored).view(f"u{word}") << 1)  # shifts the sign out
+            yield Written.of(kinds[name], bits)
             advance(name)
 
     metadata = {
         "format": _FORMAT,
         "version": _VERSION,
         "config": config_fingerprint(checkpoint.path),
-        "shapes": json.dumps({name: one.shape for name, one in stored.items()}, separators=(",", ":")),
+        "shapes": json.dumps({name: stored.shape for name, stored in tensors.items()}, separators=(",", ":")),
     }
     return write_tensors(path, masks(), possible=kinds.values(), metadata=metadata)
 
 
+def _mask_bytes(shape: Sequence[int]) -> int:
+    return -(-math.prod(shape) // 8)
+
+
 def open_masks(path: Path) -> MaskFile:
-    """Read and check a mask file. Raises BadInput when it is none, truncated or damaged."""
+    """Open and check a mask file. Raises BadInput when it is missing, of another format, truncated or damaged."""
     if not path.is_file():
         raise BadInput(f"--masks: no file {path}")
     header = read_header(path, flag="--masks")
-    given = header.metadata
-    if given.get("format") != _FORMAT or given.get("version") != _VERSION:
-        raise BadInput(f"--masks: {path} is not of format {_FORMAT!r}, version {_VERSION}")
+    header.check_format(path, _FORMAT, _VERSION, flag="--masks")
     try:
-        shapes = {str(name): tuple(shape) for name, shape in json.loads(given["shapes"]).items()}
-        checksums = json.loads(given[CHECKSUMS])
-        sizes = {name: -(-math.prod(shape) // 8) for name, shape in shapes.items()}
-        if sizes != {name: one.num_bytes for name, one in header.tensors.items()}:
+        shapes = {str(name): tuple(shape) for name, shape in json.loads(header.metadata["shapes"]).items()}
+        checksums = json.loads(header.metadata[CHECKSUMS])
+        sizes = {name: _mask_bytes(shape) for name, shape in shapes.items()}
+        if sizes != {name: stored.num_bytes for name, stored in header.tensors.items()}:
             raise ValueError("sizes")
-        damaged = [name for name, one in header.tensors.items() if checksum(read_bytes(one)) != checksums[name]]
+        damaged = [name for name, bits in header.tensors.items() if checksum(read_bytes(bits)) != checksums[name]]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise BadInput(f"--masks: {path} is damaged: its header does not describe masks") from error
     if damaged:
         raise BadInput(f"--masks: {path} is damaged: the mask of {damaged[0]} has another checksum")
-    return MaskFile(bits=header.tensors, shapes=shapes, config=given.get("config", ""))
+    return MaskFile(bits=header.tensors, shapes=shapes, config=header.metadata.get("config", ""))
 
 
 def check_masks(masks: MaskFile, checkpoint: Checkpoint) -> None:
-    """Raise BadInput when the masks are not those of this model; warn when only its config.json differs."""
+    """Raise BadInput when the masks belong to another model; warn when only config.json differs."""
     for name, shape in masks.shapes.items():
         if name not in checkpoint.tensors:
             raise BadInput(f"--masks: {checkpoint.path} has no tensor {name}; the masks are of another model")
@@ -113,7 +116,10 @@ def check_masks(masks: MaskFile, checkpoint: Checkpoint) -> None:
 
 
 def apply_masks(masks: MaskFile, written: Checkpoint, *, advance: Callable[[str], None]) -> int:
-    """Zero weights of a copy of a checkpoint, in place, each tensor told to `advance`; the zeros in these tensors."""
+    """Apply masks in place to a copy of a checkpoint; return the number of zeros in the masked tensors.
+
+    Calls `advance` with the name of each tensor.
+    """
     zeros = 0
     for name in masks.shapes:
         zeros += sum(zero_masked(written, written, {name: masks.mask(name)}).values())

@@ -1,4 +1,4 @@
-"""A model as an ONNX graph that generates text: logits from tokens and a key/value cache, and the longer cache."""
+"""Export to an ONNX graph that generates text: from tokens and a key/value cache to logits and the extended cache."""
 
 import io
 import logging
@@ -11,22 +11,21 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from neuronal_ray.cli.errors import BadInput, UnsupportedModel
-from neuronal_ray.models.checkpoint import load_model, open_checkpoint
+from neuronal_ray.models.checkpoint import first_line, load_model, open_checkpoint, quiet_loading
 
 logger = logging.getLogger(__name__)
 
 FILE = "model.onnx"
 PAST, PRESENT = "past_key_values.", "present."
-"""What names of the cache begin with, before and after; `N.key` and `N.value` follow."""
-_BESIDE = ("*.json", "*.model", "*.txt", "*.jinja")
-_NOT_BESIDE = ("pruning.json", "*.index.json")
-_OPSET = 18  # the oldest that the exporter writes, for old runtimes
+"""Prefixes of the names of the cache's inputs and outputs; `N.key` and `N.value` follow."""
+_COPIED = ("*.json", "*.model", "*.txt", "*.jinja")
+_NOT_COPIED = ("pruning.json", "*.index.json")
+_OPSET = 18  # the oldest that the exporter supports, for old runtimes
 _STEPS = 8
 _PAST, _NEW, _SEQUENCES = 5, 3, 2
-_TIE = 1e-4  # of the largest logit: closer than this, float32 does not say which token is first
+_TIE = 1e-4  # of the largest logit: two logits closer than this are a tie in float32
 
 
 def check_needs() -> None:
@@ -37,11 +36,11 @@ def check_needs() -> None:
 
 
 def export_onnx(model_dir: Path, output: Path) -> None:
-    """Write FILE, its weights beside it, configuration and tokenizer into the existing directory `output`.
+    """Write FILE, the file of its weights, configuration and tokenizer to the existing directory `output`.
 
-    In float32, by transformers' own exporter. Inputs are `input_ids`, `attention_mask`, `position_ids` and
+    The graph is in float32, from transformers' exporter. Inputs are `input_ids`, `attention_mask`, `position_ids`,
     `past_key_values.N.key` and `.value` [sequences, heads, past, features], where past may be 0; outputs are `logits`,
-    `present.N.key` and `.value`. Checked against transformers' greedy generation where onnxruntime is installed.
+    `present.N.key` and `.value`. It is checked against transformers' greedy generation if onnxruntime is installed.
     Raises BadInput without onnx and onnxscript, UnsupportedModel for a model that the exporter cannot trace, whose
     cache is of another kind (sliding windows) or that generates other tokens once exported.
     """
@@ -49,9 +48,9 @@ def export_onnx(model_dir: Path, output: Path) -> None:
     checkpoint = open_checkpoint(model_dir)
     model = load_model(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
     _write(model, output / FILE)
-    for pattern in _BESIDE:
+    for pattern in _COPIED:
         for path in model_dir.glob(pattern):
-            if not any(path.match(unwanted) for unwanted in _NOT_BESIDE):
+            if not any(path.match(unwanted) for unwanted in _NOT_COPIED):
                 shutil.copyfile(path, output / path.name)
     if find_spec("onnxruntime") is None:
         logger.warning("%s is not checked against transformers: onnxruntime is not installed", FILE)
@@ -94,10 +93,11 @@ def _write(model: PreTrainedModel, path: Path) -> None:
         with _quiet():
             program = OnnxExporter().export(model, inputs, config=config).program
     except (RuntimeError, TypeError, KeyError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UnsupportedModel(f"--model: {type(model).__name__} cannot be exported to ONNX: {reason}") from error
-    for side, prefix in ((program.graph.inputs, PAST), (program.graph.outputs, PRESENT)):
-        for value in side:
+        raise UnsupportedModel(
+            f"--model: {type(model).__name__} cannot be exported to ONNX: {first_line(error)}"
+        ) from error
+    for values, prefix in ((program.graph.inputs, PAST), (program.graph.outputs, PRESENT)):
+        for value in values:
             if value.name.endswith((".keys", ".values")):
                 *_, layer, kind = value.name.split(".")
                 value.name = f"{prefix}{layer}.{kind.removesuffix('s')}"
@@ -106,34 +106,31 @@ def _write(model: PreTrainedModel, path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing of what the exporter prints, logs and warns about itself."""
-    verbosity, torch_logger = transformers_logging.get_verbosity(), logging.getLogger("torch.onnx")
+    """Silence the exporter's prints, logs and warnings."""
+    torch_logger = logging.getLogger("torch.onnx")
     level = torch_logger.level
-    transformers_logging.set_verbosity_error()
     torch_logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with quiet_loading(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        transformers_logging.set_verbosity(verbosity)
         torch_logger.setLevel(level)
 
 
 def check_onnx(model: PreTrainedModel, path: Path) -> float:
-    """Generate greedily with both, token by token; the largest difference of the logits.
+    """Generate greedily with the model and its graph, token by token; return the largest difference of the logits.
 
-    Raises UnsupportedModel when they choose different tokens and it is no tie, or if onnxruntime cannot run the graph.
+    Raises UnsupportedModel when they choose different tokens that are no tie, or if onnxruntime cannot run the graph.
     """
     import numpy as np
     import onnxruntime
 
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no class in common but this
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # onnxruntime's errors have no other class in common
         raise UnsupportedModel(
-            f"--model: {type(model).__name__} exported is not run by onnxruntime: {reason}"
+            f"--model: onnxruntime cannot run {type(model).__name__} as exported: {first_line(error)}"
         ) from error
     names, outputs = {value.name for value in session.get_inputs()}, [value.name for value in session.get_outputs()]
     caches = {
@@ -145,22 +142,22 @@ def check_onnx(model: PreTrainedModel, path: Path) -> float:
     cache, seen, largest = None, 0, 0.0
     for step in range(_STEPS):
         with torch.no_grad():
-            theirs = model(tokens[:, seen:], past_key_values=cache, use_cache=True)
-        cache, logits = theirs.past_key_values, theirs.logits[0, -1]
+            reference = model(tokens[:, seen:], past_key_values=cache, use_cache=True)
+        cache, logits = reference.past_key_values, reference.logits[0, -1]
         feed = caches | {
             "input_ids": tokens[:, seen:].numpy(),
             "attention_mask": np.ones(tokens.shape, np.int64),
             "position_ids": np.arange(seen, tokens.shape[1])[None],
         }
         values = session.run(None, {name: value for name, value in feed.items() if name in names})
-        found = dict(zip(outputs, values, strict=True))
-        ours = torch.from_numpy(found.pop("logits"))[0, -1]
-        caches = {PAST + name.removeprefix(PRESENT): value for name, value in found.items()}
-        largest = max(largest, float((ours - logits).abs().max()))
-        chosen, expected = int(ours.argmax()), int(logits.argmax())
+        results = dict(zip(outputs, values, strict=True))
+        exported = torch.from_numpy(results.pop("logits"))[0, -1]
+        caches = {PAST + name.removeprefix(PRESENT): value for name, value in results.items()}
+        largest = max(largest, float((exported - logits).abs().max()))
+        chosen, expected = int(exported.argmax()), int(logits.argmax())
         if chosen != expected and float(logits[expected] - logits[chosen]) > _TIE * float(logits.abs().max()):
             raise UnsupportedModel(
-                f"--model: {type(model).__name__} exported generates token {chosen} where transformers generates "
+                f"--model: {type(model).__name__} as exported generates token {chosen} where transformers generates "
                 f"{expected}, at step {step}"
             )
         seen = tokens.shape[1]

@@ -1,8 +1,8 @@
-"""The packed format: a checkpoint's sparse tensors as a bit per weight and the values that are not zero.
+"""The packed format: each sparse tensor of a checkpoint as one bit per weight and the values that are not zero.
 
-Each safetensors file of the checkpoint becomes one, `NAME.bits` and `NAME.values` in place of a tensor NAME for which
-that is smaller. Bits are those of core/packing.py. Every tensor comes back bit for bit, negative zeros included: they
-are values.
+Each safetensors file of the checkpoint becomes one packed file. A tensor NAME is replaced by `NAME.bits` (as in
+core/packing.py) and `NAME.values` if they are smaller. Every tensor is restored bit for bit; a negative zero counts as
+a value.
 """
 
 import json
@@ -27,7 +27,6 @@ from neuronal_ray.models.tensor_files import (
     Kind,
     Stored,
     Written,
-    checksum,
     file_name,
     read_bytes,
     read_header,
@@ -35,14 +34,15 @@ from neuronal_ray.models.tensor_files import (
 )
 
 _FORMAT, _VERSION = "neuronal_ray packed", "1"
-WHO = "load_packed"
-_THREADS = min(4, os.cpu_count() or 1)  # reading a disk does not gain from more
+READER = "load_packed"
+"""The function that users call, named in errors in place of a flag."""
+_THREADS = min(4, os.cpu_count() or 1)  # more threads do not read a disk faster
 _ALIGNMENT = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedTensor:
-    """One tensor of the model as it lies in a packed file; `bits` is None for one stored as it was."""
+    """One tensor of the model in a packed file; `bits` is None for a tensor stored unpacked."""
 
     shape: tuple[int, ...]
     bits: Stored | None
@@ -61,7 +61,7 @@ class PackedTensor:
 
     @property
     def dense_bytes(self) -> int:
-        """Bytes of the tensor itself."""
+        """Bytes of the unpacked tensor."""
         return self.size * WORD_BYTES[self.values.dtype] if self.bits is not None else self.values.num_bytes
 
     @property
@@ -71,13 +71,13 @@ class PackedTensor:
 
     @property
     def least_bytes(self) -> int:
-        """Bytes that a bit per weight and the values take, with nothing between them."""
+        """Bytes of the bits and the values without padding."""
         return self.values.num_bytes + (0 if self.bits is None else -(-self.size // 8))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedModel:
-    """A directory of packed files that have been found complete, and to be those of its config.json."""
+    """A directory of packed files that are complete and belong to its config.json."""
 
     path: Path
     config: PretrainedConfig
@@ -86,21 +86,18 @@ class PackedModel:
 
 
 def packed_bytes(size: int, kept: int, word: int) -> int:
-    """Bytes of a packed tensor of `size` weights of `word` bytes, `kept` of them with a value: bits and values.
+    """Return the bytes of a packed tensor of `size` weights of `word` bytes, `kept` of them with a value.
 
-    The bits are filled up so that the whole is a multiple of 8 bytes and the values begin at a multiple of `word`.
+    The bits are padded so that the total is a multiple of 8 bytes and the values begin at a multiple of `word`.
     """
     least = -(-size // 8) + word * kept
     return least + -least % _ALIGNMENT
 
 
-# -- writing
-
-
 def write_packed(checkpoint: Checkpoint, target: Path, *, advance: Callable[[str], None]) -> None:
-    """Write the packed files of a checkpoint into `target`, a few tensors in memory at a time.
+    """Write the packed files of a checkpoint to `target`, with a few tensors in memory at a time.
 
-    `advance` is told the name of each file written. Raises BadInput for names that packing would make ambiguous.
+    Calls `advance` with the name of each file. Raises BadInput for tensor names that packing would make ambiguous.
     """
     for name in checkpoint.tensors:
         if f"{name}.bits" in checkpoint.tensors or f"{name}.values" in checkpoint.tensors:
@@ -109,7 +106,7 @@ def write_packed(checkpoint: Checkpoint, target: Path, *, advance: Callable[[str
         "format": _FORMAT,
         "version": _VERSION,
         "config": config_fingerprint(checkpoint.path),
-        "tensors": tensors_fingerprint(_kind(name, stored) for name, stored in checkpoint.tensors.items()),
+        "tensors": tensors_fingerprint(stored.kind(name) for name, stored in checkpoint.tensors.items()),
         "weights": weights_fingerprint(checkpoint.tensors),
     }
     for number, file in enumerate(checkpoint.files, start=1):
@@ -125,22 +122,18 @@ def write_packed(checkpoint: Checkpoint, target: Path, *, advance: Callable[[str
         advance(name)
 
 
-def _kind(name: str, stored: Stored) -> Kind:
-    return Kind(name=name, dtype=stored.dtype, shape=stored.shape)
-
-
 def _possible(name: str, stored: Stored) -> list[Kind]:
-    """What may become of a tensor."""
+    """Return all tensors that packing may write for one tensor."""
     size = math.prod(stored.shape)
     return [
-        _kind(name, stored),
+        stored.kind(name),
         Kind(name=f"{name}.bits", dtype="U8", shape=(size,)),
         Kind(name=f"{name}.values", dtype=stored.dtype, shape=(size,)),
     ]
 
 
 def _packed(tensors: Mapping[str, Stored]) -> Iterator[Written]:
-    """The tensors packed where it pays, in their order, some threads ahead of who writes them."""
+    """Yield the tensors in order, packed where that is smaller; threads work ahead of the caller."""
     with ThreadPoolExecutor(_THREADS) as pool:
         ahead: deque[Future[list[Written]]] = deque()
         for name, stored in tensors.items():
@@ -161,78 +154,70 @@ def _pack_one(name: str, stored: Stored) -> list[Written]:
             bits, values = pack_words(words)
             bits = np.concatenate([bits, np.zeros(whole - bits.nbytes - values.nbytes, np.uint8)])
             return [
-                _written(Kind(name=f"{name}.bits", dtype="U8", shape=bits.shape), bits),
-                _written(Kind(name=f"{name}.values", dtype=stored.dtype, shape=values.shape), values),
+                Written.of(Kind(name=f"{name}.bits", dtype="U8", shape=bits.shape), bits),
+                Written.of(Kind(name=f"{name}.values", dtype=stored.dtype, shape=values.shape), values),
             ]
-    return [_written(_kind(name, stored), data)]
-
-
-def _written(kind: Kind, data: np.ndarray) -> Written:
-    return Written(kind=kind, data=data, checksum=checksum(data))
-
-
-# -- reading
+    return [Written.of(stored.kind(name), data)]
 
 
 def open_packed(path: Path, *, trust_remote_code: bool = False) -> PackedModel:
-    """Check a packed directory without reading values: headers, sizes, whose files they are, the number of bits set.
+    """Open a packed directory and check headers, sizes, fingerprints and the numbers of bits, without reading values.
 
-    Raises BadInput for what is missing, truncated, of another model or damaged in its bits.
+    Raises BadInput for files that are missing, truncated, of another model, or damaged in their bits.
     """
     files = sorted(path.glob("packed*.safetensors"))
     if not files:
-        raise BadInput(f"{WHO}: no packed.safetensors in {path}, expected what `export --format packed` wrote")
+        raise BadInput(f"{READER}: no packed.safetensors in {path}, expected what `export --format packed` wrote")
     config = read_config(path, trust_remote_code=trust_remote_code)
     tensors: dict[str, PackedTensor] = {}
-    wanted: dict[str, str] = {}
+    expected: dict[str, str] = {}
     for file in files:
-        header = read_header(file, flag=WHO)
+        header = read_header(file, flag=READER)
+        header.check_format(file, _FORMAT, _VERSION, flag=READER)
         given = header.metadata
-        if given.get("format") != _FORMAT or given.get("version") != _VERSION:
-            raise BadInput(f"{WHO}: {file} is not of format {_FORMAT!r}, version {_VERSION}")
         if given.get("config") != config_fingerprint(path):
-            raise BadInput(f"{WHO}: {file} was packed from a model with another config.json than {path} has")
-        whose = {key: given.get(key, "") for key in ("tensors", "weights")}
-        wanted = wanted or whose
-        if whose != wanted:
-            raise BadInput(f"{WHO}: {file} is of another model than {files[0]}")
+            raise BadInput(f"{READER}: {file} was packed from a model with another config.json than {path} has")
+        fingerprints = {key: given.get(key, "") for key in ("tensors", "weights")}
+        expected = expected or fingerprints
+        if fingerprints != expected:
+            raise BadInput(f"{READER}: {file} is of another model than {files[0]}")
         try:
             shapes, checksums = json.loads(given["shapes"]), json.loads(given[CHECKSUMS])
             for name, shape in shapes.items():
-                tensors[name] = _found(name, tuple(shape), header.tensors, checksums)
+                tensors[name] = _packed_tensor(name, tuple(shape), header.tensors, checksums)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise BadInput(f"{WHO}: {file} is damaged: its header does not describe a packed model") from error
-    found = [Kind(name=name, dtype=one.values.dtype, shape=one.shape) for name, one in tensors.items()]
-    if tensors_fingerprint(found) != wanted["tensors"]:
-        raise BadInput(f"{WHO}: {path} is incomplete: its files do not have all tensors of the model")
-    for name, one in tensors.items():
-        _check_bits(name, one)
+            raise BadInput(f"{READER}: {file} is damaged: its header does not describe a packed model") from error
+    kinds = [Kind(name=name, dtype=packed.values.dtype, shape=packed.shape) for name, packed in tensors.items()]
+    if tensors_fingerprint(kinds) != expected["tensors"]:
+        raise BadInput(f"{READER}: {path} is incomplete: its files do not have all tensors of the model")
+    for name, packed in tensors.items():
+        _check_bits(name, packed)
     return PackedModel(path=path, config=config, tensors=tensors, files=files)
 
 
-def _found(
+def _packed_tensor(
     name: str, shape: tuple[int, ...], stored: Mapping[str, Stored], checksums: Mapping[str, int]
 ) -> PackedTensor:
-    """Where a tensor of the model lies in a file. Raises KeyError or BadInput when the header contradicts itself."""
+    """Look up a tensor of the model in a file. Raises KeyError or ValueError when the header contradicts itself."""
     if name in stored:
-        one = PackedTensor(shape=shape, bits=None, values=stored[name], checksums={"values": checksums[name]})
+        packed = PackedTensor(shape=shape, bits=None, values=stored[name], checksums={"values": checksums[name]})
         consistent = stored[name].shape == shape
     else:
         bits, values = stored[f"{name}.bits"], stored[f"{name}.values"]
         sums = {"bits": checksums[f"{name}.bits"], "values": checksums[f"{name}.values"]}
-        one = PackedTensor(shape=shape, bits=bits, values=values, checksums=sums)
-        word = WORD_BYTES[values.dtype]
-        consistent = values.num_bytes == one.kept * word and one.num_bytes == packed_bytes(one.size, one.kept, word)
-    if not consistent or one.values.dtype not in DTYPES:
+        packed = PackedTensor(shape=shape, bits=bits, values=values, checksums=sums)
+        word, kept = WORD_BYTES[values.dtype], packed.kept
+        consistent = values.num_bytes == kept * word and packed.num_bytes == packed_bytes(packed.size, kept, word)
+    if not consistent or packed.values.dtype not in DTYPES:
         raise ValueError(name)
-    return one
+    return packed
 
 
 def _check_bits(name: str, tensor: PackedTensor) -> None:
-    """Raise BadInput when there are not as many bits as values."""
+    """Raise BadInput when the number of set bits is not the number of values."""
     if tensor.bits is not None:
         count = int(np.bitwise_count(read_bytes(tensor.bits)).sum(dtype=np.int64))
         if count != tensor.kept:
             raise BadInput(
-                f"{WHO}: {tensor.bits.path} is damaged: {name} has {count:,} bits for {tensor.kept:,} values"
+                f"{READER}: {tensor.bits.path} is damaged: {name} has {count:,} bits for {tensor.kept:,} values"
             )

@@ -1,4 +1,4 @@
-"""Linears that keep their weight packed and multiply by it as it is: what makes sparse generation faster on a CPU."""
+"""Linears that multiply by a packed weight, which makes sparse generation faster on a CPU."""
 
 import logging
 
@@ -14,12 +14,13 @@ from neuronal_ray.models.blocks import find_blocks
 logger = logging.getLogger(__name__)
 
 WORTHWHILE = 0.5
-"""Share of zeros from which a linear is packed; below, its bits and values are read no faster than the dense weight."""
+"""Fraction of zeros from which a linear is packed; with fewer zeros reading the packed weight is no faster."""
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear` for inference on a CPU. Up to MOST_VECTORS rows are multiplied by the packed weight, more by a weight
-    that is unpacked for the purpose.
+    """`nn.Linear` with a packed weight, for inference on a CPU.
+
+    Up to MOST_VECTORS input vectors are multiplied by the packed weight; for more the weight is unpacked in each call.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -33,13 +34,13 @@ class PackedLinear(nn.Module):
 
     @property
     def packed(self) -> PackedRows:
-        """The weight."""
+        """The packed weight."""
         bits, values, starts = (self.get_buffer(name) for name in ("bits", "values", "starts"))
         return PackedRows(columns=self.in_features, bits=bits, values=values, starts=starts)
 
     @torch.no_grad()
     def forward(self, inputs: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch rows"]:
-        """The product with the transposed weight, plus the bias."""
+        """Multiply by the transposed weight and add the bias."""
         vectors = inputs.reshape(-1, self.in_features)
         if len(vectors) > MOST_VECTORS:
             return nn.functional.linear(inputs, unpack(self.packed), self.bias)
@@ -50,9 +51,9 @@ class PackedLinear(nn.Module):
 
 
 def pack_linears(model: nn.Module) -> int:
-    """Put a PackedLinear in place of each linear of the blocks that has at least WORTHWHILE zeros; how many.
+    """Replace each linear of the blocks with at least WORTHWHILE zeros by a PackedLinear; return their number.
 
-    The dense weights are let go one by one. Where the kernel cannot run nothing changes, and a warning says why.
+    Dense weights are freed one by one. Where the kernel cannot run, nothing changes and a warning says why.
     """
     try:
         library()
@@ -69,12 +70,12 @@ def pack_linears(model: nn.Module) -> int:
             block.set_submodule(path, PackedLinear(module))
             count += 1
     if count > 0:
-        _leave_the_file(model)
+        _release_mapping(model)
         return_freed_memory()
     return count
 
 
-def _leave_the_file(model: nn.Module) -> None:
-    """Copy what is left of the checkpoint: tensors lie in one mapping of its file, and one keeps all in memory."""
+def _release_mapping(model: nn.Module) -> None:
+    """Copy the remaining parameters: a single one keeps the whole memory-mapped checkpoint file in memory."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()

@@ -1,4 +1,4 @@
-"""How are the linears of a 2:4 model handed to a GPU's sparse matrix units?"""
+"""Loading a 2:4 model with its linears in torch's semi-structured form, for a GPU's sparse matrix units."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +14,16 @@ from neuronal_ray.models.blocks import find_blocks, find_linears
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint
 
 _KEPT, _GROUP = 2, 4
-_WHO = "load_semi_structured"
+_NAME = "load_semi_structured"
 
 
 def has_sparse_units(device: torch.device) -> bool:
-    """Whether a CUDA device multiplies 2:4 matrices by units of their own: Ampere is the first."""
+    """Return whether a CUDA device has units for 2:4 matrices, as all from Ampere on have."""
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def is_two_four(weight: Float[Tensor, "rows columns"]) -> bool:
-    """Whether of every 4 aligned inputs of a row at most 2 are not zero."""
+    """Return whether at most 2 of every 4 aligned inputs of a row are not zero."""
     rows, columns = weight.shape
     if columns % _GROUP:
         return False
@@ -32,14 +32,14 @@ def is_two_four(weight: Float[Tensor, "rows columns"]) -> bool:
 
 
 def two_four_linears(model: PreTrainedModel) -> Iterator[nn.Linear]:
-    """The linears of the blocks. Raises UnsupportedModel, naming the first that is no nn.Linear in the 2:4 pattern."""
+    """Yield the linears of the blocks. Raises UnsupportedModel at the first that is no nn.Linear with a 2:4 pattern."""
     for index, block in enumerate(find_blocks(model)[1]):
         for path, module in find_linears(block).items():
             if not isinstance(module, nn.Linear):
-                raise UnsupportedModel(f"{_WHO}: block {index} {path} is a {type(module).__name__}, not an nn.Linear")
+                raise UnsupportedModel(f"{_NAME}: block {index} {path} is a {type(module).__name__}, not an nn.Linear")
             if not is_two_four(module.weight.data):
                 raise UnsupportedModel(
-                    f"{_WHO}: block {index} {path} is not 2:4 (2 of every 4 inputs stay); prune with --pattern 2:4"
+                    f"{_NAME}: block {index} {path} is not 2:4 (2 of every 4 inputs stay); prune with --pattern 2:4"
                 )
             yield module
 
@@ -51,18 +51,18 @@ def load_semi_structured(
     device: torch.device | str = "cuda",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A dense 2:4 directory on `device`, the weights of its blocks' linears in torch's semi-structured form.
+    """Load a dense 2:4 directory on `device`, the weights of its blocks' linears in torch's semi-structured form.
 
-    `dtype`: float16 or bfloat16. Raises BadInput for a device without sparse matrix units, for a model that is not
-    2:4 throughout, and for shapes that torch's kernels do not take.
+    `dtype`: float16 or bfloat16. Raises BadInput for a device without sparse matrix units, UnsupportedModel for a model
+    with a linear that is not 2:4 and for shapes that torch's kernels do not support.
     """
     target = torch.device(device)
     if dtype not in (torch.float16, torch.bfloat16):
-        raise BadInput(f"{_WHO}: {dtype} has no sparse products, expected torch.float16 or torch.bfloat16")
+        raise BadInput(f"{_NAME}: {dtype} has no sparse products, expected torch.float16 or torch.bfloat16")
     if target.type != "cuda" or not torch.cuda.is_available():
-        raise BadInput(f"{_WHO}: {target} has no sparse matrix units, expected a CUDA device")
+        raise BadInput(f"{_NAME}: {target} has no sparse matrix units, expected a CUDA device")
     if not has_sparse_units(target):
-        raise BadInput(f"{_WHO}: {torch.cuda.get_device_name(target)} has no sparse matrix units (before Ampere)")
+        raise BadInput(f"{_NAME}: {torch.cuda.get_device_name(target)} has no sparse matrix units (before Ampere)")
     checkpoint = open_checkpoint(Path(path), trust_remote_code=trust_remote_code)
     host = torch.device("cpu")
     model = load_model(checkpoint, device=host, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -72,6 +72,6 @@ def load_semi_structured(
         try:
             sparse = to_sparse_semi_structured(linear.weight.data)
         except (RuntimeError, ValueError) as error:
-            raise UnsupportedModel(f"{_WHO}: {tuple(linear.weight.shape)} weights: {error}") from error
+            raise UnsupportedModel(f"{_NAME}: {tuple(linear.weight.shape)} weights: {error}") from error
         linear.weight = nn.Parameter(sparse, requires_grad=False)
     return model

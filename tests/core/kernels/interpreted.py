@@ -1,4 +1,4 @@
-"""Runs the Triton kernels on the CPU, in Triton's interpreter, against their references; needs TRITON_INTERPRET=1."""
+"""A script that compares the Triton kernels with their references in Triton's interpreter; needs TRITON_INTERPRET=1."""
 
 from itertools import product
 
@@ -18,7 +18,7 @@ SOURCE = torch.Generator().manual_seed(0)
 
 
 def cuts() -> int:
-    """Rows and columns in odd numbers, weights in either order of memory."""
+    """Test odd numbers of rows and columns, and weights of both memory orders."""
     cases = 0
     for (rows, columns), dtype, transposed in product(((1, 1), (5, 33), (9, 1025)), DTYPES, (False, True)):
         weight = torch.randn(rows, columns, generator=SOURCE).to(dtype)
@@ -33,7 +33,7 @@ def cuts() -> int:
 
 
 def norms() -> int:
-    """All forms; a float16 may fall on its other neighbour, for the sum is made in another order."""
+    """Test all forms; a float16 may be rounded to its other neighbor, because the order of the sum differs."""
     cases = 0
     for shape, dtype, rounded, plus_one in product(
         ((1, 1), (2, 3, 33), (3, 1024)), DTYPES, (True, False), (True, False)
@@ -49,7 +49,7 @@ def norms() -> int:
 
 
 def rotations() -> int:
-    """Heads across memory as attention has them, one row of angles for all sequences or one for each."""
+    """Test strided heads, as in attention, with angles for all sequences together or for each."""
     cases = 0
     for (heads, features), dtype, rows in product(((1, 2), (3, 12), (4, 16)), DTYPES, (1, 2)):
         states = torch.randn(2, 5, heads, features, generator=SOURCE).to(dtype).transpose(1, 2)
@@ -62,7 +62,7 @@ def rotations() -> int:
 
 
 def gates() -> int:
-    """Halves of one tensor or two tensors; a float16 may fall on its other neighbour."""
+    """Test halves of one tensor and two tensors; a float16 may be rounded to its other neighbor."""
     cases = 0
     for shape, dtype, halves in product(((1, 1), (2, 3, 33), (3, 2049)), DTYPES, (False, True)):
         both = 4 * torch.randn(*shape[:-1], 2 * shape[-1], generator=SOURCE).to(dtype)

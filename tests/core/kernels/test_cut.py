@@ -1,4 +1,4 @@
-"""Does the fast cut give what its definition gives, for odd shapes, dtypes and strides, in memory of any kind?"""
+"""Masking a weight equals its definition for odd shapes, all dtypes and any strides."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 @pytest.fixture(params=["C", "torch"], autouse=True)
 def form(request: pytest.FixtureRequest) -> Iterator[str]:
-    """With the kernel for CPUs and without it."""
+    """Run with the C kernel and without it."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "torch":
             patch.setattr(cut, "passes", lambda: None)
@@ -36,7 +36,7 @@ def case(rows: int, columns: int, dtype: torch.dtype, seed: int) -> tuple[torch.
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(st.integers(1, 9), st.integers(1, 70), st.integers(0, 2**31))
-def test_a_cut_is_the_product_with_the_mask(dtype: torch.dtype, rows: int, columns: int, seed: int) -> None:
+def test_masking_is_the_product_with_the_mask(dtype: torch.dtype, rows: int, columns: int, seed: int) -> None:
     weight, ranks, removed = case(rows, columns, dtype, seed)
     before = weight.clone()
     assert torch.equal(apply_cut(weight, ranks, removed), cut_reference(weight, ranks, removed))
@@ -44,7 +44,7 @@ def test_a_cut_is_the_product_with_the_mask(dtype: torch.dtype, rows: int, colum
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_memory_that_is_given_is_written_over_and_returned(dtype: torch.dtype) -> None:
+def test_given_memory_is_overwritten_and_returned(dtype: torch.dtype) -> None:
     weight, ranks, removed = case(7, 33, dtype, 0)
     out = torch.full_like(weight, torch.nan)
     assert apply_cut(weight, ranks, removed, out=out) is out
@@ -52,7 +52,7 @@ def test_memory_that_is_given_is_written_over_and_returned(dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_transposed_weight_is_cut_in_its_own_order_of_memory(dtype: torch.dtype) -> None:
+def test_a_transposed_weight_is_masked_with_its_own_strides(dtype: torch.dtype) -> None:
     weight, ranks, removed = case(6, 40, dtype, 1)
     stored = weight.t().contiguous().t()
     found = apply_cut(stored, ranks, removed)
@@ -86,7 +86,7 @@ def test_the_kernel_has_every_pair_of_sizes_and_any_number_of_threads(
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (17, 129), (300, 4096), (64, 2**15 + 3)])
-def test_a_gpu_cuts_as_the_cpu_does(dtype: torch.dtype, rows: int, columns: int) -> None:
+def test_a_gpu_masks_as_the_cpu_does(dtype: torch.dtype, rows: int, columns: int) -> None:
     weight, ranks, removed = case(rows, columns, dtype, 3)
     expected = cut_reference(weight, ranks, removed)
     device = torch.device("cuda")

@@ -1,4 +1,4 @@
-"""Is the fused gate the product that it stands for, on a GPU, in every dtype and order of memory?"""
+"""The fused gate equals the product that it replaces, on a GPU, for all dtypes and strides."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_far_gates_are_shut_or_open() -> None:
 
 
 @pytest.mark.gpu
-def test_what_a_gpu_leaves_to_torch() -> None:
+def test_unsupported_tensors_are_left_to_torch() -> None:
     ones = torch.ones(4, 8, device="cuda")
     assert not takes(ones, ones.bfloat16())
     assert not takes(ones, ones[:1])

@@ -1,4 +1,4 @@
-"""Is freed memory handed out again, rather than mapped anew?"""
+"""Freed memory is reused rather than mapped anew."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Is the fused normalization the one that it stands for, on a GPU, in every form and dtype?"""
+"""The fused normalization equals the one that it replaces, on a GPU, for all forms and dtypes."""
 
 from itertools import product
 
@@ -44,7 +44,7 @@ def test_a_gpu_gives_the_reference(form: RmsNorm, dtype: torch.dtype, shape: tup
 
 
 @pytest.mark.gpu
-def test_what_a_gpu_leaves_to_torch() -> None:
+def test_unsupported_tensors_are_left_to_torch() -> None:
     inputs, weight = torch.ones(2, 8, device="cuda"), torch.ones(8, device="cuda")
     assert not takes(inputs.bfloat16(), weight)
     assert not takes(inputs.double(), weight.double())

@@ -1,4 +1,4 @@
-"""Does the compiled kernel agree with its references on every shape and dtype, and say why where it cannot run?"""
+"""The compiled kernel agrees with its references for all shapes and dtypes, and explains why it cannot run."""
 
 import shutil
 
@@ -20,7 +20,7 @@ from neuronal_ray.core.kernels.packed import (
 
 
 def can_run() -> str | None:
-    """Why the kernel cannot run here, if so."""
+    """Return why the kernel cannot run here, or None."""
     try:
         build.library()
     except build.KernelUnavailable as reason:

@@ -1,4 +1,4 @@
-"""Does the fast ranking give the places of a stable sort, whatever the scores?"""
+"""The ranking equals the positions of a stable sort, for any scores."""
 
 import math
 
@@ -34,10 +34,10 @@ def test_nan_comes_last() -> None:
     assert rank(score).tolist() == rank_reference(score).tolist() == [[3, 1, 4, 2, 0]]
 
 
-def test_slices_and_parts_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slices_and_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     score = torch.rand(50, 30, generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(ranking, "SLICES", {"cpu": 200})
-    monkeypatch.setattr(ranking, "_PART", 70)
+    monkeypatch.setattr(ranking, "_THREAD_SCORES", 70)
     assert torch.equal(rank(score), rank_reference(score))
     assert torch.equal(rank(score.double()), rank_reference(score.double()))
 

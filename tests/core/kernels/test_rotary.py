@@ -1,4 +1,4 @@
-"""Is the fused rotary embedding the one that it stands for, bit for bit, on a GPU?"""
+"""The fused rotary embedding equals the one that it replaces, bit for bit, on a GPU."""
 
 import math
 
@@ -11,7 +11,7 @@ from neuronal_ray.core.kernels.rotary import rotary, rotary_reference, takes
 def case(
     dtype: torch.dtype, *, heads: int, features: int, rows: int, device: str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Heads across memory, as attention has them."""
+    """Make strided heads, as in attention."""
     source = torch.Generator().manual_seed(heads * features)
     states = torch.randn(2, 7, heads, features, generator=source).to(device, dtype).transpose(1, 2)
     angles = torch.rand(rows, 7, features // 2, generator=source) * 2 * math.pi
@@ -49,7 +49,7 @@ def test_a_gpu_gives_the_references_bits(dtype: torch.dtype, heads: int, feature
 
 
 @pytest.mark.gpu
-def test_what_a_gpu_leaves_to_torch() -> None:
+def test_unsupported_tensors_are_left_to_torch() -> None:
     states, cos, sin = case(torch.float32, heads=2, features=8, rows=1, device="cuda")
     assert not takes(states, cos.double(), sin.double())
     assert not takes(states, cos[..., :4], sin[..., :4])

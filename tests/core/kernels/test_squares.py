@@ -1,4 +1,4 @@
-"""Are the sums of squares those of the definition: on a CPU bit for bit, on a GPU to float32's last digits?"""
+"""Sums of squares equal their definition: bit for bit on a CPU, up to float32 rounding on a GPU."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ def inputs(shape: tuple[int, int, int], dtype: torch.dtype, seed: int = 0) -> to
 
 @pytest.fixture(params=["C", "torch"], autouse=True)
 def form(request: pytest.FixtureRequest) -> Iterator[str]:
-    """With the kernel, which has to be in use where there is a compiler, and without it."""
+    """Run with the kernel, which must be in use where there is a compiler, and without it."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "torch":
             patch.setattr(squares, "_adds_as_torch", lambda _: False)
@@ -60,7 +60,7 @@ def test_long_texts_and_any_number_of_threads_too(
 
 
 def test_this_torch_adds_in_the_order_of_the_kernel(form: str) -> None:
-    """Else the kernel would be left out of a search, as any other sum would have other bits."""
+    """Otherwise a search would not use the kernel, as another order gives other bits."""
     assert all(squares._adds_as_torch(dtype) for dtype in (torch.float32, torch.bfloat16)) == (form == "C")
 
 

@@ -1,4 +1,4 @@
-"""Do the Triton kernels give what their references give, without a GPU?"""
+"""The Triton kernels equal their references, without a GPU."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Does the check of a dense directory count zeros as they are, and is everything wrong with one found?"""
+"""The audit of a dense directory counts its zeros and finds every defect."""
 
 import json
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.models.blocks import find_blocks, find_linears, weight_of
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.models.experts import split_experts
@@ -20,13 +21,9 @@ MakeModel = Callable[..., PreTrainedModel]
 UP = "model.layers.1.mlp.up_proj.weight"
 
 
-def quiet(_: str) -> None:
-    """Nobody is told."""
-
-
 def refusal(path: Path) -> str:
-    with pytest.raises(ValueError, match=r"^--model: ") as error:
-        audit(open_checkpoint(path), advance=quiet)
+    with pytest.raises(BadInput, match=r"^--model: ") as error:
+        audit(open_checkpoint(path), advance=lambda _: None)
     message = str(error.value)
     assert len(message.splitlines()) == 1, message
     return message
@@ -34,7 +31,7 @@ def refusal(path: Path) -> str:
 
 @pytest.fixture
 def folder(make_model: MakeModel, tmp_path: Path) -> Path:
-    """A LLaMA in one file."""
+    """Save a LLaMA in one file."""
     make_model("llama").save_pretrained(tmp_path)
     return tmp_path
 
@@ -61,7 +58,7 @@ def test_zeros_are_those_of_the_linears(name: str, dtype: torch.dtype, make_mode
 
 
 def test_every_family_has_an_ordinary_configuration(family: str, checkpoint_dir: Callable[[str], Path]) -> None:
-    linears = audit(open_checkpoint(checkpoint_dir(family)), advance=quiet)
+    linears = audit(open_checkpoint(checkpoint_dir(family)), advance=lambda _: None)
     assert linears
     assert not any(linear.zeros for linear in linears)
 
@@ -98,6 +95,6 @@ def test_an_index_that_lists_other_tensors_is_found(folder: Path, listed: dict[s
 
 
 @pytest.mark.parametrize("sparsity", [{"pruned": 5, "prunable": 20000}, {"pruned": "many"}, None])
-def test_a_pruning_json_that_says_otherwise_is_found(folder: Path, sparsity: dict[str, object] | None) -> None:
+def test_a_pruning_json_with_other_counts_is_found(folder: Path, sparsity: dict[str, object] | None) -> None:
     (folder / "pruning.json").write_text(json.dumps({"sparsity": sparsity}))
     assert "pruning.json" in refusal(folder)

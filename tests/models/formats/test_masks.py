@@ -1,4 +1,4 @@
-"""Do masks zero the same weights in another copy of a model, and are those of another model refused?"""
+"""Masks zero the same weights in another copy of a model, and masks of another model are refused."""
 
 import json
 import logging
@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.models.checkpoint import Checkpoint, open_checkpoint
 from neuronal_ray.models.formats.masks import apply_masks, check_masks, open_masks, write_masks
 from neuronal_ray.models.output_files import copy_whole, stored_linears
@@ -21,14 +22,10 @@ MakeModel = Callable[..., PreTrainedModel]
 UP = "model.layers.1.mlp.up_proj.weight"
 
 
-def quiet(_: str) -> None:
-    """Nobody is told."""
-
-
 def prune(checkpoint: Checkpoint, target: Path) -> Checkpoint:
-    """A copy with zeros of both signs in its linears, and in its embedding, which is none."""
+    """Copy a checkpoint with zeros of both signs in its linears, and zeros in its embedding, which is no linear."""
     target.mkdir()
-    written = copy_whole(checkpoint, target, advance=quiet)
+    written = copy_whole(checkpoint, target, advance=lambda _: None)
     generator = torch.Generator().manual_seed(0)
     tensors = load_file(target / "model.safetensors")
     names = stored_linears(written)
@@ -47,14 +44,14 @@ def test_another_copy_gets_the_same_zeros(name: str, dtype: torch.dtype, make_mo
     pruned = prune(open_checkpoint(tmp_path / "dense"), tmp_path / "pruned")
     names = stored_linears(pruned)
     file = tmp_path / "masks.safetensors"
-    size = write_masks(pruned, names, file, advance=quiet)
+    size = write_masks(pruned, names, file, advance=lambda _: None)
     assert size == file.stat().st_size
     make_model(name, seed=1).to(dtype).save_pretrained(tmp_path / "other")
 
     other, masks = open_checkpoint(tmp_path / "other"), open_masks(file)
     check_masks(masks, other)
     (tmp_path / "out").mkdir()
-    zeros = apply_masks(masks, copy_whole(other, tmp_path / "out", advance=quiet), advance=quiet)
+    zeros = apply_masks(masks, copy_whole(other, tmp_path / "out", advance=lambda _: None), advance=lambda _: None)
 
     sparse, before, found = (load_file(tmp_path / name / "model.safetensors") for name in ("pruned", "other", "out"))
     assert set(masks.shapes) == set(names)
@@ -70,12 +67,12 @@ def folder(make_model: MakeModel, tmp_path: Path) -> Path:
     """`dense` and `masks.safetensors`."""
     make_model("llama").save_pretrained(tmp_path / "dense")
     pruned = prune(open_checkpoint(tmp_path / "dense"), tmp_path / "pruned")
-    write_masks(pruned, stored_linears(pruned), tmp_path / "masks.safetensors", advance=quiet)
+    write_masks(pruned, stored_linears(pruned), tmp_path / "masks.safetensors", advance=lambda _: None)
     return tmp_path
 
 
 def refusal(folder: Path) -> str:
-    with pytest.raises(ValueError, match=r"^--masks: ") as error:
+    with pytest.raises(BadInput, match=r"^--masks: ") as error:
         check_masks(open_masks(folder / "masks.safetensors"), open_checkpoint(folder / "dense"))
     message = str(error.value)
     assert len(message.splitlines()) == 1, message

@@ -1,4 +1,4 @@
-"""Does an exported graph generate what transformers generates, and is what cannot be exported refused in one line?"""
+"""An exported graph generates the same tokens as transformers; other models are refused in one line."""
 
 import importlib.util
 import logging
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuronal_ray.cli.errors import UnsupportedModel
+from neuronal_ray.cli.errors import BadInput, UnsupportedModel
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint
 from neuronal_ray.models.formats import onnx_graph as onnx_export
 from neuronal_ray.models.formats.onnx_graph import FILE, check_onnx, export_onnx
@@ -42,5 +42,5 @@ def test_missing_packages_are_named_with_what_to_install(tmp_path: Path, monkeyp
     monkeypatch.setattr(
         onnx_export, "find_spec", lambda name: None if name == "onnx" else importlib.util.find_spec(name)
     )
-    with pytest.raises(ValueError, match=r"needs onnx.*pip install 'neuronal_ray\[inference\]'"):
+    with pytest.raises(BadInput, match=r"needs onnx.*pip install 'neuronal_ray\[inference\]'"):
         export_onnx(tmp_path, tmp_path)

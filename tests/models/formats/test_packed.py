@@ -1,4 +1,4 @@
-"""Does a packed model come back bit for bit, is it as small as it says, and is every damage refused?"""
+"""A packed model is restored bit for bit, takes the stated number of bytes, and any damage is refused."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import neuronal_ray
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.models.formats import packed as packed_module
 from neuronal_ray.models.formats.packed import open_packed, packed_bytes, write_packed
@@ -26,7 +27,7 @@ UP = "model.layers.1.mlp.up_proj.weight"
 
 
 def save_sparse(model: PreTrainedModel, path: Path, *, dtype: torch.dtype, rate: float = 0.7, **how: str) -> Path:
-    """The model with zeros in every matrix and stack but those outside the blocks, some of them negative."""
+    """Save the model with zeros in every matrix and stack of the blocks, some of them negative."""
     generator = torch.Generator().manual_seed(0)
     model.to(dtype)
     for name, parameter in model.named_parameters():
@@ -54,7 +55,7 @@ def bits_of(model: PreTrainedModel) -> dict[str, tuple[torch.dtype, bytes]]:
 
 @pytest.fixture(scope="module")
 def llama(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a sparse LLaMA of two files, `dense`, and the same `packed`; to be read only."""
+    """Save a sparse LLaMA of two files as `dense` and `packed`; tests must not change them."""
     folder = tmp_path_factory.mktemp("llama")
     save_sparse(make_model("llama"), folder / "dense", dtype=torch.bfloat16, max_shard_size="25KB")
     assert len(list((folder / "dense").glob("*.safetensors"))) > 1
@@ -64,18 +65,18 @@ def llama(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def damaged(llama: Path, tmp_path: Path) -> Path:
-    """A copy of the packed LLaMA, to be damaged."""
+    """Copy the packed LLaMA, to be damaged."""
     shutil.copytree(llama / "packed", tmp_path / "packed")
     return tmp_path / "packed"
 
 
 def file_with(folder: Path, name: str) -> Path:
-    """The packed file that has the tensor `name`."""
+    """Return the packed file that has the tensor `name`."""
     return next(file for file in sorted(folder.glob("packed*")) if name in safe_open(file, "pt").keys())  # noqa: SIM118
 
 
 def change(file: Path, **metadata: str) -> None:
-    """Write a packed file again with some of its words changed."""
+    """Rewrite a packed file with changed metadata."""
     with safe_open(file, "pt") as opened:
         words = opened.metadata() | metadata
     save_file(load_file(file), file, metadata=words)
@@ -91,7 +92,7 @@ def flip(file: Path, name: str) -> None:
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(ValueError, match=r"^load_packed: ") as error:
+    with pytest.raises(BadInput, match=r"^load_packed: ") as error:
         load_packed(path)
     message = str(error.value)
     assert len(message.splitlines()) == 1, message
@@ -259,7 +260,7 @@ def test_a_header_that_contradicts_itself_is_refused(damaged: Path, words: dict[
 
 def test_a_lost_bit_is_found_before_anything_is_built(damaged: Path) -> None:
     flip(file_with(damaged, f"{UP}.bits"), f"{UP}.bits")
-    with pytest.raises(ValueError, match=rf"^load_packed: .* is damaged: {UP} has [0-9,]+ bits for [0-9,]+ values$"):
+    with pytest.raises(BadInput, match=rf"^load_packed: .* is damaged: {UP} has [0-9,]+ bits for [0-9,]+ values$"):
         open_packed(damaged)
 
 
@@ -278,7 +279,7 @@ def test_names_that_packing_would_confuse_are_refused(llama: Path, tmp_path: Pat
         file.unlink()
     save_file({"one": torch.zeros(8), "one.bits": torch.zeros(8)}, dense / "model.safetensors")
     with pytest.raises(
-        ValueError, match=r"^--model: one cannot be packed: one\.bits or one\.values is a tensor as well$"
+        BadInput, match=r"^--model: one cannot be packed: one\.bits or one\.values is a tensor as well$"
     ):
         write_packed(open_checkpoint(dense), tmp_path, advance=lambda _: None)
 

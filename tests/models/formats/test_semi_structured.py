@@ -1,4 +1,4 @@
-"""Is a 2:4 model known as one, and does it say on a GPU what the dense one says?"""
+"""A 2:4 model is recognized, and gives the dense model's logits on a GPU."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import neuronal_ray
-from neuronal_ray.cli.errors import UnsupportedModel
+from neuronal_ray.cli.errors import BadInput, UnsupportedModel
 from neuronal_ray.models.formats.semi_structured import is_two_four, two_four_linears
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -17,7 +17,7 @@ TOLERANCE = 0.02  # of the largest logit: float16 products summed in another ord
 
 
 def make_two_four(model: PreTrainedModel) -> PreTrainedModel:
-    """The two largest of every 4 inputs stay in the linears of the blocks."""
+    """Keep the two largest of every 4 inputs in the linears of the blocks."""
     for name, module in model.model.named_modules():
         if isinstance(module, torch.nn.Linear) and "layers." in name:
             groups = module.weight.data.view(-1, 4)
@@ -40,7 +40,7 @@ def test_two_of_every_four_aligned_inputs(row: list[float], expected: bool) -> N
     assert is_two_four(torch.tensor([row, [0.0] * len(row)])) is expected
 
 
-def test_the_first_linear_that_is_not_is_named(make_model: MakeModel) -> None:
+def test_the_first_linear_that_is_not_2_4_is_named(make_model: MakeModel) -> None:
     model = make_two_four(make_model("llama"))
     assert len(list(two_four_linears(model))) == 3 * 7
     model.model.layers[1].mlp.up_proj.weight.data[3, :3] = 1
@@ -56,16 +56,16 @@ def test_transposed_weights_are_refused(make_model: MakeModel) -> None:
 
 
 def test_another_device_and_another_dtype_are_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^load_semi_structured: cpu has no sparse matrix units, expected a CUDA "):
+    with pytest.raises(BadInput, match=r"^load_semi_structured: cpu has no sparse matrix units, expected a CUDA "):
         neuronal_ray.load_semi_structured(tmp_path / "nowhere", device="cpu")
-    with pytest.raises(ValueError, match=r"^load_semi_structured: torch.float32 has no sparse products, expected "):
+    with pytest.raises(BadInput, match=r"^load_semi_structured: torch.float32 has no sparse products, expected "):
         neuronal_ray.load_semi_structured(tmp_path / "nowhere", dtype=torch.float32)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_SPARSE_UNITS, reason="no CUDA device with sparse matrix units (compute capability 8.0)")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_it_says_what_the_dense_model_says(dtype: torch.dtype, make_model: MakeModel, tmp_path: Path) -> None:
+def test_it_gives_the_logits_of_the_dense_model(dtype: torch.dtype, make_model: MakeModel, tmp_path: Path) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_key_value_heads": 4}
     make_two_four(make_model("llama", **sizes)).to(dtype).save_pretrained(tmp_path)
     found = neuronal_ray.load_semi_structured(tmp_path, dtype=dtype, device="cuda")
