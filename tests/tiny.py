@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.core.plan import Plan
-from neuronal_ray.models.output_files import copy_rest, split_parts
+from neuronal_ray.models.output_files import copy_rest, plan_output_files
 from neuronal_ray.workers.spec import WorkerSpec
 from neuronal_ray.workers.tasks.model_files import write
 from neuronal_ray.workers.worker import Worker
@@ -121,7 +121,7 @@ def cpu_spec(
 def write_pruned(worker: Worker, plan: Plan, target: Path) -> int:
     """The final model under `plan` as a directory, as the pipeline writes it; the zeros of its linears."""
     checkpoint = worker.replica.checkpoint
-    parts = split_parts(checkpoint, worker.layout, [worker.blocks])
+    parts = plan_output_files(checkpoint, worker.layout, [worker.blocks])
     zeros = sum(write(worker, part, plan, target) for part in parts)
     copy_rest(checkpoint, parts, target)
     return zeros

@@ -11,8 +11,8 @@ from neuronal_ray.algorithms import registry
 from neuronal_ray.algorithms.declarations import Method, Refinement
 from neuronal_ray.algorithms.methods import Quota
 from neuronal_ray.core.layout import LinearSpec
-from neuronal_ray.core.levels import LEVELS
-from neuronal_ray.core.masks import cut, rank_mask, rank_rows
+from neuronal_ray.core.level_plan import LEVELS
+from neuronal_ray.core.masks import lowest_mask, rank_mask, rank_rows
 from neuronal_ray.core.pattern import Pattern, rank_in_groups
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import Gram, Statistic
@@ -91,12 +91,12 @@ class LinearPruner:
         moments: Statistic,
     ) -> Ranks:
         """Return a ranking whose mask at `removed` is the refined one; `ranks` itself where nothing is refined."""
-        if spec.part not in self.parts:
+        if spec.sub_block not in self.parts:
             return ranks
         score = self._call(self._method.score, weight, inputs)
         refine = self._refinement.refine
         settings = registry.settings_for(refine, self.refinement_settings)
-        mask = refine(weight, score, cut(ranks, removed), moments, self.group, **settings)
+        mask = refine(weight, score, lowest_mask(ranks, removed), moments, self.group, **settings)
         return rank_mask(mask)
 
     def factorized(self, inputs: Statistic) -> object:
@@ -120,4 +120,4 @@ class LinearPruner:
     def solved(self, spec: LinearSpec, weight: Weight, factor: object, plan: Plan) -> Weight:
         """Return the solver's weights of the linear under `plan`."""
         removed = int(plan.removed[spec.linear].sum())
-        return self.solved_at(weight, factor, removed=removed, rate=plan.asked.get(spec.linear))
+        return self.solved_at(weight, factor, removed=removed, rate=plan.solver_rates.get(spec.linear))

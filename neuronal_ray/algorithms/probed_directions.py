@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuronal_ray.core.directions import Cells, coarse_direction, fine_direction
 from neuronal_ray.core.layout import Linear
-from neuronal_ray.core.levels import level_counts
+from neuronal_ray.core.level_plan import level_counts
 from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.problem import Problem
 
@@ -87,7 +87,7 @@ def lines(
     step = _AXIS_STEP * max(_LEAST_SCALE, coarse)
     for sign in (1, -1):
         changes += [plan_of_means(problem, rates + sign * step * axis).removed for axis in cells.axes]
-    emptied = [(1 - rates) * (cells.part == number) for number in range(int(cells.part.max()) + 1)] if drops else []
+    emptied = [(1 - rates) * (cells.sub_block == number) for number in range(int(cells.sub_block.max()) + 1)] if drops else []
     changes += [plan_of_means(problem, rates + move).removed for move in emptied]
     cost = _cost(problem, changes, part)
     if cost > left:

@@ -16,8 +16,8 @@ from torch.sparse import to_sparse_semi_structured
 from neuronal_ray.benchmark.device import measure_ceilings, seconds
 from neuronal_ray.benchmark.record import check_output, publish
 from neuronal_ray.benchmark.shapes import device_of
-from neuronal_ray.core.kernels.cut import apply_cut, cut_reference
 from neuronal_ray.core.kernels.gate import gated, gated_reference
+from neuronal_ray.core.kernels.masking import zero_lowest, zero_lowest_reference
 from neuronal_ray.core.kernels.memory import keep_freed_memory
 from neuronal_ray.core.kernels.norm import RmsNorm, rms_norm, rms_norm_reference
 from neuronal_ray.core.kernels.ranking import rank, rank_reference
@@ -118,8 +118,8 @@ def measure_kernels(
         cases: list[tuple[str, Callable[[], object], Callable[[], object], int]] = [
             (
                 "cut",
-                partial(apply_cut, weight, ranks, removed, out=out),
-                partial(cut_reference, weight, ranks, removed),
+                partial(zero_lowest, weight, ranks, removed, out=out),
+                partial(zero_lowest_reference, weight, ranks, removed),
                 weight.numel() * (2 * item + ranks.itemsize),
             ),
             ("squares", partial(column_squares, inputs), partial(squares_reference, inputs), inputs.numel() * item),

@@ -21,12 +21,12 @@ _LEAST_CURVATURE = 0.3  # of the median curvature
 class Cells:
     """The groups of linears whose rates move together: one kind (q, k, ..., down) in one run of neighboring blocks.
 
-    `kind`, `part` and `cell` hold the number of each linear's kind, of its sub-block within its run, and of its cell.
-    `depth` holds the values of hat functions over the blocks, `sizes` the numbers of weights.
+    `kind`, `sub_block` and `cell` hold the number of each linear's kind, of its sub-block within its run, and of its
+    cell. `depth` holds the values of hat functions over the blocks, `sizes` the numbers of weights.
     """
 
     kind: Int64[Tensor, " linears"]
-    part: Int64[Tensor, " linears"]
+    sub_block: Int64[Tensor, " linears"]
     cell: Int64[Tensor, " linears"]
     depth: Float64[Tensor, "linears knots"]
     sizes: Float64[Tensor, " linears"]
@@ -43,13 +43,13 @@ class Cells:
         runs = min(num_blocks, max(1, most // num_kinds)) if blocks else 1
         block = torch.tensor([spec.linear.block for spec in specs])
         run = block * runs // num_blocks
-        part = _numbered([spec.part if parts else "" for spec in specs])
+        sub_block = _numbered([spec.sub_block if parts else "" for spec in specs])
         knots = min(num_blocks, _KNOTS) if blocks else 1
         place = block.double() * (knots - 1) / max(1, num_blocks - 1)
         depth = (1 - (place[:, None] - torch.arange(knots)).abs()).clamp(min=0) if knots > 1 else place[:, None] * 0
         return cls(
             kind=kinds,
-            part=part + (int(part.max()) + 1) * run,
+            sub_block=sub_block + (int(sub_block.max()) + 1) * run,
             cell=_numbered(list(zip(kinds.tolist(), run.tolist(), strict=True))),
             depth=depth,
             sizes=torch.tensor([spec.size for spec in specs], dtype=torch.float64),
@@ -107,7 +107,7 @@ def fine_direction(
     median = positive.median()
     logs = (gains.clamp(min=_LEAST_GAIN * float(median)) / median).log()[cells.cell]  # [cells] -> [linears]
     by_kind = cells.mean(logs, cells.kind)
-    explained = by_kind + cells.mean(logs - by_kind, cells.part)
+    explained = by_kind + cells.mean(logs - by_kind, cells.sub_block)
     logs = (1 - pooled) * logs + pooled * explained
     logs = logs - (logs * cells.sizes).sum() / cells.sizes.sum()
     size = logs.abs().mean()

@@ -89,7 +89,7 @@ def _rates_of_rows(
 ) -> Float64[Tensor, " rows"]:
     if spec.consumer is None or (problem.mode == "authors" and not _adapted_by_authors(problem, spec)):
         return rates
-    shrunk = spec.row_levels(winner.signals[spec.consumer].double())
+    shrunk = spec.row_signal(winner.signals[spec.consumer].double())
     moved = 1 - spread(shrunk, lam=lam, mean=1 - float(rates[0])) + (rates - rates[0])  # exactly 0 for equal rates
     return moved.clamp(_LOWEST, _HIGHEST) if problem.mode == "authors" else moved
 

@@ -37,9 +37,8 @@ class LinearSpec:
     input depends on the linear's output; None where the output of the last block leaves the blocks.
     `sources` [rows, fan] lists, for each output row, the columns of the consumer's input that it determines
     (grouped-query keys and values fan out over the query heads of their group); None means that row i is column i.
-    `part` is the sub-block: "attention" for the linears around the mixing of tokens, "mlp" for the others. `expert` is
-    the index of the expert that the linear belongs to, which sees only the tokens routed to it; None for ordinary
-    linears.
+    `sub_block` is "attention" for the linears around the mixing of tokens, "mlp" for the others. `expert` is the index
+    of the expert that the linear belongs to, which sees only the tokens routed to it; None for ordinary linears.
     """
 
     linear: Linear
@@ -48,7 +47,7 @@ class LinearSpec:
     reads: Group
     consumer: Group | None
     sources: Int64[Tensor, "rows fan"] | None
-    part: str = "mlp"
+    sub_block: str = "mlp"
     expert: int | None = None
 
     @property
@@ -61,7 +60,7 @@ class LinearSpec:
         """The linear's path without the number of an expert: equal for the same linear of all blocks and experts."""
         return ".".join(part for part in self.linear.path.split(".") if not part.isdecimal())
 
-    def row_levels(self, signal: Tensor) -> Tensor:
+    def row_signal(self, signal: Tensor) -> Tensor:
         """Map the consumer's `signal` [columns of the consumer] to the rows of this linear, [rows]."""
         if self.sources is None:
             return signal
@@ -69,7 +68,7 @@ class LinearSpec:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Weighed:
+class LinearData:
     """A linear as an allocation sees it: its dense weight and the statistic of its inputs, if any."""
 
     spec: LinearSpec

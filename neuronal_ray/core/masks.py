@@ -22,13 +22,13 @@ def rank_rows(score: Float[Tensor, "rows columns"], *, lower_ties_first: bool = 
     return rank(score)
 
 
-def cut(ranks: Int[Tensor, "rows columns"], removed: Int32[Tensor, " rows"]) -> Bool[Tensor, "rows columns"]:
+def lowest_mask(ranks: Int[Tensor, "rows columns"], removed: Int32[Tensor, " rows"]) -> Bool[Tensor, "rows columns"]:
     """Return the mask, True where weights go: the `removed` lowest of each row."""
     return ranks < removed.to(ranks.device)[:, None]
 
 
 def rank_mask(mask: Bool[Tensor, "rows columns"]) -> Int[Tensor, "rows columns"]:
-    """Return a ranking from which `cut` makes `mask`: in each row first its True columns, then the others."""
+    """Return a ranking from which `lowest_mask` makes `mask`: in each row first its True columns, then the others."""
     removed = mask.sum(dim=1, keepdim=True)
     kept_rank = (~mask).cumsum(dim=1) + removed
     return torch.where(mask, mask.cumsum(dim=1), kept_rank).sub_(1).to(rank_dtype(mask.shape[1]))

@@ -15,7 +15,7 @@ from torch import Tensor
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.kernels.ranking import rank_dtype
 from neuronal_ray.core.layout import Layout, Linear
-from neuronal_ray.core.levels import whole_levels
+from neuronal_ray.core.level_plan import whole_levels
 from neuronal_ray.core.masks import rank_rows
 from neuronal_ray.core.plan import Plan, PlanError, Rates
 
@@ -79,7 +79,7 @@ def pattern_plan(layout: Layout, rates: Rates, *, target: float, pattern: Patter
     """Return the plan of a fixed pattern, whatever the rates, or the plan of a mixed pattern that follows the rates.
 
     In a mixed pattern every linear loses n of each group; n is the same for all linears of a block that have the same
-    rate, except for the few that `core.levels.whole_levels` moves to meet the budget.
+    rate, except for the few that `core.level_plan.whole_levels` moves to meet the budget.
 
     The budget is met exactly when the rates are whole levels or when some linears add up to the rest. Otherwise it is
     missed by at most half of the weights that the largest linear loses per level; by at most half of the smallest

@@ -33,13 +33,13 @@ class PlanError(BadInput):
 class Plan:
     """Removed weights per output row of every prunable linear, int32 [rows] each.
 
-    `lower_ties_first`: of equal scores, the lower column goes first (see masks.rank_rows). `asked` holds the rates
-    from which a solver of the released code computes its own counts, empty under an exact budget.
+    `lower_ties_first`: of equal scores, the lower column goes first (see masks.rank_rows). `solver_rates` holds
+    the rates from which a solver of the released code computes its own counts, empty under an exact budget.
     """
 
     removed: Counts
     lower_ties_first: bool = True
-    asked: Mapping[Linear, float] = field(default_factory=dict)
+    solver_rates: Mapping[Linear, float] = field(default_factory=dict)
 
     @cached_property
     def total(self) -> int:
@@ -53,7 +53,7 @@ class Plan:
         for linear in sorted(self.removed):
             sha.update(f"{linear.block} {linear.path} {len(self.removed[linear])} ".encode())
             sha.update(self.removed[linear].contiguous().numpy().tobytes())
-            sha.update(f"{self.asked.get(linear)} ".encode())
+            sha.update(f"{self.solver_rates.get(linear)} ".encode())
         return sha.digest()
 
     def check(self, layout: Layout) -> None:
@@ -164,5 +164,5 @@ def floored_plan(layout: Layout, rates: Rates, *, floor_kept: bool) -> Plan:
         if floor_kept:
             kept = ((1 - rate) * spec.columns).floor()
         removed[spec.linear] = (spec.columns - kept).int()
-    asked = {linear: float(rate[0]) for linear, rate in rates.items()}
-    return Plan(removed, lower_ties_first=not floor_kept, asked=asked)
+    solver_rates = {linear: float(rate[0]) for linear, rate in rates.items()}
+    return Plan(removed, lower_ties_first=not floor_kept, solver_rates=solver_rates)

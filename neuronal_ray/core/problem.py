@@ -8,8 +8,8 @@ from jaxtyping import Float, Float32, Float64, Int, Int32
 from torch import Tensor
 
 from neuronal_ray.core.alignment import Trial
-from neuronal_ray.core.layout import Layout, Linear, LinearSpec, Weighed
-from neuronal_ray.core.levels import level_plan
+from neuronal_ray.core.layout import Layout, Linear, LinearData, LinearSpec
+from neuronal_ray.core.level_plan import level_plan
 from neuronal_ray.core.pattern import Pattern, pattern_plan
 from neuronal_ray.core.plan import Counts, Plan, Rates, exact_plan, floored_plan
 
@@ -79,7 +79,7 @@ class Probe(Protocol):
         """Return per plan the mean cross-entropy per predicted token of the search text, in nats."""
         ...
 
-    def measure(self, function: Callable[[Sequence[Weighed]], Result]) -> list[Result]:
+    def measure(self, function: Callable[[Sequence[LinearData]], Result]) -> list[Result]:
         """Apply `function` to the linears of every block of the dense model; results are in the order of blocks."""
         ...
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Float64, Int, Int32
 from torch import Tensor
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.core.kernels.cut import apply_cut
+from neuronal_ray.core.kernels.masking import zero_lowest
 from neuronal_ray.core.plan import largest_remainder, water_level
 
 WIDTHS = (0.01, 0.02, 0.04, 0.08, 0.12, 0.16)
@@ -82,7 +82,7 @@ def trim_rows(
     energy = _energy(dense, weight)
 
     def judge(counts: Int32[Tensor, " rows"]) -> Similarity:
-        return similarity(dense, energy, apply_cut(weight, ranks, counts), gram)
+        return similarity(dense, energy, zero_lowest(weight, ranks, counts), gram)
 
     start = Trimmed(removed, judge(removed))
     if not math.isfinite(start.similarity.whole):

@@ -137,7 +137,7 @@ class _Prober:
                     reads=Group(self.index, self.groups[path]),
                     consumer=consumer if wire.matched else None,
                     sources=wire.sources,
-                    part="attention" if stand_in in attention else "mlp",
+                    sub_block="attention" if stand_in in attention else "mlp",
                     expert=None if expert is None else expert[1],
                 )
             )

@@ -20,7 +20,7 @@ from neuronal_ray.models.tensor_files import FILE_BYTES, consecutive_runs, file_
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class OutputFile:
     """One safetensors file of the pruned model: its name, its blocks, and the stored names of its tensors."""
 
     file: str
@@ -28,9 +28,9 @@ class Part:
     names: tuple[str, ...]
 
 
-def split_parts(
+def plan_output_files(
     checkpoint: Checkpoint, layout: Layout, shards: Sequence[range], *, trust_remote_code: bool = False
-) -> list[Part]:
+) -> list[OutputFile]:
     """Divide the pruned model into files of at most 4 GiB, or one larger block, each within one shard.
 
     The first file also has the tensors that belong to no linear.
@@ -48,7 +48,7 @@ def split_parts(
     for number, blocks in enumerate(runs, start=1):
         wanted = {name for block in blocks for name in names[block]} | (rest if number == 1 else set())
         files.append(
-            Part(
+            OutputFile(
                 file=file_name("model", number, len(runs)),
                 blocks=blocks,
                 names=tuple(name for name in checkpoint.tensors if name in wanted),  # in their order on disk
@@ -92,7 +92,7 @@ def stored_linears(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
     return names
 
 
-def copy_rest(checkpoint: Checkpoint, files: Sequence[Part], target: Path) -> None:
+def copy_rest(checkpoint: Checkpoint, files: Sequence[OutputFile], target: Path) -> None:
     """Complete a directory whose weights are written: copy configuration and tokenizer, then write the index."""
     copy_descriptions(checkpoint, target)
     write_index(target, {file.file: file.names for file in files}, total_size=checkpoint.num_bytes)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from neuronal_ray.cli.errors import BadInput, UnsupportedModel
 from neuronal_ray.models.checkpoint import DTYPES, Checkpoint
-from neuronal_ray.models.output_files import Part
+from neuronal_ray.models.output_files import OutputFile
 from neuronal_ray.models.tensor_files import WORD_BYTES, Stored, begin_file, fill, read_header
 
 _PIECE_BYTES = 2**19
@@ -36,12 +36,12 @@ Arguments: the array, a scratch array of its size, and the position of its first
 """
 
 
-def new_part(checkpoint: Checkpoint, part: Part, target: Path) -> Checkpoint:
+def begin_output_file(checkpoint: Checkpoint, file: OutputFile, target: Path) -> Checkpoint:
     """Create one file of a copy of the checkpoint in `target`, of its final size but without its tensors' bytes.
 
     Returns the copy with the tensors of that file.
     """
-    path, tensors = target / part.file, ((name, checkpoint.tensors[name]) for name in part.names)
+    path, tensors = target / file.file, ((name, checkpoint.tensors[name]) for name in file.names)
     begin_file(path, ((stored.kind(name), stored.num_bytes) for name, stored in tensors))
     return replace(checkpoint, path=target, tensors=read_header(path).tensors)
 

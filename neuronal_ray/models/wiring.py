@@ -21,7 +21,7 @@ _PROBE_SEQUENCES = (1, 16)  # the second text is used where the first does not r
 
 
 @dataclass(frozen=True)
-class Kinds:
+class BlockKinds:
     """The traced kinds of blocks, the signature of each kind, and the kind of each block from the first on."""
 
     traced: tuple[tuple[LinearSpec, ...], ...] = ()
@@ -31,10 +31,10 @@ class Kinds:
 
 def trace_layout(stream: Stream) -> Layout:
     """Trace the layout of a model whose blocks are all present."""
-    return assembled(trace_kinds(stream, range(len(stream.blocks)), Kinds()))
+    return assemble_layout(trace_kinds(stream, range(len(stream.blocks)), BlockKinds()))
 
 
-def assembled(kinds: Kinds) -> Layout:
+def assemble_layout(kinds: BlockKinds) -> Layout:
     """Return the layout of a model from the kinds of all its blocks."""
     last = len(kinds.of_block) - 1
     return Layout(
@@ -46,7 +46,7 @@ def assembled(kinds: Kinds) -> Layout:
     )
 
 
-def trace_kinds(stream: Stream, blocks: range, known: Kinds) -> Kinds:
+def trace_kinds(stream: Stream, blocks: range, known: BlockKinds) -> BlockKinds:
     """Extend `known`, the kinds of the blocks before, by those of `blocks`.
 
     The first block of each new kind is run a few times on a few tokens.
@@ -65,7 +65,7 @@ def trace_kinds(stream: Stream, blocks: range, known: Kinds) -> Kinds:
             traced.append(tuple(trace_block(stream, index, recordings)))
             signatures.append(signature)
         of_block.append(signatures.index(signature))
-    return Kinds(tuple(traced), tuple(signatures), tuple(of_block))
+    return BlockKinds(tuple(traced), tuple(signatures), tuple(of_block))
 
 
 def _probe_text(stream: Stream, sequences: int) -> Int64[Tensor, "sequences length"]:

@@ -19,7 +19,7 @@ from neuronal_ray.core.problem import Allocation, Problem
 from neuronal_ray.evaluate.measure import measure
 from neuronal_ray.evaluate.scores import Score
 from neuronal_ray.models.checkpoint import Checkpoint
-from neuronal_ray.models.output_files import Part, copy_rest, split_parts
+from neuronal_ray.models.output_files import OutputFile, copy_rest, plan_output_files
 from neuronal_ray.prune.compose import Composition
 from neuronal_ray.prune.config import PruneConfig
 from neuronal_ray.prune.files import write_allocation, write_search
@@ -165,7 +165,7 @@ def evaluation_summary(results: Mapping[str, Mapping[str, Score]]) -> dict[str, 
 
 def begin_model(
     checkpoint: Checkpoint, pool: Pool, plan: Plan, staging: Path, *, trust_remote_code: bool = False
-) -> list[Part]:
+) -> list[OutputFile]:
     """Begin the files of the checkpoint with the plan's weights zeroed, beside what workers do next; returns them for
     `write_model`.
 
@@ -173,14 +173,14 @@ def begin_model(
     """
     layout = pool.first(describe)
     shards = [shard_blocks(layout.num_blocks, shard, pool.shards) for shard in range(pool.shards)]
-    parts = split_parts(checkpoint, layout, shards, trust_remote_code=trust_remote_code)
+    parts = plan_output_files(checkpoint, layout, shards, trust_remote_code=trust_remote_code)
     for _ in pool.map(model_files.write_ahead, parts, plan, staging):
         pass
     return parts
 
 
 def write_model(
-    checkpoint: Checkpoint, pool: Pool, parts: Sequence[Part], plan: Plan, staging: Path, progress: Progress
+    checkpoint: Checkpoint, pool: Pool, parts: Sequence[OutputFile], plan: Plan, staging: Path, progress: Progress
 ) -> int:
     """Complete the files that were begun, and write the others; returns the zeros among the prunable weights.
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.alignment import Trial
-from neuronal_ray.core.layout import Layout, Linear, Weighed
-from neuronal_ray.core.levels import levels_around
+from neuronal_ray.core.layout import Layout, Linear, LinearData
+from neuronal_ray.core.level_plan import levels_around
 from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.problem import BlockTask, RankedLinear
 from neuronal_ray.prune.results import Results, change_digest, mean
@@ -230,7 +230,7 @@ class Search:
                 sums[linear] = sums[linear] + squares if linear in sums else squares
         return {linear: squares.sqrt() for linear, squares in sums.items()}
 
-    def measure(self, function: Callable[[Sequence[Weighed]], Value]) -> list[Value]:
+    def measure(self, function: Callable[[Sequence[LinearData]], Value]) -> list[Value]:
         """Return `function` of the linears of every block, in order."""
         blocks = range(self._layout.num_blocks)
         return self._collected("measure", len(blocks), self._pool.map(probes.measure, blocks, function))

@@ -60,9 +60,9 @@ class Store:
         if not self.is_planned(cell):
             return None
         entry, removed = self._planned[cell], read_allocation(self._plan_path(cell), layout).removed
-        asked = {Linear(block, name): rate for block, name, rate in entry["asked"]}
+        solver_rates = {Linear(block, name): rate for block, name, rate in entry["solver_rates"]}
         return Planned(
-            plan=Plan(removed, lower_ties_first=entry["lower_ties_first"], asked=asked),
+            plan=Plan(removed, lower_ties_first=entry["lower_ties_first"], solver_rates=solver_rates),
             steps=entry["steps"],
             seconds=entry["seconds"],
             search_seconds=entry["search_seconds"],
@@ -78,7 +78,7 @@ class Store:
             "seconds": planned.seconds,
             "search_seconds": planned.search_seconds,
             "lower_ties_first": planned.plan.lower_ties_first,
-            "asked": [(linear.block, linear.path, rate) for linear, rate in planned.plan.asked.items()],
+            "solver_rates": [(linear.block, linear.path, rate) for linear, rate in planned.plan.solver_rates.items()],
         }
         self._planned[cell] = entry
         append_line(self._journal, {"event": "planned", "cell": cell} | entry)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from neuronal_ray.algorithms.linear_pruner import Ranks
-from neuronal_ray.core.kernels.cut import apply_cut
+from neuronal_ray.core.kernels.masking import zero_lowest
 from neuronal_ray.core.layout import Linear
 from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.workers.replica import Replica, Weights
@@ -28,7 +28,7 @@ class MaskedWeights:
         masked, removed = {}, self._removed(plan)
         for spec in self._replica.layout.blocks[index]:
             weight = self._replica.weight(spec)
-            masked[spec.linear] = apply_cut(
+            masked[spec.linear] = zero_lowest(
                 weight,
                 ranks[spec.linear].to(self._replica.device),
                 removed[spec.linear],

@@ -18,7 +18,7 @@ from neuronal_ray.core.stats import Statistic
 from neuronal_ray.models.blocks import Recording, Stream, find_linears, forwards, is_transposed, set_weight, weight_of
 from neuronal_ray.models.checkpoint import Checkpoint, load_model, open_checkpoint
 from neuronal_ray.models.fused_modules import fuse
-from neuronal_ray.models.wiring import Kinds, assembled, trace_kinds
+from neuronal_ray.models.wiring import BlockKinds, assemble_layout, trace_kinds
 from neuronal_ray.workers.stopwatch import Stopwatch
 
 Statistics = Mapping[Group, Statistic]
@@ -105,7 +105,7 @@ class Replica:
         replica = cls(checkpoint, stream, blocks, stopwatch, device=target, stop=threading.Event())
         replica._check_weights()
         if shards == 1:
-            replica.trace(Kinds())
+            replica.trace(BlockKinds())
         return replica
 
     def twin(self, stop: threading.Event) -> "Replica":
@@ -130,11 +130,11 @@ class Replica:
         assert self._layout is not None, "a shard is given its layout (keep_layout)"
         return self._layout
 
-    def trace(self, known: Kinds) -> Kinds:
+    def trace(self, known: BlockKinds) -> BlockKinds:
         """Return the kinds of blocks up to the end of this shard; in the last shard the layout is complete."""
         known = trace_kinds(self.stream, self.blocks, known)
         if self.blocks.stop == self.num_blocks:
-            self._layout = assembled(known)
+            self._layout = assemble_layout(known)
         return known
 
     @cached_property

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.core.layout import Linear, LinearSpec
-from neuronal_ray.core.levels import level_of
+from neuronal_ray.core.level_plan import level_of
 from neuronal_ray.core.packing import Packed, pack
 from neuronal_ray.core.plan import Plan
 

@@ -21,7 +21,7 @@ from neuronal_ray.algorithms.declarations import RowStep
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.lambdas import LAMBDAS, ROW_LAMBDAS
-from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
+from neuronal_ray.core.layout import Group, Layout, Linear, LinearData, LinearSpec
 from neuronal_ray.core.masks import rank_rows
 from neuronal_ray.core.pattern import Pattern
 from neuronal_ray.core.plan import Counts, Plan
@@ -167,13 +167,13 @@ class FakeProbe:
         self.asked.append((step, list(lambdas), list(plans)))
         return [self.score(lam) for lam in lambdas]
 
-    def measure(self, function: Callable[[Sequence[Weighed]], Result]) -> list[Result]:
+    def measure(self, function: Callable[[Sequence[LinearData]], Result]) -> list[Result]:
         pickle.dumps(function)
         return [function([self._weighed(spec) for spec in specs]) for specs in LAYOUT.blocks]
 
-    def _weighed(self, spec: LinearSpec) -> Weighed:
+    def _weighed(self, spec: LinearSpec) -> LinearData:
         inputs = None if self.statistic is None else self.statistic.of(text_of(spec.reads).flatten(0, 1))
-        return Weighed(spec=spec, weight=self.weights[spec.linear], inputs=inputs)
+        return LinearData(spec=spec, weight=self.weights[spec.linear], inputs=inputs)
 
     def learn(self, function: Callable[[BlockTask], Result]) -> list[Result]:
         pickle.dumps(function)

@@ -39,7 +39,7 @@ def spec_of(block: int, part: str, path: str, rows: int, columns: int) -> Linear
         reads=Group(block, 0),
         consumer=None,
         sources=None,
-        part=part,
+        sub_block=part,
     )
 
 
@@ -129,7 +129,7 @@ def test_cells_are_those_of_as_many_runs_as_the_number_allows(
     layout = layout_of(*shape)
     cells = Cells.of(layout, most=most, blocks=blocks, parts=parts)
     kinds = list(dict.fromkeys(kind_of(spec.linear.path) if parts else "" for spec in layout))
-    names = list(dict.fromkeys(spec.part if parts else "" for spec in layout))
+    names = list(dict.fromkeys(spec.sub_block if parts else "" for spec in layout))
     runs = 1
     while blocks and runs < layout.num_blocks and (runs + 1) * len(kinds) <= most:
         runs += 1
@@ -139,7 +139,7 @@ def test_cells_are_those_of_as_many_runs_as_the_number_allows(
         kind = kinds.index(kind_of(spec.linear.path) if parts else "")
         assert int(cells.kind[index]) == kind
         assert int(cells.cell[index]) == numbers.setdefault((kind, run), len(numbers))
-        assert int(cells.part[index]) == names.index(spec.part if parts else "") + len(names) * run
+        assert int(cells.sub_block[index]) == names.index(spec.sub_block if parts else "") + len(names) * run
         assert float(cells.sizes[index]) == spec.rows * spec.columns
     assert cells.count == len(numbers)
 
@@ -206,7 +206,7 @@ def literal_fine(cells: Cells, gains: Sequence[float], pooled: float) -> list[fl
         ]
 
     by_kind = means(logs, cells.kind.tolist())
-    rest = means([log - mean for log, mean in zip(logs, by_kind, strict=True)], cells.part.tolist())
+    rest = means([log - mean for log, mean in zip(logs, by_kind, strict=True)], cells.sub_block.tolist())
     mixed = [(1 - pooled) * log + pooled * (kind + part) for log, kind, part in zip(logs, by_kind, rest, strict=True)]
     sizes = cells.sizes.tolist()
     mean = sum(log * size for log, size in zip(mixed, sizes, strict=True)) / sum(sizes)
@@ -294,7 +294,7 @@ def test_gains_that_kind_and_sub_block_explain_are_pooled_without_loss() -> None
     cells = Cells.of(EVEN, most=MOST_CELLS)
     by_cell = {
         cell: math.exp(0.3 * kind + 0.2 * (part // 2))
-        for cell, kind, part in zip(cells.cell.tolist(), cells.kind.tolist(), cells.part.tolist(), strict=True)
+        for cell, kind, part in zip(cells.cell.tolist(), cells.kind.tolist(), cells.sub_block.tolist(), strict=True)
     }
     gains = column([by_cell[cell] for cell in range(cells.count)], cells)
     alone, pooled = (fine_direction(cells, gains, pooled=share) for share in (0.0, 0.5))

@@ -41,6 +41,6 @@ def test_the_first_reader_of_a_group_is_the_first_in_order() -> None:
 
 def test_a_signal_is_read_row_by_row_or_averaged_over_the_sources() -> None:
     signal = torch.tensor([1.0, 2.0, 4.0, 8.0])
-    assert spec(0, "q", index=0).row_levels(signal).tolist() == [1.0, 2.0, 4.0, 8.0]
+    assert spec(0, "q", index=0).row_signal(signal).tolist() == [1.0, 2.0, 4.0, 8.0]
     sources = torch.tensor([[0, 2], [1, 3], [3, 3]])
-    assert spec(0, "k", index=0, sources=sources).row_levels(signal).tolist() == [2.5, 5.0, 8.0]
+    assert spec(0, "k", index=0, sources=sources).row_signal(signal).tolist() == [2.5, 5.0, 8.0]

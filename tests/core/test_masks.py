@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronal_ray.core.kernels.cut import apply_cut
+from neuronal_ray.core.kernels.masking import zero_lowest
 from neuronal_ray.core.kernels.ranking import rank_dtype
-from neuronal_ray.core.masks import cut, rank_rows
+from neuronal_ray.core.masks import lowest_mask, rank_rows
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 SCORES = st.one_of(
@@ -49,20 +49,20 @@ def test_a_mask_removes_the_lowest_of_each_row(rows: Rows, dtype: torch.dtype, d
     weight = score + 1  # no zeros of its own
     before = weight.clone()
     ranks, removed = rank_rows(score), torch.tensor(counts, dtype=torch.int32)
-    mask, pruned = cut(ranks, removed), apply_cut(weight, ranks, removed)
+    mask, pruned = lowest_mask(ranks, removed), zero_lowest(weight, ranks, removed)
     for row, count, row_mask in zip(score.tolist(), counts, mask.tolist(), strict=True):
         gone = set(sorted_columns(row)[:count])
         assert row_mask == [column in gone for column in range(columns)], (row, count)
     assert mask.sum(dim=1).tolist() == counts
     assert pruned.dtype == dtype
     assert torch.equal(pruned, torch.where(mask, 0, weight).to(dtype))
-    assert torch.equal(weight, before), "apply_cut changed its argument"
+    assert torch.equal(weight, before), "zero_lowest changed its argument"
 
 
 @given(score_rows())
 def test_a_mask_is_contained_in_every_larger_mask(rows: Rows) -> None:
     ranks = rank_rows(torch.tensor(rows))
-    cuts = [cut(ranks, torch.full((len(rows),), count, dtype=torch.int32)) for count in range(len(rows[0]) + 1)]
+    cuts = [lowest_mask(ranks, torch.full((len(rows),), count, dtype=torch.int32)) for count in range(len(rows[0]) + 1)]
     assert not cuts[0].any()
     assert cuts[-1].all()
     for shallow, deep in itertools.pairwise(cuts):
@@ -81,9 +81,9 @@ def test_the_widest_rows_of_16_bit_ranks_and_wider_ones_are_masked_right(
     for row, row_ranks in zip(score.tolist(), ranks.tolist(), strict=True):
         assert [row_ranks[column] for column in sorted_columns(row)] == list(range(columns))
     for counts in ([0, 1], [columns - 1, columns], [columns // 2, 32_767], [columns, 0]):
-        mask = cut(ranks, torch.tensor(counts, dtype=torch.int32))
+        mask = lowest_mask(ranks, torch.tensor(counts, dtype=torch.int32))
         assert mask.sum(dim=1).tolist() == counts
-        pruned = apply_cut(score + 1, ranks, torch.tensor(counts, dtype=torch.int32))
+        pruned = zero_lowest(score + 1, ranks, torch.tensor(counts, dtype=torch.int32))
         assert (pruned == 0).sum(dim=1).tolist() == counts
 
 

@@ -15,10 +15,10 @@ from torch.sparse._semi_structured_conversions import (
 )
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.core.kernels.cut import apply_cut
+from neuronal_ray.core.kernels.masking import zero_lowest
 from neuronal_ray.core.kernels.ranking import rank_dtype
 from neuronal_ray.core.layout import Layout, Linear
-from neuronal_ray.core.masks import cut
+from neuronal_ray.core.masks import lowest_mask
 from neuronal_ray.core.pattern import (
     Pattern,
     check_pattern,
@@ -121,7 +121,7 @@ def test_a_mask_removes_the_lowest_of_every_group(
     for row_ranks in ranks.tolist():
         assert sorted(row_ranks) == list(range(columns)), row_ranks
     for number in range(group + 1):
-        mask = cut(ranks, torch.full((len(rows),), number * columns // group, dtype=torch.int32))
+        mask = lowest_mask(ranks, torch.full((len(rows),), number * columns // group, dtype=torch.int32))
         for row, row_mask in zip(score.tolist(), mask.tolist(), strict=True):
             for start in range(0, columns, group):
                 sign = 1 if lower_ties_first else -1
@@ -161,10 +161,10 @@ def test_2_of_4_is_what_torch_calls_semi_structured(dtype: torch.dtype) -> None:
     weight = (torch.randn(32, 64, generator=generator) + 5).to(dtype)  # no zeros of its own
     score = torch.rand(32, 64, generator=generator)
     half = torch.full((32,), 32, dtype=torch.int32)
-    pruned = apply_cut(weight, rank_in_groups(score, 4), half)
+    pruned = zero_lowest(weight, rank_in_groups(score, 4), half)
     assert int((pruned != 0).sum()) == 32 * 32
     assert torch.equal(round_trip(pruned), pruned)
-    elsewhere = apply_cut(weight, rank_in_groups(score, 8), half)
+    elsewhere = zero_lowest(weight, rank_in_groups(score, 8), half)
     assert not torch.equal(round_trip(elsewhere), elsewhere), "4:8 fits into 2:4: the check checks nothing"
 
 

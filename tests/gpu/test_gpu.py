@@ -19,7 +19,7 @@ from neuronal_ray.benchmark.timed import Setting, forwards_alone, random_tokens,
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.evaluate.perplexity import window_losses
 from neuronal_ray.models.checkpoint import empty_model
-from neuronal_ray.models.output_files import split_parts
+from neuronal_ray.models.output_files import plan_output_files
 from neuronal_ray.models.synthetic import write_random_llama
 from neuronal_ray.workers.footprint import Footprint, Work
 from neuronal_ray.workers.pools.in_process import InProcessPool
@@ -118,7 +118,7 @@ def test_files_and_logits_are_the_same_where_blocks_visit(model: Path, tmp_path:
         own, target = setting(model, offload=offload), tmp_path / str(offload)
         target.mkdir()
         worker, tokens, plan = ranked(own)
-        parts = split_parts(worker.replica.checkpoint, worker.layout, [worker.blocks])
+        parts = plan_output_files(worker.replica.checkpoint, worker.layout, [worker.blocks])
         for part in parts:
             write_ahead(worker, part, plan, target)
         losses = window_losses(worker, tokens, plan)

@@ -155,7 +155,7 @@ def attention_module(path: str) -> bool:
 
 def test_the_linears_around_the_mixing_of_tokens_are_attention(family: str, traced: Traced) -> None:
     wanted = {spec.linear: "attention" if attention_module(spec.linear.path) else "mlp" for spec in traced.layout}
-    assert {spec.linear: spec.part for spec in traced.layout} == wanted
+    assert {spec.linear: spec.sub_block for spec in traced.layout} == wanted
     assert set(wanted.values()) == {"attention", "mlp"}
 
 
@@ -176,7 +176,7 @@ def test_the_sub_block_is_measured_whatever_attention_is_called(make_model: Make
     for block in model.model.layers:
         block.self_attn = Pointwise()
     layout = trace_layout(Stream(model.eval()))
-    assert {spec.part for spec in layout} == {"mlp"}
+    assert {spec.sub_block for spec in layout} == {"mlp"}
 
 
 def test_a_feed_forward_before_attention_is_no_attention(make_model: MakeModel) -> None:
@@ -196,7 +196,7 @@ def test_a_feed_forward_before_attention_is_no_attention(make_model: MakeModel) 
 
     for block in model.model.layers:
         block.self_attn = Before(block.self_attn)
-    parts = {spec.linear.path: spec.part for spec in trace_layout(Stream(model.eval())).blocks[0]}
+    parts = {spec.linear.path: spec.sub_block for spec in trace_layout(Stream(model.eval())).blocks[0]}
     assert parts["self_attn.first"] == "mlp"
     assert all(part == "attention" for path, part in parts.items() if "self_attn.attention" in path), parts
 
@@ -230,7 +230,7 @@ def test_each_expert_reads_what_is_routed_to_it(traced_experts: Traced) -> None:
         first = reads[0].index
         assert reads == [Group(block, first + offset) for offset in range(8)]
         assert all(layout.groups[spec.reads] == [spec] for spec in experts)
-        assert {spec.part for spec in experts} == {"mlp"}
+        assert {spec.sub_block for spec in experts} == {"mlp"}
 
 
 def test_each_expert_writes_for_itself_then_for_the_next_block(moe_family: str, traced_experts: Traced) -> None:
@@ -267,9 +267,9 @@ def test_gradients_confirm_the_experts_wiring(moe_family: str, traced_experts: T
 
 def test_attention_next_to_experts_is_recognized(traced_experts: Traced) -> None:
     for spec in traced_experts.layout:
-        assert spec.part == ("attention" if attention_module(spec.linear.path) else "mlp"), spec.linear
+        assert spec.sub_block == ("attention" if attention_module(spec.linear.path) else "mlp"), spec.linear
         unmatched = spec.linear.path.endswith(NO_SOURCES)
-        leaves = spec.linear.block == 2 and spec.part == "mlp" and "down_proj" in spec.linear.path
+        leaves = spec.linear.block == 2 and spec.sub_block == "mlp" and "down_proj" in spec.linear.path
         assert (spec.consumer is None) == (unmatched or leaves), spec.linear
         assert not (unmatched and spec.sources is not None), spec.linear
 
@@ -312,11 +312,11 @@ def test_experts_that_no_token_reaches_are_wired_like_the_others(make_model: Mak
 def test_experts_in_half_precision_have_the_same_layout(make_model: MakeModel, name: str) -> None:
     full, half = (trace_layout(Stream(make_model(name).to(kind))) for kind in (torch.float32, torch.bfloat16))
     for one, other in zip(full, half, strict=True):
-        assert (one.linear, one.reads, one.consumer, one.part) == (
+        assert (one.linear, one.reads, one.consumer, one.sub_block) == (
             other.linear,
             other.reads,
             other.consumer,
-            other.part,
+            other.sub_block,
         )
         assert measured_sources(one) == measured_sources(other), one.linear
 

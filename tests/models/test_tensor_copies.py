@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from neuronal_ray.cli.errors import BadInput, UnsupportedModel
 from neuronal_ray.models import tensor_copies as copies
 from neuronal_ray.models.checkpoint import Checkpoint, open_checkpoint
-from neuronal_ray.models.output_files import Part
-from neuronal_ray.models.tensor_copies import copy_tensors, new_part, write_weights, zero_masked
+from neuronal_ray.models.output_files import OutputFile
+from neuronal_ray.models.tensor_copies import begin_output_file, copy_tensors, write_weights, zero_masked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -74,8 +74,8 @@ def test_masking_while_copying_equals_masking_the_copy(
         folder.mkdir()
     name = "model.layers.1.mlp.up_proj.weight"
     mask = torch.rand(checkpoint.tensors[name].shape, generator=torch.Generator().manual_seed(0)) < 0.5
-    part = Part(file="model.safetensors", blocks=range(0), names=tuple(checkpoint.tensors))
-    written = new_part(checkpoint, part, files[0])
+    part = OutputFile(file="model.safetensors", blocks=range(0), names=tuple(checkpoint.tensors))
+    written = begin_output_file(checkpoint, part, files[0])
     zeros = zero_masked(checkpoint, written, {name: mask})
     copy_tensors(checkpoint, written, set(part.names) - {name})
     copied = copy_checkpoint(checkpoint, files[1])

@@ -12,7 +12,7 @@ import neuronal_ray.workers.tasks.model_files
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.models.checkpoint import open_checkpoint
-from neuronal_ray.models.output_files import Part, split_parts
+from neuronal_ray.models.output_files import OutputFile, plan_output_files
 from neuronal_ray.prune.pipeline import begin_model
 from neuronal_ray.workers.background import Background
 from neuronal_ray.workers.pools.in_process import InProcessPool
@@ -104,7 +104,7 @@ def test_files_begun_ahead_have_what_was_final_then(
     path = checkpoint_dir("llama")
     worker = Worker.build(cpu_spec(path, LinearPruner(method="wanda")))
     plan = plan_of(worker, 0.6)
-    (part,) = split_parts(open_checkpoint(path), worker.layout, [worker.blocks])
+    (part,) = plan_output_files(open_checkpoint(path), worker.layout, [worker.blocks])
     settle(worker, plan, TEXT, Walk(pruned=True))
     (tmp_path / "now").mkdir()
     zeros = write(worker, part, plan, tmp_path / "now")
@@ -128,7 +128,7 @@ def test_a_pool_that_is_closed_writes_no_further(
     pool.each(keep_statistics, pool.first(observe, TEXT))
     pool.each(rank)
     gate = Gate(monkeypatch)
-    parts: list[Part] = begin_model(open_checkpoint(path), pool, pool.first(plan_of, 0.6), tmp_path)
+    parts: list[OutputFile] = begin_model(open_checkpoint(path), pool, pool.first(plan_of, 0.6), tmp_path)
     assert len(parts[0].blocks) > 1
     assert gate.reached.wait(60)
     opening = threading.Timer(0.3, gate.opened.set)

@@ -51,7 +51,7 @@ def described(layout: Layout) -> list[tuple[object, ...]]:
             spec.columns,
             spec.reads,
             spec.consumer,
-            spec.part,
+            spec.sub_block,
             spec.expert,
             None if spec.sources is None else spec.sources.tolist(),
         )

@@ -7,7 +7,7 @@ import torch
 
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
-from neuronal_ray.core.levels import level_plan
+from neuronal_ray.core.level_plan import level_plan
 from neuronal_ray.core.pattern import Pattern, pattern_plan
 from neuronal_ray.core.plan import uniform_rates
 from neuronal_ray.core.stats import Gram

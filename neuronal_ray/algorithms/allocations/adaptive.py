@@ -27,7 +27,7 @@ from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.lambda_search import block_rates, row_rates
 from neuronal_ray.core.lambdas import LAMBDAS, ROW_LAMBDAS
-from neuronal_ray.core.layout import Linear, Weighed
+from neuronal_ray.core.layout import Linear, LinearData
 from neuronal_ray.core.masks import smallest
 from neuronal_ray.core.plan import Plan, Rates, uniform_rates
 from neuronal_ray.core.problem import Allocation, Problem, Terms
@@ -222,7 +222,9 @@ def _by_difference(rates: Rates, differences: Mapping[Linear, Float64[Tensor, " 
     return moved
 
 
-def joint_rates(linears: Sequence[Weighed], *, removed: Mapping[Linear, int]) -> dict[Linear, Float64[Tensor, " rows"]]:
+def joint_rates(
+    linears: Sequence[LinearData], *, removed: Mapping[Linear, int]
+) -> dict[Linear, Float64[Tensor, " rows"]]:
     """Return the rates of the rows if the `removed` weights of least |W_ij| * a_j of each whole linear went."""
     rates = {}
     for linear in linears:

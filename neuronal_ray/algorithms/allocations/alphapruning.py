@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuronal_ray.algorithms.declarations import Allocator
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.core.layout import Weighed
+from neuronal_ray.core.layout import LinearData
 from neuronal_ray.core.plan import uniform_rates
 from neuronal_ray.core.problem import Allocation, Problem, Terms
 from neuronal_ray.core.spectrum import BOUNDS, eigenvalues, tail_exponent
@@ -46,7 +46,7 @@ def check(terms: Terms, *, epsilon: float = 0.3, bound: str = "strict") -> None:
         raise BadInput(f"--set allocation.bound: {bound!r}, expected one of: {', '.join(BOUNDS)}")
 
 
-def block_exponents(linears: Sequence[Weighed], *, bound: str) -> list[float]:
+def block_exponents(linears: Sequence[LinearData], *, bound: str) -> list[float]:
     """Return the exponents of the linears that have one; NaN for a linear with weights that are not finite."""
     found = []
     for linear in linears:

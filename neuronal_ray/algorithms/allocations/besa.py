@@ -15,7 +15,7 @@ from torch import Tensor
 
 from neuronal_ray.algorithms.declarations import Allocator
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.core.kernels.cut import apply_cut
+from neuronal_ray.core.kernels.masking import zero_lowest
 from neuronal_ray.core.layout import Linear
 from neuronal_ray.core.plan import Rates, uniform_rates
 from neuronal_ray.core.problem import Allocation, BlockTask, Problem, Terms
@@ -189,7 +189,7 @@ def _surrogate(
     rates = {linear: mixture.rates for linear, mixture in mixtures.items()}
     with torch.no_grad():
         cuts = {
-            linear: apply_cut(weight, task.ranks[linear], hard_counts(rates[linear], weight))
+            linear: zero_lowest(weight, task.ranks[linear], hard_counts(rates[linear], weight))
             for linear, weight in task.weights.items()
         }
     error = output_error(task.dense_output(text), task.output(text, {k: v.requires_grad_() for k, v in cuts.items()}))

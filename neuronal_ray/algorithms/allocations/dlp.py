@@ -9,7 +9,7 @@ from torch import Tensor
 
 from neuronal_ray.algorithms.declarations import Allocator
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.core.layout import Weighed
+from neuronal_ray.core.layout import LinearData
 from neuronal_ray.core.plan import uniform_rates
 from neuronal_ray.core.problem import Allocation, Problem, Terms
 from neuronal_ray.core.spread import spread
@@ -46,7 +46,7 @@ def check(terms: Terms, *, alpha: float = 0.15) -> None:
         raise BadInput(f"--set allocation.alpha: {alpha}, expected a number from 0 to 1")
 
 
-def median_score(linears: Sequence[Weighed]) -> float:
+def median_score(linears: Sequence[LinearData]) -> float:
     """Return m_b, the median of the scores |W_ij| * a_j of all linears of a block; NaN if a score is not finite.
 
     Of an even number of scores the lower of the two in the middle, as torch.median has it. The median is exact without
@@ -64,7 +64,7 @@ def median_score(linears: Sequence[Weighed]) -> float:
 
 
 def _histogram(
-    linears: Sequence[Weighed], half: Callable[[Int32[Tensor, " weights"]], Int32[Tensor, " chosen"]]
+    linears: Sequence[LinearData], half: Callable[[Int32[Tensor, " weights"]], Int32[Tensor, " chosen"]]
 ) -> Int64[Tensor, " bins"]:
     """Return how often each value of `half` of a score's bits occurs in the block, int64 [65536]."""
     counts = torch.zeros(_HALF_BINS, dtype=torch.int64, device=linears[0].weight.device)
@@ -80,7 +80,7 @@ def _bin_of(counts: Int64[Tensor, " bins"], position: int) -> tuple[int, int]:
     return found, int(below[found] - counts[found])
 
 
-def _score_bits(linears: Sequence[Weighed]) -> Iterator[Int32[Tensor, " weights"]]:
+def _score_bits(linears: Sequence[LinearData]) -> Iterator[Int32[Tensor, " weights"]]:
     """Yield the bits of Wanda's scores, some rows at a time: computing them twice is faster than storing them."""
     for linear in linears:
         assert linear.inputs is not None, linear.spec.linear

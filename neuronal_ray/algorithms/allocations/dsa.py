@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neuronal_ray.algorithms.declarations import Allocator
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.core.layout import Weighed
+from neuronal_ray.core.layout import LinearData
 from neuronal_ray.core.operators import (
     NEEDS_EXTENT,
     NEEDS_TERMS,
@@ -63,7 +63,7 @@ def check(terms: Terms, *, lam: float = 0.08, expression: str = PUBLISHED) -> No
         raise BadInput(f"--set allocation.expression: {error}") from error
 
 
-def reductions(linears: Sequence[Weighed], *, pairs: Sequence[Pair]) -> dict[Pair, float]:
+def reductions(linears: Sequence[LinearData], *, pairs: Sequence[Pair]) -> dict[Pair, float]:
     """Return each pre-operator and reduction of the scores of all linears of a block together, as in the released code.
 
     The weights are read once, and once more if one of the pre-operators needs the extent of the scores.
@@ -81,7 +81,7 @@ def reductions(linears: Sequence[Weighed], *, pairs: Sequence[Pair]) -> dict[Pai
     return {(pre_op, name): float(REDUCTIONS[name](summaries[pre_op])) for pre_op, name in pairs}
 
 
-def _scores(linears: Sequence[Weighed]) -> Iterator[Float32[Tensor, "rows columns"]]:
+def _scores(linears: Sequence[LinearData]) -> Iterator[Float32[Tensor, "rows columns"]]:
     """Yield Wanda's scores, some rows at a time: ten times as fast on a processor as a linear at a time."""
     for linear in linears:
         assert linear.inputs is not None, linear.spec.linear
@@ -90,7 +90,7 @@ def _scores(linears: Sequence[Weighed]) -> Iterator[Float32[Tensor, "rows column
             yield rows.float().abs().mul_(norm)
 
 
-def _extent(linears: Sequence[Weighed]) -> Extent:
+def _extent(linears: Sequence[LinearData]) -> Extent:
     whole: Summary | None = None
     bounds: list[Tensor] = []
     for scores in _scores(linears):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuronal_ray.algorithms.declarations import Allocator
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.core.layout import Weighed
+from neuronal_ray.core.layout import LinearData
 from neuronal_ray.core.plan import uniform_rates
 from neuronal_ray.core.problem import Allocation, Problem, Terms
 from neuronal_ray.core.spread import spread
@@ -49,7 +49,7 @@ def check(terms: Terms, *, threshold: float = 5.0, lam: float = 0.08) -> None:
         raise BadInput(f"--set allocation.lam: {lam}, expected a number from 0 to 1")
 
 
-def outlier_share(linears: Sequence[Weighed], *, threshold: float) -> float:
+def outlier_share(linears: Sequence[LinearData], *, threshold: float) -> float:
     """Return D_b, the percentage of a block's scores |W_ij| * a_j above threshold * mean; NaN for a mean not finite.
 
     The sum is taken in float64, so that the order of summation does not matter; the mean and the limit are float32, as
@@ -64,7 +64,7 @@ def outlier_share(linears: Sequence[Weighed], *, threshold: float) -> float:
     return int(count) / size * 100
 
 
-def _scores(linears: Sequence[Weighed]) -> Iterator[Float32[Tensor, "rows columns"]]:
+def _scores(linears: Sequence[LinearData]) -> Iterator[Float32[Tensor, "rows columns"]]:
     """Yield Wanda's scores of a block, some rows at a time: computing them twice is faster than storing them."""
     for linear in linears:
         assert linear.inputs is not None, linear.spec.linear

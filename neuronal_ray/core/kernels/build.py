@@ -34,7 +34,7 @@ class _Source:
 
 _POINTER, _LENGTH, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _LINEAR = (*[_POINTER] * 5, _LENGTH, _LENGTH, _COUNT, _COUNT)
-_UNPACK = _CUT = (*[_POINTER] * 4, _LENGTH, _LENGTH, _COUNT)
+_UNPACK = _ZERO_LOWEST = (*[_POINTER] * 4, _LENGTH, _LENGTH, _COUNT)
 _SQUARES = (_POINTER, _LENGTH, _LENGTH, _POINTER, _COUNT)
 _PACKED = _Source(
     "packed",
@@ -47,7 +47,7 @@ _PASSES = _Source(
     "passes",
     ("-ffp-contract=off",),
     "the kernel of masks and squares",
-    {f"cut_{weight}_{rank}": _CUT for weight in (16, 32) for rank in (16, 32)}
+    {f"zero_lowest_{weight}_{rank}": _ZERO_LOWEST for weight in (16, 32) for rank in (16, 32)}
     | {f"squares_{kind}": _SQUARES for kind in ("bf16", "f32")},
 )
 

@@ -14,7 +14,7 @@
 
 /* Copy weights whose rank is at least their row's count, and write zeros for the others. Ranks are compared in their own
  * type, which holds the count minus one. There is no branch, so that every processor can vectorize the loop. */
-#define CUT(name, word, rank)                                                                            \
+#define ZERO_LOWEST(name, word, rank)                                                                    \
     FOR_EACH_PROCESSOR                                                                                   \
     static void row_##name(const word *weights, const rank *ranks, rank last, word *out, int64_t columns) { \
         for (int64_t c = 0; c < columns; c++) out[c] = weights[c] & (word)-(ranks[c] > last);             \
@@ -27,10 +27,10 @@
                        out + r * columns, columns);                                                      \
     }
 
-CUT(cut_16_16, uint16_t, int16_t)
-CUT(cut_16_32, uint16_t, int32_t)
-CUT(cut_32_16, uint32_t, int16_t)
-CUT(cut_32_32, uint32_t, int32_t)
+ZERO_LOWEST(zero_lowest_16_16, uint16_t, int16_t)
+ZERO_LOWEST(zero_lowest_16_32, uint16_t, int32_t)
+ZERO_LOWEST(zero_lowest_32_16, uint32_t, int16_t)
+ZERO_LOWEST(zero_lowest_32_32, uint32_t, int32_t)
 
 /* Sum each column's squares over the rows, in float32 and in the order of torch's sum: a cascade of partial sums with
  * four levels of 2^power rows. */

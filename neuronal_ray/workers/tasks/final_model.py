@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from neuronal_ray.core.layout import Linear
-from neuronal_ray.core.masks import cut
+from neuronal_ray.core.masks import lowest_mask
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.workers.passes import check_finite
 from neuronal_ray.workers.pruned_blocks import final_block, on_host, pruned_block, ranking, refined_ranks
@@ -106,4 +106,4 @@ def mask(worker: Worker, linear: Linear, plan: Plan) -> Bool[Tensor, "rows colum
     kept = worker.kept
     if kept.solved:
         return kept.solved[linear] == 0
-    return cut((kept.final_ranks or ranking(worker, linear.block))[linear], plan.removed[linear])
+    return lowest_mask((kept.final_ranks or ranking(worker, linear.block))[linear], plan.removed[linear])

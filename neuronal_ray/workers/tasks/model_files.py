@@ -16,11 +16,11 @@ from neuronal_ray.algorithms.linear_pruner import Ranks
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.kernels.memory import keep_freed_memory
 from neuronal_ray.core.layout import Linear, LinearSpec
-from neuronal_ray.core.masks import cut
+from neuronal_ray.core.masks import lowest_mask
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.models.blocks import is_transposed
-from neuronal_ray.models.output_files import Part, stored_tensors
-from neuronal_ray.models.tensor_copies import copy_tensors, new_part, write_weights, zero_masked
+from neuronal_ray.models.output_files import OutputFile, stored_tensors
+from neuronal_ray.models.tensor_copies import begin_output_file, copy_tensors, write_weights, zero_masked
 from neuronal_ray.workers.pruned_blocks import ranking
 from neuronal_ray.workers.replica import Replica, Stopped
 from neuronal_ray.workers.shard import ChainTask, Passing, Steps
@@ -45,7 +45,11 @@ class _FinalWeights:
     def of_linear(self, spec: LinearSpec) -> Tensor:
         """Return the solved weight of a linear, or its mask, True where weights go."""
         linear = spec.linear
-        return self.solved[linear] if self.solved else cut(self.ranks(linear.block)[linear], self.plan.removed[linear])
+        return (
+            self.solved[linear]
+            if self.solved
+            else lowest_mask(self.ranks(linear.block)[linear], self.plan.removed[linear])
+        )
 
 
 def _known(ranks: Mapping[Linear, Ranks], block: int) -> Mapping[Linear, Ranks]:
@@ -61,7 +65,7 @@ def check_writable(worker: Worker, folder: Path) -> None:
         )
 
 
-def write_ahead(worker: Worker, part: Part, plan: Plan, target: Path) -> None:
+def write_ahead(worker: Worker, part: OutputFile, plan: Plan, target: Path) -> None:
     """Begin to `write` a file in the background of later tasks, from a snapshot of what is final now; see `written`.
 
     Not for offloaded blocks that are ranked at their turn: one block at a time is on the device.
@@ -77,7 +81,7 @@ def written(worker: Worker, patience_s: float) -> dict[str, int | None]:
     return worker.files.results(patience_s)
 
 
-def _write(worker: Worker, part: Part, plan: Plan, target: Path) -> Steps[int, int]:
+def _write(worker: Worker, part: OutputFile, plan: Plan, target: Path) -> Steps[int, int]:
     """Write one file of the final model under `plan` into `target`; return the zeros among its linears' weights."""
     passing = yield Passing([], 0)
     zeros = passing.state
@@ -102,7 +106,7 @@ def _device_queue(device: torch.device) -> torch.cuda.Stream | None:
 def _write_file(
     replica: Replica,
     final: _FinalWeights,
-    part: Part,
+    part: OutputFile,
     target: Path,
     stop: threading.Event,
     *,
@@ -116,10 +120,12 @@ def _write_file(
         raise OSError(f"{part.file}: {error}") from error
 
 
-def _write_tensors(replica: Replica, final: _FinalWeights, part: Part, target: Path, stop: threading.Event) -> int:
+def _write_tensors(
+    replica: Replica, final: _FinalWeights, part: OutputFile, target: Path, stop: threading.Event
+) -> int:
     keep_freed_memory()  # for one mask after the other
     source = replica.checkpoint
-    file = new_part(source, part, target)
+    file = begin_output_file(source, part, target)
     put = write_weights if final.solved else zero_masked
     zeros, others = 0, dict.fromkeys(part.names)
     for block in part.blocks:

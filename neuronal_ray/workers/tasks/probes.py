@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-from neuronal_ray.core.layout import Linear, LinearSpec, Weighed
+from neuronal_ray.core.layout import Linear, LinearData, LinearSpec
 from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.problem import BlockTask, RankedLinear
 from neuronal_ray.core.stats import Gram
@@ -147,14 +147,14 @@ map_linears = ChainTask(_map_linears)
 # -- blocks
 
 
-def _measure(worker: Worker, block: int, function: Callable[[Sequence[Weighed]], Any]) -> Steps[list[Any], Any]:
+def _measure(worker: Worker, block: int, function: Callable[[Sequence[LinearData]], Any]) -> Steps[list[Any], Any]:
     """Return `function` of the dense linears of one block and their inputs' statistics."""
     passing = yield Passing([], [])
     results = list(passing.state)
     if block in worker.blocks:
         with worker.replica.stream.resident(block):
             linears = [
-                Weighed(
+                LinearData(
                     spec=spec,
                     weight=worker.replica.weight(spec),
                     inputs=inputs_of(worker, spec, worker.kept.statistics),

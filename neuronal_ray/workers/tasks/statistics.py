@@ -10,7 +10,7 @@ from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.cli.memory import peak_bytes
 from neuronal_ray.core.layout import Group, Layout
 from neuronal_ray.core.stats import SquareSum, Statistic
-from neuronal_ray.models.wiring import Kinds
+from neuronal_ray.models.wiring import BlockKinds
 from neuronal_ray.workers.passes import dense_statistics, dense_walk
 from neuronal_ray.workers.pruned_blocks import on_host, rank_block
 from neuronal_ray.workers.replica import Statistics, chunk_sequences
@@ -24,9 +24,9 @@ Observed = list[dict[Group, Statistic]]
 # -- the model and the device
 
 
-def _trace(worker: Worker) -> Steps[Kinds, Layout]:
+def _trace(worker: Worker) -> Steps[BlockKinds, Layout]:
     """Find the layout of the model; each shard adds the kinds of blocks that it has."""
-    passing = yield Passing([], Kinds())
+    passing = yield Passing([], BlockKinds())
     yield Passing([], worker.replica.trace(passing.state))
     return worker.layout
 

@@ -8,7 +8,7 @@ import torch
 from neuronal_ray.algorithms.allocations import adaptive
 from neuronal_ray.algorithms.allocations.adaptive import joint_rates
 from neuronal_ray.core.alignment import Trial
-from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
+from neuronal_ray.core.layout import Group, Layout, Linear, LinearData, LinearSpec
 from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.problem import Allocation, Problem
 from neuronal_ray.core.stats import SquareSum
@@ -82,12 +82,15 @@ class MadeUp:
         self.rounds += 1
         return {spec.linear: torch.arange(10, dtype=torch.float64) for spec in LAYOUT}
 
-    def measure(self, function: Callable[[Sequence[Weighed]], object]) -> list[object]:
+    def measure(self, function: Callable[[Sequence[LinearData]], object]) -> list[object]:
         generator = torch.Generator().manual_seed(0)
         inputs = SquareSum.of(torch.ones(1, 3, 50))
         return [
             function(
-                [Weighed(spec=spec, weight=torch.randn(10, 50, generator=generator), inputs=inputs) for spec in block]
+                [
+                    LinearData(spec=spec, weight=torch.randn(10, 50, generator=generator), inputs=inputs)
+                    for spec in block
+                ]
             )
             for block in LAYOUT.blocks
         ]
@@ -208,7 +211,9 @@ def test_joint_rates_are_those_of_one_threshold_for_the_linear() -> None:
     weight = torch.randn(10, 50, generator=generator) * torch.arange(1, 11)[:, None]
     inputs = SquareSum.of(torch.rand(1, 6, 50, generator=generator))
     removed = 320
-    (rates,) = joint_rates([Weighed(spec=spec, weight=weight, inputs=inputs)], removed={spec.linear: removed}).values()
+    (rates,) = joint_rates(
+        [LinearData(spec=spec, weight=weight, inputs=inputs)], removed={spec.linear: removed}
+    ).values()
     scores = sorted(
         (abs(float(weight[row, column])) * float(inputs.norm[column]), row) for row in range(10) for column in range(50)
     )

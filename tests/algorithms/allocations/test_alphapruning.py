@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from neuronal_ray.algorithms.allocations import alphapruning
-from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
+from neuronal_ray.core.layout import Group, Layout, Linear, LinearData, LinearSpec
 from neuronal_ray.core.problem import Problem
 
 SHAPES = [("attention.query", 24, 24), ("mlp.up", 40, 24), ("mlp.down", 24, 40)]
 
 
-def weighed(block: int, path: str, weight: torch.Tensor) -> Weighed:
+def weighed(block: int, path: str, weight: torch.Tensor) -> LinearData:
     rows, columns = weight.shape
     spec = LinearSpec(
         linear=Linear(block, path), rows=rows, columns=columns, reads=Group(block, 0), consumer=None, sources=None
     )
-    return Weighed(spec=spec, weight=weight, inputs=None)
+    return LinearData(spec=spec, weight=weight, inputs=None)
 
 
 class MadeUp:
@@ -42,11 +42,11 @@ class MadeUp:
             self.blocks.append(linears)
         self.use(self.blocks)
 
-    def use(self, blocks: list[list[Weighed]]) -> None:
+    def use(self, blocks: list[list[LinearData]]) -> None:
         self.blocks = blocks
         self.layout = Layout(tuple(linear.spec for linears in blocks for linear in linears))
 
-    def measure(self, function: Callable[[Sequence[Weighed]], Any]) -> list[Any]:
+    def measure(self, function: Callable[[Sequence[LinearData]], Any]) -> list[Any]:
         function = pickle.loads(pickle.dumps(function))  # as on its way to another process
         return [function(linears) for linears in self.blocks]
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from neuronal_ray.algorithms.allocations.besa import allocate, initial_logits, learn_block, output_error
-from neuronal_ray.core.kernels.cut import apply_cut
+from neuronal_ray.core.kernels.masking import zero_lowest
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
-from neuronal_ray.core.masks import cut, rank_rows
+from neuronal_ray.core.masks import lowest_mask, rank_rows
 from neuronal_ray.core.plan import Plan, exact_plan
 from neuronal_ray.core.problem import Problem
 from neuronal_ray.models.blocks import Stream, find_linears
@@ -70,7 +70,7 @@ class Task:
 
     def error(self, removed: Mapping[Linear, Tensor]) -> float:
         """The block's error, in the mean over the chunks."""
-        weights = {linear: apply_cut(w, self.ranks[linear], removed[linear]) for linear, w in self.weights.items()}
+        weights = {linear: zero_lowest(w, self.ranks[linear], removed[linear]) for linear, w in self.weights.items()}
         errors = [output_error(self.outputs[text], self.output(text, weights)) for text in range(self.num_texts)]
         return float(torch.stack(errors).mean())
 
@@ -181,7 +181,7 @@ def test_the_block_runs_with_hard_cuts_on_the_chunks_in_turn(task: Task) -> None
     for linear, weight in task.asked[0][1].items():  # the first step's rate is the target
         rows, columns = weight.shape
         removed = torch.full((rows,), round(0.6 * columns)).int()
-        kept = ~cut(task.ranks[linear], removed)
+        kept = ~lowest_mask(task.ranks[linear], removed)
         assert torch.equal(weight.detach(), task.weights[linear] * kept), linear
 
 

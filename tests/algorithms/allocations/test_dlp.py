@@ -12,22 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuronal_ray.algorithms.allocations import dlp
-from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
+from neuronal_ray.core.layout import Group, Layout, Linear, LinearData, LinearSpec
 from neuronal_ray.core.problem import Problem
 from neuronal_ray.core.stats import SquareSum
 
 SHAPES = [("attention.query", 8, 8), ("mlp.up", 21, 8), ("mlp.down", 7, 21)]
 
 
-def weighed(block: int, path: str, weight: torch.Tensor, inputs: SquareSum) -> Weighed:
+def weighed(block: int, path: str, weight: torch.Tensor, inputs: SquareSum) -> LinearData:
     rows, columns = weight.shape
     spec = LinearSpec(
         linear=Linear(block, path), rows=rows, columns=columns, reads=Group(block, 0), consumer=None, sources=None
     )
-    return Weighed(spec=spec, weight=weight, inputs=inputs)
+    return LinearData(spec=spec, weight=weight, inputs=inputs)
 
 
-def linear_of(weight: torch.Tensor, *, block: int = 0, path: str = "only") -> Weighed:
+def linear_of(weight: torch.Tensor, *, block: int = 0, path: str = "only") -> LinearData:
     """A linear whose inputs' norm is 1 everywhere."""
     return weighed(block, path, weight, SquareSum.of(torch.ones(1, 1, weight.shape[1])))
 
@@ -47,7 +47,7 @@ class MadeUp:
             self.blocks.append(linears)
         self.layout = Layout(tuple(linear.spec for linears in self.blocks for linear in linears))
 
-    def measure(self, function: Callable[[Sequence[Weighed]], Any]) -> list[Any]:
+    def measure(self, function: Callable[[Sequence[LinearData]], Any]) -> list[Any]:
         function = pickle.loads(pickle.dumps(function))  # as on its way to another process
         return [function(linears) for linears in self.blocks]
 
@@ -56,7 +56,7 @@ def problem_of(probe: MadeUp, target: float, mode: str = "paper") -> Problem:
     return Problem(layout=probe.layout, target=target, mode=mode, probe=probe)
 
 
-def literal_median(linears: Sequence[Weighed]) -> float:
+def literal_median(linears: Sequence[LinearData]) -> float:
     scores = []
     for linear in linears:
         norm = linear.inputs.norm.tolist()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from neuronal_ray.algorithms.allocations import dsa
-from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
+from neuronal_ray.core.layout import Group, Layout, Linear, LinearData, LinearSpec
 from neuronal_ray.core.operators import PAIRS
 from neuronal_ray.core.problem import Allocation, Problem
 from neuronal_ray.core.stats import SquareSum
@@ -37,7 +37,7 @@ def layout_of(num_blocks: int) -> Layout:
     )
 
 
-def some_blocks(layout: Layout, seed: int, *, spread: float = 0.4) -> list[list[Weighed]]:
+def some_blocks(layout: Layout, seed: int, *, spread: float = 0.4) -> list[list[LinearData]]:
     """Weights whose logarithms vary more from block to block; one weight in 60 is exactly 0."""
     generator = torch.Generator().manual_seed(seed)
     blocks = []
@@ -51,7 +51,7 @@ def some_blocks(layout: Layout, seed: int, *, spread: float = 0.4) -> list[list[
             ).sign()
             weight[torch.rand(shape, generator=generator) < 1 / 60] = 0.0
             inputs = SquareSum.of(1 + torch.rand(2, 5, spec.columns, generator=generator))
-            linears.append(Weighed(spec=spec, weight=weight, inputs=inputs))
+            linears.append(LinearData(spec=spec, weight=weight, inputs=inputs))
         blocks.append(linears)
     return blocks
 
@@ -59,11 +59,11 @@ def some_blocks(layout: Layout, seed: int, *, spread: float = 0.4) -> list[list[
 class FakeProbe:
     """Holds the blocks, and has no other query than `measure`."""
 
-    def __init__(self, blocks: list[list[Weighed]]) -> None:
+    def __init__(self, blocks: list[list[LinearData]]) -> None:
         self.blocks = blocks
         self.measured = 0
 
-    def measure(self, function: Callable[[Sequence[Weighed]], Any]) -> list[Any]:
+    def measure(self, function: Callable[[Sequence[LinearData]], Any]) -> list[Any]:
         self.measured += 1
         function = pickle.loads(pickle.dumps(function))  # as the pool does
         return [function(linears) for linears in self.blocks]
@@ -81,7 +81,7 @@ def problem_of(
     return Problem(layout=layout, target=target, mode="paper", probe=probe)
 
 
-def literal_importance(linears: Sequence[Weighed]) -> float:
+def literal_importance(linears: Sequence[LinearData]) -> float:
     """asin(atan(variance of ln(|W| a))) of a block's linears one after the other, 0 where there is none."""
     logs = []
     for linear in linears:
@@ -158,7 +158,7 @@ def test_every_plan_keeps_the_budget_and_fits(target: float) -> None:
 def test_reductions_of_a_block_are_those_of_its_scores_together(pair: tuple[str, str]) -> None:
     (linears,) = problem_of(num_blocks=1, spread=0.2).probe.blocks
     together = torch.cat([(each.weight.abs() * each.inputs.norm).flatten() for each in linears])[None, :]
-    whole = Weighed(
+    whole = LinearData(
         spec=LinearSpec(
             linear=Linear(0, "all"), rows=1, columns=together.shape[1], reads=Group(0, 0), consumer=None, sources=None
         ),
@@ -172,8 +172,8 @@ def test_reductions_of_a_block_are_those_of_its_scores_together(pair: tuple[str,
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_weights_are_read_in_float32(dtype: torch.dtype) -> None:
     (linears,) = problem_of(num_blocks=1).probe.blocks
-    halves = [Weighed(spec=each.spec, weight=each.weight.to(dtype), inputs=each.inputs) for each in linears]
-    same = [Weighed(spec=each.spec, weight=each.weight.float(), inputs=each.inputs) for each in halves]
+    halves = [LinearData(spec=each.spec, weight=each.weight.to(dtype), inputs=each.inputs) for each in linears]
+    same = [LinearData(spec=each.spec, weight=each.weight.float(), inputs=each.inputs) for each in halves]
     assert dsa.reductions(halves, pairs=PAIRS[:8]) == dsa.reductions(same, pairs=PAIRS[:8])
 
 
@@ -189,7 +189,7 @@ def test_equal_blocks_get_equal_rates() -> None:
     problem = problem_of()
     same = [
         [
-            Weighed(spec=spec, weight=first.weight, inputs=first.inputs)
+            LinearData(spec=spec, weight=first.weight, inputs=first.inputs)
             for spec, first in zip(specs, problem.probe.blocks[0], strict=True)
         ]
         for specs in problem.layout.blocks

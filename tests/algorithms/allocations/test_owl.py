@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuronal_ray.algorithms.allocations import owl
-from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec, Weighed
+from neuronal_ray.core.layout import Group, Layout, Linear, LinearData, LinearSpec
 from neuronal_ray.core.problem import Problem
 from neuronal_ray.core.stats import SquareSum
 
@@ -27,7 +27,7 @@ class MadeUp:
         self.blocks = [[self.linear(block, *shape, generator) for shape in SHAPES] for block in range(num_blocks)]
         self.layout = Layout(tuple(linear.spec for linears in self.blocks for linear in linears))
 
-    def linear(self, block: int, path: str, rows: int, columns: int, generator: torch.Generator) -> Weighed:
+    def linear(self, block: int, path: str, rows: int, columns: int, generator: torch.Generator) -> LinearData:
         spec = LinearSpec(
             linear=Linear(block, path),
             rows=rows,
@@ -42,9 +42,9 @@ class MadeUp:
         inputs = SquareSum.of(
             torch.randn(2, 5, columns, generator=generator) * torch.rand(columns, generator=generator)
         )
-        return Weighed(spec=spec, weight=weight.bfloat16() if path == "mlp.up" else weight, inputs=inputs)
+        return LinearData(spec=spec, weight=weight.bfloat16() if path == "mlp.up" else weight, inputs=inputs)
 
-    def measure(self, function: Callable[[Sequence[Weighed]], Any]) -> list[Any]:
+    def measure(self, function: Callable[[Sequence[LinearData]], Any]) -> list[Any]:
         function = pickle.loads(pickle.dumps(function))  # as on its way to another process
         return [function(linears) for linears in self.blocks]
 
@@ -53,7 +53,7 @@ def problem_of(probe: MadeUp, target: float, mode: str = "paper") -> Problem:
     return Problem(layout=probe.layout, target=target, mode=mode, probe=probe)
 
 
-def literal_share(linears: Sequence[Weighed], threshold: float) -> float:
+def literal_share(linears: Sequence[LinearData], threshold: float) -> float:
     scores = []
     for linear in linears:
         norm = linear.inputs.norm.tolist()
@@ -100,7 +100,7 @@ def test_slabs_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_score_equal_to_the_cut_is_no_outlier() -> None:
     linear = MadeUp(1, seed=0).blocks[0][0]
-    ones = Weighed(spec=linear.spec, weight=torch.ones(8, 8), inputs=SquareSum.of(torch.ones(1, 1, 8)))
+    ones = LinearData(spec=linear.spec, weight=torch.ones(8, 8), inputs=SquareSum.of(torch.ones(1, 1, 8)))
     assert owl.outlier_share([ones], threshold=1.0) == 0
     assert owl.outlier_share([ones], threshold=0.999) == 100
 
@@ -154,7 +154,7 @@ def test_counts_are_floored_in_authors_mode() -> None:
 def test_equal_blocks_get_the_target(mode: str) -> None:
     probe = MadeUp(1, seed=7)
     other = [
-        Weighed(
+        LinearData(
             spec=LinearSpec(
                 linear=Linear(1, linear.spec.linear.path),
                 rows=linear.spec.rows,

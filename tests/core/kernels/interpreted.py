@@ -4,12 +4,12 @@ from itertools import product
 
 import torch
 
-from neuronal_ray.core.kernels.cut import cut_reference
 from neuronal_ray.core.kernels.gate import gated_reference
+from neuronal_ray.core.kernels.masking import zero_lowest_reference
 from neuronal_ray.core.kernels.norm import RmsNorm, rms_norm_reference
 from neuronal_ray.core.kernels.rotary import rotary_reference
-from neuronal_ray.core.kernels.triton_cut import triton_cut
 from neuronal_ray.core.kernels.triton_gate import triton_gated
+from neuronal_ray.core.kernels.triton_masking import triton_zero_lowest
 from neuronal_ray.core.kernels.triton_norm import triton_rms_norm
 from neuronal_ray.core.kernels.triton_rotary import triton_rotary
 
@@ -26,8 +26,8 @@ def cuts() -> int:
         removed = torch.randint(0, columns + 1, (rows,), generator=SOURCE, dtype=torch.int32)
         stored = weight.t().contiguous().t() if transposed else weight
         out = torch.full_like(stored, torch.nan)
-        triton_cut(stored, ranks, removed, out)
-        assert torch.equal(out, cut_reference(weight, ranks, removed)), (rows, columns, dtype, transposed)
+        triton_zero_lowest(stored, ranks, removed, out)
+        assert torch.equal(out, zero_lowest_reference(weight, ranks, removed)), (rows, columns, dtype, transposed)
         cases += 1
     return cases
 

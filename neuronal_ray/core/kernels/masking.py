@@ -20,14 +20,14 @@ _SLAB = 2**18
 """Weights that pass through all steps at a time, so that they stay in a core's cache."""
 
 
-def cut_reference(
+def zero_lowest_reference(
     weight: Float[Tensor, "rows columns"], ranks: Int[Tensor, "rows columns"], removed: Int32[Tensor, " rows"]
 ) -> Float[Tensor, "rows columns"]:
-    """Define `apply_cut`, except that removed weights may be -0.0."""
+    """Define `zero_lowest`, except that removed weights may be -0.0."""
     return weight * (ranks >= removed.to(ranks.device)[:, None])
 
 
-def apply_cut(
+def zero_lowest(
     weight: Float[Tensor, "rows columns"],
     ranks: Int[Tensor, "rows columns"],
     removed: Int32[Tensor, " rows"],
@@ -40,11 +40,11 @@ def apply_cut(
     """
     out = torch.empty_like(weight) if out is None else out
     if for_triton(weight, ranks):
-        from neuronal_ray.core.kernels.triton_cut import triton_cut
+        from neuronal_ray.core.kernels.triton_masking import triton_zero_lowest
 
-        triton_cut(weight, ranks, removed.to(weight.device), out)
+        triton_zero_lowest(weight, ranks, removed.to(weight.device), out)
         return out
-    if _cut_in_one_pass(weight, ranks, removed, out):
+    if _run_c_kernel(weight, ranks, removed, out):
         return out
     integer = _INTEGERS.get(weight.itemsize)
     if weight.device.type != "cpu" or integer is None or ranks.itemsize > weight.itemsize:
@@ -64,7 +64,7 @@ def apply_cut(
     return out
 
 
-def _cut_in_one_pass(weight: Tensor, ranks: Tensor, removed: Tensor, out: Tensor) -> bool:
+def _run_c_kernel(weight: Tensor, ranks: Tensor, removed: Tensor, out: Tensor) -> bool:
     """Run the C kernel if it supports these tensors; return whether it ran."""
     tensors = (weight, ranks, removed, out)
     if not all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors):
@@ -74,6 +74,6 @@ def _cut_in_one_pass(weight: Tensor, ranks: Tensor, removed: Tensor, out: Tensor
     kernels = passes()
     if kernels is None:
         return False
-    cut = getattr(kernels, f"cut_{8 * weight.itemsize}_{8 * ranks.itemsize}")
-    cut(*(tensor.data_ptr() for tensor in tensors), *weight.shape, torch.get_num_threads())
+    kernel = getattr(kernels, f"zero_lowest_{8 * weight.itemsize}_{8 * ranks.itemsize}")
+    kernel(*(tensor.data_ptr() for tensor in tensors), *weight.shape, torch.get_num_threads())
     return True

@@ -1,4 +1,4 @@
-"""The Triton form of `cut.apply_cut`: each weight and rank is read once, each result written once."""
+"""The Triton form of `masking.zero_lowest`: each weight and rank is read once, each result written once."""
 
 import torch
 import triton
@@ -10,7 +10,7 @@ _ROWS, _COLUMNS = 4, 1024
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _cut(  # type: ignore[no-untyped-def]  # Triton compiles it
+def _zero_lowest(  # type: ignore[no-untyped-def]  # Triton compiles it
     weight, ranks, removed, out, rows, columns,
     weight_row, weight_column, ranks_row, ranks_column, out_row, out_column,
     tile_rows: tl.constexpr, tile_columns: tl.constexpr,
@@ -26,12 +26,12 @@ def _cut(  # type: ignore[no-untyped-def]  # Triton compiles it
     tl.store(out + row * out_row + column * out_column, stays, mask=inside)
 
 
-def triton_cut(weight: Tensor, ranks: Tensor, removed: Tensor, out: Tensor) -> None:
-    """Write `cut.apply_cut` to `out`; all on one device, any strides, `removed` int32."""
+def triton_zero_lowest(weight: Tensor, ranks: Tensor, removed: Tensor, out: Tensor) -> None:
+    """Write `masking.zero_lowest` to `out`; all on one device, any strides, `removed` int32."""
     rows, columns = weight.shape
     grid = (triton.cdiv(rows, _ROWS), triton.cdiv(columns, _COLUMNS))
     with torch.cuda.device_of(weight):
-        _cut[grid](
+        _zero_lowest[grid](
             weight, ranks, removed, out, rows, columns,
             *weight.stride(), *ranks.stride(), *out.stride(),
             tile_rows=_ROWS, tile_columns=_COLUMNS,

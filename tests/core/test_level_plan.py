@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from layouts import Shapes, layout_of, water_filled
 
 from neuronal_ray.core.layout import Layout, Linear
-from neuronal_ray.core.levels import level_counts, level_of, level_plan, levels_around, whole_levels
+from neuronal_ray.core.level_plan import level_counts, level_of, level_plan, levels_around, whole_levels
 from neuronal_ray.core.plan import Rates
 
 
@@ -67,7 +67,7 @@ def literal(layout: Layout, means: list[float], budget: int, levels: int) -> tup
     return of_linear, budget - missing + min(sums, key=lambda total: (abs(total - missing), total))
 
 
-MEANS = st.sampled_from([0.1, 0.3, 0.55, 0.7, 0.85])  # linears of a block are often asked the same
+MEANS = st.sampled_from([0.1, 0.3, 0.55, 0.7, 0.85])  # linears of a block are often given the same rate
 
 
 @st.composite

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronal_ray.core.kernels import build, cut
-from neuronal_ray.core.kernels.cut import apply_cut, cut_reference
+from neuronal_ray.core.kernels import build, masking
+from neuronal_ray.core.kernels.masking import zero_lowest, zero_lowest_reference
 from neuronal_ray.core.kernels.ranking import rank
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -19,7 +19,7 @@ def form(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run with the C kernel and without it."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "torch":
-            patch.setattr(cut, "passes", lambda: None)
+            patch.setattr(masking, "passes", lambda: None)
         elif build.passes() is None:
             pytest.skip("no compiler")
         yield request.param
@@ -39,24 +39,24 @@ def case(rows: int, columns: int, dtype: torch.dtype, seed: int) -> tuple[torch.
 def test_masking_is_the_product_with_the_mask(dtype: torch.dtype, rows: int, columns: int, seed: int) -> None:
     weight, ranks, removed = case(rows, columns, dtype, seed)
     before = weight.clone()
-    assert torch.equal(apply_cut(weight, ranks, removed), cut_reference(weight, ranks, removed))
-    assert torch.equal(weight, before), "apply_cut changed its argument"
+    assert torch.equal(zero_lowest(weight, ranks, removed), zero_lowest_reference(weight, ranks, removed))
+    assert torch.equal(weight, before), "zero_lowest changed its argument"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_given_memory_is_overwritten_and_returned(dtype: torch.dtype) -> None:
     weight, ranks, removed = case(7, 33, dtype, 0)
     out = torch.full_like(weight, torch.nan)
-    assert apply_cut(weight, ranks, removed, out=out) is out
-    assert torch.equal(out, cut_reference(weight, ranks, removed))
+    assert zero_lowest(weight, ranks, removed, out=out) is out
+    assert torch.equal(out, zero_lowest_reference(weight, ranks, removed))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_transposed_weight_is_masked_with_its_own_strides(dtype: torch.dtype) -> None:
     weight, ranks, removed = case(6, 40, dtype, 1)
     stored = weight.t().contiguous().t()
-    found = apply_cut(stored, ranks, removed)
-    assert torch.equal(found, cut_reference(weight, ranks, removed))
+    found = zero_lowest(stored, ranks, removed)
+    assert torch.equal(found, zero_lowest_reference(weight, ranks, removed))
     assert found.stride() == stored.stride()
 
 
@@ -65,7 +65,10 @@ def test_many_rows_and_the_widest_short_ranks(dtype: torch.dtype) -> None:
     for rows, columns in ((3, 2**15), (3, 2**15 + 1), (700, 512)):
         weight, ranks, removed = case(rows, columns, dtype, 2)
         removed[:2] = torch.tensor([0, columns])
-        assert torch.equal(apply_cut(weight, ranks, removed), cut_reference(weight, ranks, removed)), (rows, columns)
+        assert torch.equal(zero_lowest(weight, ranks, removed), zero_lowest_reference(weight, ranks, removed)), (
+            rows,
+            columns,
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,7 +83,7 @@ def test_the_kernel_has_every_pair_of_sizes_and_any_number_of_threads(
         monkeypatch.setattr(torch, "mul", None)
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        assert torch.equal(apply_cut(weight, ranks, removed), cut_reference(weight, ranks, removed))
+        assert torch.equal(zero_lowest(weight, ranks, removed), zero_lowest_reference(weight, ranks, removed))
 
 
 @pytest.mark.gpu
@@ -88,9 +91,9 @@ def test_the_kernel_has_every_pair_of_sizes_and_any_number_of_threads(
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (17, 129), (300, 4096), (64, 2**15 + 3)])
 def test_a_gpu_masks_as_the_cpu_does(dtype: torch.dtype, rows: int, columns: int) -> None:
     weight, ranks, removed = case(rows, columns, dtype, 3)
-    expected = cut_reference(weight, ranks, removed)
+    expected = zero_lowest_reference(weight, ranks, removed)
     device = torch.device("cuda")
-    found = apply_cut(weight.to(device), ranks.to(device), removed)
+    found = zero_lowest(weight.to(device), ranks.to(device), removed)
     assert torch.equal(found.cpu(), expected)
     stored = weight.to(device).t().contiguous().t()
-    assert torch.equal(apply_cut(stored, ranks.to(device), removed).cpu(), expected)
+    assert torch.equal(zero_lowest(stored, ranks.to(device), removed).cpu(), expected)
