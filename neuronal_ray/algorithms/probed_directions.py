@@ -87,7 +87,9 @@ def lines(
     step = _AXIS_STEP * max(_LEAST_SCALE, coarse)
     for sign in (1, -1):
         changes += [plan_of_means(problem, rates + sign * step * axis).removed for axis in cells.axes]
-    emptied = [(1 - rates) * (cells.sub_block == number) for number in range(int(cells.sub_block.max()) + 1)] if drops else []
+    emptied = (
+        [(1 - rates) * (cells.sub_block == number) for number in range(int(cells.sub_block.max()) + 1)] if drops else []
+    )
     changes += [plan_of_means(problem, rates + move).removed for move in emptied]
     cost = _cost(problem, changes, part)
     if cost > left:

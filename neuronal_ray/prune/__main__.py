@@ -1,10 +1,8 @@
 """`python -m neuronal_ray.prune`: prune a model, evaluate it and write it."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import InternalError, Unfinished, exit_code
@@ -35,6 +33,7 @@ def _main(argv: Sequence[str]) -> None:
     from neuronal_ray.prune.inputs import Reader, held_tokens
     from neuronal_ray.prune.journal import journaled
     from neuronal_ray.prune.pipeline import run
+    from neuronal_ray.prune.summary import results_table
     from neuronal_ray.report.run_page import write_report
     from neuronal_ray.workers.pools.launch import check_device, open_pool
 
@@ -73,55 +72,7 @@ def _main(argv: Sequence[str]) -> None:
         raise Unfinished(f"{error}\n{_KEPT}") from error
     except Exception as error:
         raise InternalError(_KEPT) from error
-    print(_table(summary, config.output))
-
-
-def _what(summary: Mapping[str, Any]) -> str:
-    """Return the method, the allocation and what else shaped the masks, in words."""
-    parts = [summary["method"], summary["allocation"]]
-    parts += [f"{summary['row_step']} rows"] if summary["row_step"] else []
-    parts += [
-        summary[key] for key, absent in (("refinement", "none"), ("pattern", "unstructured")) if summary[key] != absent
-    ]
-    return ", ".join(parts)
-
-
-def _table(summary: Mapping[str, Any], output: Path) -> str:
-    """Return the results of a run as a table for the terminal."""
-    sparsity, search = summary["sparsity"], summary["search"]
-    lines = [
-        "",
-        f"{summary['model']} pruned to {sparsity['achieved']:.4%} "
-        f"({sparsity['pruned']:,} of {sparsity['prunable']:,} weights) with {_what(summary)} ({summary['mode']} mode)",
-        "",
-    ]
-    for name, measured in summary["evaluation"].items():
-        perplexity = "perplexity" in measured
-        metric = "perplexity" if perplexity else next(iter(measured))
-        size = (
-            f"{measured['windows']} windows of {measured['sequence_length']} tokens"
-            if perplexity
-            else (f"{measured['rows']} questions")
-        )
-        lines.append(f"{metric} on {name} ({size})")
-        names = {"block": "NeuronAL, block step", "neuronal": "NeuronAL, block + row"}
-        baselines = [key for key, value in measured.items() if isinstance(value, dict) and key != "dense"]
-        rows = [(names.get(key, key), measured[key][metric]) for key in ["dense", *baselines]]
-        label = {"neuronal": "NeuronAL, " + " + ".join(search)}.get(summary["allocation"], summary["allocation"])
-        extras = [summary[key] for key in ("row_step", "refinement") if summary[key] not in (None, "none")]
-        rows.append((" + ".join([label, *extras]), measured[metric]))
-        lines += [
-            f"  {label:<24} {'overflow' if value is None else format(value, '12.3f'):>12}" for label, value in rows
-        ]
-    for step, found in search.items():
-        lines.append(
-            f"{step} step: {'lambda' if step in ('block', 'row') else 'number'} {found['selected']:g} of "
-            f"{len(found['candidates'])} candidates, "
-            f"{found['seconds']:.1f} s"
-        )
-    lines.append(f"seconds in all: {sum(summary['seconds'].values()):.1f}")
-    lines += [f"report: {output / 'report.html'}", f"model:  {output}"]
-    return "\n".join(lines)
+    print(results_table(summary, config.output))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class Inputs:
 
 
 def held_tokens(config: PruneConfig, inputs: Inputs) -> int:
-    """The tokens that pass through the workers as a whole: the search text, or all where blocks follow one another."""
+    """Return the number of tokens that pass through the workers as a whole: of the search text, or of all text."""
     composition = inputs.composition
     rows = composition.rows is not None and composition.rows.reads_calibration
     walks = composition.pruned_stream or composition.pruner.walks or rows

@@ -38,10 +38,6 @@ def noun_of(step: str) -> str:
     return "lambda" if step in _BY_LAMBDA else "candidate"
 
 
-def _itself(score: float) -> float:
-    return score
-
-
 class Search:
     """Answers an allocation's queries (core/problem.py: Probe); equal plans share one trial."""
 
@@ -107,7 +103,7 @@ class Search:
         run = partial(self._run, candidates.losses)
         if self._solves:
             run = partial(self._run_solved, solver_candidates.solved_losses)
-        return self._query(step, "loss", lambdas, plans, self._results.losses, run, _itself)
+        return self._query(step, "loss", lambdas, plans, self._results.losses, run, float)
 
     def _query(
         self,

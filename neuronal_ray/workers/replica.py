@@ -19,6 +19,7 @@ from neuronal_ray.models.blocks import Recording, Stream, find_linears, forwards
 from neuronal_ray.models.checkpoint import Checkpoint, load_model, open_checkpoint
 from neuronal_ray.models.fused_modules import fuse
 from neuronal_ray.models.wiring import BlockKinds, assemble_layout, trace_kinds
+from neuronal_ray.workers.observation import observing
 from neuronal_ray.workers.stopwatch import Stopwatch
 
 Statistics = Mapping[Group, Statistic]
@@ -187,12 +188,14 @@ class Replica:
     ) -> tuple[list[Recording], list[dict[Group, Statistic]]]:
         """Pass text through block `index` as it stands; return it with the input statistics of its groups, by kind."""
         observed: list[dict[Group, Statistic]] = [{} for _ in kinds]
+        readers = self.layout.first_readers(index).values() if kinds else ()
+        firsts = [(spec, self.module(spec)) for spec in readers]
         outputs = []
         for recording in recordings:
             if self._stop.is_set():
                 raise Stopped
             self.tokens += recording.hidden.shape[:2].numel()
-            with self._observing(index, kinds, observed, sequences=len(recording.hidden)):
+            with observing(firsts, kinds, observed, sequences=len(recording.hidden), stopwatch=self.stopwatch):
                 outputs.append(self.stream.block(index, recording))
         routed = [spec.reads for spec in self.layout.blocks[index] if spec.expert is not None] if kinds else []
         if routed:
@@ -256,45 +259,6 @@ class Replica:
         finally:
             for handle in handles:
                 handle.remove()
-
-    @contextmanager
-    def _observing(
-        self,
-        index: int,
-        kinds: tuple[type[Statistic], ...],
-        observed: list[dict[Group, Statistic]],
-        *,
-        sequences: int,
-    ) -> Iterator[None]:
-        """Observe the first linear of each group: linears that read one tensor share its statistic."""
-        handles = []
-        if kinds:
-            for group, first in self.layout.first_readers(index).items():
-                routed = first.expert is not None
-                hook = self._observer(group, kinds, observed, sequences=1 if routed else sequences)
-                handles.append(self.module(first).register_forward_pre_hook(hook))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _observer(
-        self,
-        group: Group,
-        kinds: tuple[type[Statistic], ...],
-        observed: list[dict[Group, Statistic]],
-        *,
-        sequences: int,
-    ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def observe(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            with self.stopwatch.measure("statistics"):
-                inputs = args[0].reshape(sequences, -1, args[0].shape[-1])  # OPT joins sequences and tokens
-                for kind, known in zip(kinds, observed, strict=True):
-                    seen = kind.of(inputs)
-                    known[group] = known[group].merge(seen) if group in known else seen
-
-        return observe
 
     @contextmanager
     def swapped(self, weights: Weights) -> Iterator[None]:

@@ -29,7 +29,7 @@ from neuronal_ray.core.problem import Problem
 from neuronal_ray.evaluate.perplexity import perplexity
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.prune.compose import Composition
-from neuronal_ray.prune.pipeline import begin_model, write_model
+from neuronal_ray.prune.files import begin_model, write_model
 from neuronal_ray.prune.search import Search
 from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.in_process import InProcessPool

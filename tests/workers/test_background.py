@@ -13,7 +13,7 @@ from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.core.plan import Plan, exact_plan, uniform_rates
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.models.output_files import OutputFile, plan_output_files
-from neuronal_ray.prune.pipeline import begin_model
+from neuronal_ray.prune.files import begin_model
 from neuronal_ray.workers.background import Background
 from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.spec import Walk

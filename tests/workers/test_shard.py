@@ -19,7 +19,8 @@ from neuronal_ray.evaluate.perplexity import perplexity
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.prune.compose import compose
 from neuronal_ray.prune.config import PruneConfig
-from neuronal_ray.prune.pipeline import begin_model, plan_run, write_model
+from neuronal_ray.prune.files import begin_model, write_model
+from neuronal_ray.prune.pipeline import plan_run
 from neuronal_ray.prune.session import Session
 from neuronal_ray.workers.pools.in_process import InProcessPool
 from neuronal_ray.workers.replica import shard_blocks

@@ -27,7 +27,7 @@ def spec_of(block: int, index: int) -> LinearSpec:
         reads=Group(block, index),
         consumer=None if following is None else Group(block, index + 1),
         sources=torch.zeros(10, 1, dtype=torch.long),
-        part=part,
+        sub_block=part,
     )
 
 

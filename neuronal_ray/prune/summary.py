@@ -1,0 +1,135 @@
+"""The results of a run: the content of pruning.json, and the table for the terminal."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from neuronal_ray.cli.versions import versions
+from neuronal_ray.core.problem import Allocation
+from neuronal_ray.evaluate.scores import Score
+from neuronal_ray.prune.config import PruneConfig
+from neuronal_ray.prune.inputs import Inputs
+from neuronal_ray.prune.search import Search, noun_of
+
+
+def describe_result(
+    config: PruneConfig,
+    inputs: Inputs,
+    allocation: Allocation,
+    search: Search,
+    results: Mapping[str, Mapping[str, Score]],
+    *,
+    zeros: int,
+    prunable: int,
+    seconds: Mapping[str, float],
+    devices: Sequence[str],
+) -> dict[str, object]:
+    """Return the content of pruning.json; `zeros` are counted in the saved tensors, `seconds` are by stage."""
+    return {
+        "format": 1,
+        "model": config.model,
+        "method": config.method,
+        "allocation": inputs.composition.allocation,
+        "row_step": inputs.composition.row_step,
+        "refinement": config.refinement,
+        "pattern": config.pattern,
+        "mode": config.mode,
+        "sparsity": {
+            "target": inputs.composition.target,
+            "achieved": zeros / prunable,
+            "pruned": zeros,
+            "prunable": prunable,
+        },
+        "search": {
+            step.name: {
+                "noun": noun_of(step.name),
+                "selected": step.selected,
+                "candidates": [
+                    {"lambda": lam, search.criterion(step.name): score if math.isfinite(score) else None}
+                    for lam, score in zip(step.lambdas, step.scores, strict=True)
+                ],
+                "seconds": seconds[f"{step.name} search"],
+            }
+            for step in allocation.steps
+        },
+        "calibration": {
+            "source": config.calibration,
+            "samples": config.calibration_samples,
+            "search_samples": config.search_samples,
+            "sequence_length": inputs.sequence_length,
+            "seed": config.seed,
+            "sha256": hashlib.sha256(inputs.calibration.numpy().tobytes()).hexdigest(),
+        },
+        "evaluation": _evaluations(results),
+        "seconds": {name: round(spent, 3) for name, spent in seconds.items()},
+        "versions": versions(),
+        "devices": list(devices),
+        "config": {key: _plain(value) for key, value in asdict(config).items()},
+    }
+
+
+def _evaluations(results: Mapping[str, Mapping[str, Score]]) -> dict[str, dict[str, object]]:
+    """Return the pruned model's score by text or benchmark, and nested in it those of the dense model and other plans."""
+    names = list(results["dense"])
+    return {
+        name: results["pruned"][name].summary()
+        | {plan: scores[name].value_summary() for plan, scores in results.items() if plan != "pruned"}
+        for name in names
+    }
+
+
+def _plain(value: object) -> object:
+    """`value` as JSON has it."""
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _what(summary: Mapping[str, Any]) -> str:
+    """Return the method, the allocation and what else shaped the masks, in words."""
+    parts = [summary["method"], summary["allocation"]]
+    parts += [f"{summary['row_step']} rows"] if summary["row_step"] else []
+    parts += [
+        summary[key] for key, absent in (("refinement", "none"), ("pattern", "unstructured")) if summary[key] != absent
+    ]
+    return ", ".join(parts)
+
+
+def results_table(summary: Mapping[str, Any], output: Path) -> str:
+    """Return the results of a run as a table for the terminal."""
+    sparsity, search = summary["sparsity"], summary["search"]
+    lines = [
+        "",
+        f"{summary['model']} pruned to {sparsity['achieved']:.4%} "
+        f"({sparsity['pruned']:,} of {sparsity['prunable']:,} weights) with {_what(summary)} ({summary['mode']} mode)",
+        "",
+    ]
+    for name, measured in summary["evaluation"].items():
+        perplexity = "perplexity" in measured
+        metric = "perplexity" if perplexity else next(iter(measured))
+        size = (
+            f"{measured['windows']} windows of {measured['sequence_length']} tokens"
+            if perplexity
+            else (f"{measured['rows']} questions")
+        )
+        lines.append(f"{metric} on {name} ({size})")
+        others = [key for key, value in measured.items() if isinstance(value, dict) and key != "dense"]
+        rows = [(key, measured[key][metric]) for key in ["dense", *others]]
+        steps = f" ({' + '.join(search)})" if len(search) > 1 else ""
+        extras = [summary[key] for key in ("row_step", "refinement") if summary[key] not in (None, "none")]
+        rows.append((" + ".join([summary["allocation"] + steps, *extras]), measured[metric]))
+        lines += [
+            f"  {label:<24} {'overflow' if value is None else format(value, '12.3f'):>12}" for label, value in rows
+        ]
+    for step, found in search.items():
+        lines.append(
+            f"{step} step: {found['noun']} {found['selected']:g} of "
+            f"{len(found['candidates'])} candidates, "
+            f"{found['seconds']:.1f} s"
+        )
+    lines.append(f"seconds in all: {sum(summary['seconds'].values()):.1f}")
+    lines += [f"report: {output / 'report.html'}", f"model:  {output}"]
+    return "\n".join(lines)
