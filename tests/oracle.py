@@ -392,12 +392,7 @@ def paper_setting(
 
 
 def paper_final(
-    setting: Paper,
-    calibration: torch.Tensor,
-    *,
-    method: str,
-    rates: dict[Key, list[float]],
-    score_stream: str,
+    setting: Paper, calibration: torch.Tensor, *, method: str, rates: dict[Key, list[float]], score_stream: str
 ) -> dict[Key, torch.Tensor]:
     """The final masks, from the dense scores or from scores taken block after block on the pruned stream."""
     counts = setting.counts(rates)

@@ -32,8 +32,7 @@ SCORE_TOLERANCE = 5e-3
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 needs_golden = pytest.mark.skipif(
-    not GOLDEN.is_dir(),
-    reason="no shared/golden beside the repository: the released code's results are not here",
+    not GOLDEN.is_dir(), reason="no shared/golden beside the repository: the released code's results are not here"
 )
 
 
@@ -162,12 +161,7 @@ def test_paper_mode_meets_the_budget_and_restores_the_model(family: str, sparsit
 @pytest.mark.parametrize("score_stream", ["dense", "pruned"])
 def test_paper_mode_uniform_meets_the_budget(method: str, score_stream: str) -> None:
     result = uniform(
-        tiny_model("llama"),
-        tiny_calibration(),
-        mode="paper",
-        method=method,
-        sparsity=0.7,
-        score_stream=score_stream,
+        tiny_model("llama"), tiny_calibration(), mode="paper", method=method, sparsity=0.7, score_stream=score_stream
     )
     total = sum(mask.numel() for mask in result.masks.values())
     assert sum(int(mask.sum()) for mask in result.masks.values()) == round(0.7 * total)

@@ -108,13 +108,7 @@ def cpu_spec(
 ) -> WorkerSpec:
     """Of a worker on the CPU; `more` are its shards, and whether its blocks visit."""
     return WorkerSpec(
-        model_path=path,
-        device="cpu",
-        dtype=dtype,
-        pruner=pruner,
-        threads=threads,
-        trust_remote_code=False,
-        **more,
+        model_path=path, device="cpu", dtype=dtype, pruner=pruner, threads=threads, trust_remote_code=False, **more
     )
 
 

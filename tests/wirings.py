@@ -88,12 +88,7 @@ def fused(qkv: str, dense: str, up: str, down: str, *, sources: Sources, values:
 
 
 QKV = [f"self_attn.{name}_proj" for name in "qkv"]
-FALCON = (
-    "self_attention.query_key_value",
-    "self_attention.dense",
-    "mlp.dense_h_to_4h",
-    "mlp.dense_4h_to_h",
-)
+FALCON = ("self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
 NEOX = ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
 HEAD_BY_HEAD_VALUES = [head * 24 + 16 + dim for head in range(HEADS) for dim in range(8)]
 
@@ -137,12 +132,7 @@ TRUTHS = {
         values={NEOX[0]: HEAD_BY_HEAD_VALUES},
     ),
     "gpt2": fused(
-        "attn.c_attn",
-        "attn.c_proj",
-        "mlp.c_fc",
-        "mlp.c_proj",
-        sources=queries_keys_values(32),
-        values=range(64, 96),
+        "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", sources=queries_keys_values(32), values=range(64, 96)
     ),
     "falcon": Truth(  # parallel with one norm; multi-query
         order=list(FALCON),

@@ -189,12 +189,7 @@ class _Places:
     """Where the dense and the sparse model lie, as checkpoints and, once a runtime needs them, as graphs."""
 
     def __init__(
-        self,
-        arguments: argparse.Namespace,
-        dense: "Checkpoint",
-        sparse: "Checkpoint",
-        rounds: "Rounds",
-        folder: Path,
+        self, arguments: argparse.Namespace, dense: "Checkpoint", sparse: "Checkpoint", rounds: "Rounds", folder: Path
     ) -> None:
         import torch
 

@@ -63,10 +63,7 @@ class MethodsMeasured:
     def lines(self) -> list[str]:
         """Return the lines of the printed table."""
         dense, whole = self.dense_pass_s, self.dense_pass_s * _DEFAULT_SEQUENCES / self.sequences
-        rows = [
-            f"{self.model}: {self.tokens} calibration tokens",
-            f"  dense pass                 {dense:9.3f} s",
-        ]
+        rows = [f"{self.model}: {self.tokens} calibration tokens", f"  dense pass                 {dense:9.3f} s"]
         for name, seconds in self.allocation_s.items():
             algebra = self.allocation_algebra_s[name]
             rows.append(
@@ -127,15 +124,7 @@ def measure_methods(
     pool = InProcessPool(spec)
     worker = pool.first(_itself)
     layout, replica = worker.layout, worker.replica
-    search = Search(
-        pool,
-        layout=layout,
-        calibration=text,
-        samples=1,
-        mode="paper",
-        solves=False,
-        progress=Progress(),
-    )
+    search = Search(pool, layout=layout, calibration=text, samples=1, mode="paper", solves=False, progress=Progress())
     problem = Problem(layout=layout, target=target, mode="paper", probe=search)
 
     def allocated(allocation: str) -> None:

@@ -13,14 +13,7 @@ from statistics import median
 
 import torch
 
-from neuronal_ray.benchmark.device import (
-    Ceilings,
-    device_peak,
-    forget_peak,
-    measure_ceilings,
-    seconds,
-    settle,
-)
+from neuronal_ray.benchmark.device import Ceilings, device_peak, forget_peak, measure_ceilings, seconds, settle
 from neuronal_ray.benchmark.literal import literal_candidate
 from neuronal_ray.benchmark.record import check_output, machine, publish
 from neuronal_ray.benchmark.shapes import (

@@ -34,8 +34,7 @@ class RunConfig:
     replicas: Annotated[
         int | None,
         Option(
-            "int",
-            "copies of the model, which share the work; default: as many as fit on the GPUs, else one per node",
+            "int", "copies of the model, which share the work; default: as many as fit on the GPUs, else one per node"
         ),
     ] = None
     shards: Annotated[

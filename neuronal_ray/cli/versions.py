@@ -28,11 +28,7 @@ def versions() -> dict[str, str]:
 
 def score_versions(*plug_ins: str) -> dict[str, str]:
     """Return the versions that scores of candidates depend on, by name; `plug_ins` as in `code_version`."""
-    return {
-        "neuronal_ray": code_version(*plug_ins),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-    }
+    return {"neuronal_ray": code_version(*plug_ins), "torch": version("torch"), "transformers": version("transformers")}
 
 
 def code_version(*plug_ins: str) -> str:

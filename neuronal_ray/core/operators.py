@@ -38,10 +38,7 @@ class Summary:
         mean = _sum(values) / values.numel()
         squares = _sum((values - mean).square_())
         return cls(
-            count=values.numel(),
-            mean=mean,
-            squares=squares,
-            terms={name: _sum(TERMS[name](values)) for name in terms},
+            count=values.numel(), mean=mean, squares=squares, terms={name: _sum(TERMS[name](values)) for name in terms}
         )
 
     def merge(self, other: Self) -> Self:

@@ -15,13 +15,7 @@ FLAG = "--calibration"
 
 
 def calibration_tokens(
-    source: str,
-    encode: Callable[[str], list[int]],
-    *,
-    samples: int,
-    sequence_length: int,
-    seed: int,
-    vocabulary: int,
+    source: str, encode: Callable[[str], list[int]], *, samples: int, sequence_length: int, seed: int, vocabulary: int
 ) -> Int64[Tensor, "samples sequence_length"]:
     """Draw sequences from a source as Wanda's (ICLR 2024) data loader does.
 

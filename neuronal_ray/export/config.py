@@ -13,8 +13,7 @@ class ExportConfig:
     """Options of `neuronal-ray export`."""
 
     model: Annotated[
-        str,
-        Option("str", "a dense model directory, as prune writes it, an id on the Hugging Face hub, or `builtin`"),
+        str, Option("str", "a dense model directory, as prune writes it, an id on the Hugging Face hub, or `builtin`")
     ]
     format: Annotated[
         str,

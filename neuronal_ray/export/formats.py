@@ -104,6 +104,6 @@ def _sizes(packed: PackedModel) -> list[str]:
         kept = sum(tensor.kept for tensor in sparse) / sum(tensor.size for tensor in sparse)
         lines += [
             f"{len(sparse)} tensors packed, {kept:.4%} of their weights kept: {now:,} bytes, {now / dense:.4%} of "
-            f"{dense:,}; the least for bits and values is {sum(tensor.least_bytes for tensor in sparse):,}",
+            f"{dense:,}; the least for bits and values is {sum(tensor.least_bytes for tensor in sparse):,}"
         ]
     return [*lines, f"files: {files:,} bytes, headers included"]

@@ -56,10 +56,7 @@ def _main(argv: Sequence[str]) -> None:
             with progress.stage("loading", 1) as advance:
                 pool = stack.enter_context(
                     open_pool(
-                        config,
-                        inputs.checkpoint,
-                        pruner=inputs.composition.pruner,
-                        held=held_tokens(config, inputs),
+                        config, inputs.checkpoint, pruner=inputs.composition.pruner, held=held_tokens(config, inputs)
                     )
                 )
                 shards = f" x {pool.shards} shards" if pool.shards > 1 else ""

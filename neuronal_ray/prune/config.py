@@ -69,11 +69,7 @@ class PruneConfig(BenchmarkConfig):
         ),
     ] = None
     refinement: Annotated[
-        str,
-        Option(
-            "str",
-            f"improve the masks without changing the count of any row: none, {_one_of('refinements')}",
-        ),
+        str, Option("str", f"improve the masks without changing the count of any row: none, {_one_of('refinements')}")
     ] = "none"
     refined_parts: Annotated[
         str, Option("str", "sub-block of each block that is refined", choices=("attention", "mlp", "all"))
@@ -117,8 +113,7 @@ class PruneConfig(BenchmarkConfig):
     block_lambdas: Annotated[tuple[float, ...], Option("numbers", "lambdas that the block step tries")] = LAMBDAS
     row_lambdas: Annotated[tuple[float, ...], Option("numbers", "lambdas that the row step tries")] = ROW_LAMBDAS
     schedule: Annotated[
-        str,
-        Option("str", "how NeuronAL's block sparsities rise with depth", choices=("linear", "exp", "log")),
+        str, Option("str", "how NeuronAL's block sparsities rise with depth", choices=("linear", "exp", "log"))
     ] = "linear"
     lambda_search: Annotated[
         str,

@@ -14,11 +14,7 @@ from neuronal_ray.workers.worker import Worker
 
 
 def dense_walk(
-    worker: Worker,
-    recordings: list[Recording],
-    kinds: tuple[type[Statistic], ...],
-    *,
-    wanted: range | None = None,
+    worker: Worker, recordings: list[Recording], kinds: tuple[type[Statistic], ...], *, wanted: range | None = None
 ) -> Iterator[tuple[int, list[Recording], list[dict[Group, Statistic]]]]:
     """Yield, block after block of the dense model: its index, the text after it, the statistics of its inputs.
 

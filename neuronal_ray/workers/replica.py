@@ -205,11 +205,7 @@ class Replica:
         return outputs, observed
 
     def run_with(
-        self,
-        index: int,
-        recordings: Iterable[Recording],
-        weights: Weights,
-        kinds: tuple[type[Statistic], ...] = (),
+        self, index: int, recordings: Iterable[Recording], weights: Weights, kinds: tuple[type[Statistic], ...] = ()
     ) -> tuple[list[Recording], list[dict[Group, Statistic]]]:
         """Do `run` with other weights in block `index`, then put the dense weights back."""
         with self.stopwatch.measure("sparse forwards"), self.swapped(weights):

@@ -350,12 +350,7 @@ def search_on(pool: Pool, model: Path, folder: Path) -> Outcome:
     session.hold(composition, tokens, progress, samples=4)
     search = Search(pool, layout=layout, calibration=tokens, samples=4, mode="paper", solves=False, progress=progress)
     found = neuronal.allocate(
-        Problem(
-            layout=layout,
-            target=0.6,
-            mode="paper",
-            probe=search,
-        ),
+        Problem(layout=layout, target=0.6, mode="paper", probe=search),
         block_lambdas=LAMBDAS,
         row_lambdas=(0.0, *LAMBDAS),
     )

@@ -24,10 +24,7 @@ from neuronal_ray.core.plan import (
 Shapes = list[tuple[int, int]]
 
 ANY_RATE = st.one_of(
-    st.floats(0, 1),
-    st.floats(-3, 4),
-    st.floats(-1e6, 1e6),
-    st.sampled_from([0.0, 1.0, -5.0, 5.0, 0.5, 0.01, 0.99]),
+    st.floats(0, 1), st.floats(-3, 4), st.floats(-1e6, 1e6), st.sampled_from([0.0, 1.0, -5.0, 5.0, 0.5, 0.01, 0.99])
 )
 SIXTYFOURTHS = st.integers(-64, 128).map(lambda count: count / 64)
 

@@ -117,8 +117,7 @@ def test_a_single_row_is_still_drawn_as_a_document(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "column", "continuous"),
-    [("c4", "text", False), ("wikitext2", "text", True), ("ptb", "sentence", True)],
+    ("source", "column", "continuous"), [("c4", "text", False), ("wikitext2", "text", True), ("ptb", "sentence", True)]
 )
 def test_the_hub_s_data_sets_are_drawn_from(
     monkeypatch: pytest.MonkeyPatch, source: str, column: str, continuous: bool
@@ -254,11 +253,7 @@ def test_no_samples_are_refused(tmp_path: Path, samples: int) -> None:
 def test_ids_outside_the_vocabulary_are_refused(tmp_path: Path, bad: int) -> None:
     path = tmp_path / "a.txt"
     path.write_text("x" * 50)
-    message_of(
-        lambda: draw(str(path), vocabulary=100, encoder=lambda _: [99, 0, bad] * 20),
-        f"id {bad} ",
-        "size 100",
-    )
+    message_of(lambda: draw(str(path), vocabulary=100, encoder=lambda _: [99, 0, bad] * 20), f"id {bad} ", "size 100")
     assert draw(str(path), vocabulary=100, encoder=lambda _: [99, 0] * 20).max() == 99
 
 

@@ -270,11 +270,7 @@ def test_c4_is_calibrated_on_the_first_training_shard_document_by_document(hub: 
     assert hub.calls == [
         (
             ("allenai/c4", None),
-            {
-                "data_files": {"train": "en/c4-train.00000-of-01024.json.gz"},
-                "split": "train",
-                "revision": None,
-            },
+            {"data_files": {"train": "en/c4-train.00000-of-01024.json.gz"}, "split": "train", "revision": None},
         )
     ]
     assert not documents.continuous

@@ -34,11 +34,7 @@ def windows_of(text: str, length: int) -> list[list[int]]:
 
 
 def evaluate(
-    source: str,
-    length: int = 4,
-    *,
-    vocabulary: int = VOCABULARY,
-    encoder: Callable[[str], list[int]] = encode,
+    source: str, length: int = 4, *, vocabulary: int = VOCABULARY, encoder: Callable[[str], list[int]] = encode
 ) -> torch.Tensor:
     return evaluation_windows(source, encoder, sequence_length=length, vocabulary=vocabulary)
 
@@ -156,11 +152,7 @@ def test_empty_sources_are_refused(tmp_path: Path) -> None:
 def test_ids_outside_the_vocabulary_are_refused(tmp_path: Path, bad: int) -> None:
     path = tmp_path / "a.txt"
     path.write_text("x")
-    message_of(
-        lambda: evaluate(str(path), vocabulary=100, encoder=lambda _: [99, 0, 1, bad]),
-        f"id {bad} ",
-        "size 100",
-    )
+    message_of(lambda: evaluate(str(path), vocabulary=100, encoder=lambda _: [99, 0, 1, bad]), f"id {bad} ", "size 100")
     # An id in the dropped remainder is not used.
     assert evaluate(str(path), vocabulary=100, encoder=lambda _: [99, 0, 1, 2, bad]).shape == (1, 4)
 

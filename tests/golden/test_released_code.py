@@ -49,10 +49,7 @@ SMALL = [
     for sparsity in (0.6, 0.7, 0.8)
     if top_up != "neuroal" or method == "wanda" or sparsity == 0.7  # the others were run once, they take long
 ]
-LARGER = [
-    ("tinystories-llama", "wanda", "neuroal", 0.7),
-    ("tinystories-llama", "sparsegpt", "neuroal", 0.6),
-]
+LARGER = [("tinystories-llama", "wanda", "neuroal", 0.7), ("tinystories-llama", "sparsegpt", "neuroal", 0.6)]
 
 
 @cache

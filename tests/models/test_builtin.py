@@ -14,13 +14,7 @@ from neuronal_ray.models import train_builtin
 
 BUILTIN = Path(neuronal_ray.__file__).parent / "data" / "builtin"
 MODEL = BUILTIN / "model"
-MODEL_FILES = {
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-}
+MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 WINDOW = 256
 
 

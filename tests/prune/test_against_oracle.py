@@ -66,13 +66,7 @@ def fast(saved: Path, *, mode: str, method: str, steps: str | None, stream: str,
         keep_statistics(worker, observe(worker, text))
         rank(worker)
     search = Search(
-        pool,
-        layout=worker.layout,
-        calibration=text,
-        samples=SEARCH_SAMPLES,
-        mode=mode,
-        solves=False,
-        progress=progress,
+        pool, layout=worker.layout, calibration=text, samples=SEARCH_SAMPLES, mode=mode, solves=False, progress=progress
     )
     problem = Problem(layout=worker.layout, target=target, mode=mode, probe=search)
     if steps is None:

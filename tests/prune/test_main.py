@@ -21,14 +21,7 @@ import neuronal_ray.evaluate.__main__
 import neuronal_ray.prune.__main__
 
 COPIED = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
-WRITTEN = {
-    "model.safetensors",
-    "pruning.json",
-    "allocation.parquet",
-    "search.parquet",
-    "report.html",
-    "events.jsonl",
-}
+WRITTEN = {"model.safetensors", "pruning.json", "allocation.parquet", "search.parquet", "report.html", "events.jsonl"}
 KEYS = {
     "row_step",
     "refinement",

@@ -92,10 +92,7 @@ def write_example(
         for step in steps
         for lam in LAMBDAS[step]
     ]
-    pruned, prunable = (
-        sum(row["pruned"] for row in linears),
-        sum(row["rows"] * row["columns"] for row in linears),
-    )
+    pruned, prunable = (sum(row["pruned"] for row in linears), sum(row["rows"] * row["columns"] for row in linears))
     document = {
         "format": 1,
         "model": "example/llama-tiny",
@@ -151,12 +148,7 @@ def write_example(
             "wikitext2: pruned": 22.0,
             "checkpoint": 9.125,
         },
-        "versions": {
-            "neuronal_ray": "0.1.0",
-            "python": "3.11.7",
-            "torch": "2.13.0",
-            "transformers": "5.23.0",
-        },
+        "versions": {"neuronal_ray": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0"},
         "devices": ["NVIDIA H200", "NVIDIA H200"],
         "config": {
             "model": "example/llama-tiny",
@@ -206,16 +198,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_page_says_what_the_files_say(html: str) -> None:
     page = Page(html)
-    expected = [
-        "example/llama-tiny",
-        "wanda",
-        "neuronal",
-        "target 70%",
-        "5.68",
-        "21.49",
-        "\u00d7 3.78",
-        "24.91",
-    ]
+    expected = ["example/llama-tiny", "wanda", "neuronal", "target 70%", "5.68", "21.49", "\u00d7 3.78", "24.91"]
     expected += [
         "1,234.50",
         "overflow",

@@ -111,14 +111,7 @@ class Mixture:
 
 
 def learn_block(
-    task: BlockTask,
-    *,
-    target: float,
-    by_row: bool,
-    candidates: int,
-    steps: int,
-    learning_rate: float,
-    penalty: float,
+    task: BlockTask, *, target: float, by_row: bool, candidates: int, steps: int, learning_rate: float, penalty: float
 ) -> Rates:
     """Return the rates, float64 [rows] on the host, of the block's linears after `steps` steps of Adam.
 
@@ -219,9 +212,7 @@ def hard_counts(rates: Float32[Tensor, " groups"], weight: Float[Tensor, "rows c
 
 
 def influence_by_rank(
-    gradient: Float[Tensor, "rows columns"],
-    weight: Float[Tensor, "rows columns"],
-    ranks: Int[Tensor, "rows columns"],
+    gradient: Float[Tensor, "rows columns"], weight: Float[Tensor, "rows columns"], ranks: Int[Tensor, "rows columns"]
 ) -> Float32[Tensor, "rows columns"]:
     """Return the gradient in each weight's factor in the order of the ranks; a permutation, hence deterministic."""
     influence = gradient.float() * weight.float()

@@ -14,15 +14,7 @@ from torch import Tensor
 from neuronal_ray.algorithms.declarations import Allocator
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.layout import LinearData
-from neuronal_ray.core.operators import (
-    NEEDS_EXTENT,
-    NEEDS_TERMS,
-    PRE_OPS,
-    REDUCTIONS,
-    Expression,
-    Extent,
-    Summary,
-)
+from neuronal_ray.core.operators import NEEDS_EXTENT, NEEDS_TERMS, PRE_OPS, REDUCTIONS, Expression, Extent, Summary
 from neuronal_ray.core.plan import Rates, uniform_rates
 from neuronal_ray.core.problem import Allocation, Problem, Terms
 from neuronal_ray.core.spread import spread

@@ -12,11 +12,7 @@ from neuronal_ray.core.problem import Allocation, Problem, Terms
 
 
 def spread_rows(
-    problem: Problem,
-    allocation: Allocation,
-    *,
-    row_lambdas: Sequence[float] = ROW_LAMBDAS,
-    lambda_search: str = "set",
+    problem: Problem, allocation: Allocation, *, row_lambdas: Sequence[float] = ROW_LAMBDAS, lambda_search: str = "set"
 ) -> Allocation:
     """Spread the rows by the lambda of least score; the allocation's own plan is tried first (see `search_rows`)."""
     found = search_rows(problem, allocation.rates, allocation.plan, None, row_lambdas, search=lambda_search)

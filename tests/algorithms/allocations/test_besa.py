@@ -87,14 +87,7 @@ def task(stream: Stream) -> Task:
 
 
 def literal_rates(
-    task: Task,
-    *,
-    target: float,
-    by_row: bool,
-    candidates: int,
-    steps: int,
-    learning_rate: float,
-    penalty: float,
+    task: Task, *, target: float, by_row: bool, candidates: int, steps: int, learning_rate: float, penalty: float
 ) -> dict[Linear, list[float]]:
     """The formula weight by weight: soft factors in the graph, the hard ones put over them, Adam written out."""
     p = [d / candidates for d in range(candidates + 1)]

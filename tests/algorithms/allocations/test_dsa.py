@@ -69,13 +69,7 @@ class FakeProbe:
         return [function(linears) for linears in self.blocks]
 
 
-def problem_of(
-    *,
-    target: float = 0.6,
-    seed: int = 0,
-    spread: float = 0.4,
-    num_blocks: int = NUM_BLOCKS,
-) -> Problem:
+def problem_of(*, target: float = 0.6, seed: int = 0, spread: float = 0.4, num_blocks: int = NUM_BLOCKS) -> Problem:
     layout = layout_of(num_blocks)
     probe = FakeProbe(some_blocks(layout, seed, spread=spread))
     return Problem(layout=layout, target=target, mode="paper", probe=probe)

@@ -29,12 +29,7 @@ class MadeUp:
 
     def linear(self, block: int, path: str, rows: int, columns: int, generator: torch.Generator) -> LinearData:
         spec = LinearSpec(
-            linear=Linear(block, path),
-            rows=rows,
-            columns=columns,
-            reads=Group(block, 0),
-            consumer=None,
-            sources=None,
+            linear=Linear(block, path), rows=rows, columns=columns, reads=Group(block, 0), consumer=None, sources=None
         )
         power = float(1 + 2 * torch.rand((), generator=generator))
         weight = torch.randn(rows, columns, generator=generator)

@@ -300,10 +300,7 @@ def test_nothing_and_everything(group: int) -> None:
     assert zeros(alps.solve(weight, factor, Quota(removed=48, group=group))) == 48
 
 
-@given(
-    values=st.lists(st.integers(-3, 3), min_size=12, max_size=12),
-    removed=st.integers(1, 11),
-)
+@given(values=st.lists(st.integers(-3, 3), min_size=12, max_size=12), removed=st.integers(1, 11))
 def test_of_equal_magnitudes_the_lower_index_goes_first(values: list[int], removed: int) -> None:
     tensor = torch.tensor(values, dtype=torch.float32).view(3, 4)
     order = sorted(range(12), key=lambda index: (abs(values[index]), index))

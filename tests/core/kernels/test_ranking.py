@@ -10,10 +10,7 @@ from hypothesis import strategies as st
 from neuronal_ray.core.kernels import ranking
 from neuronal_ray.core.kernels.ranking import rank, rank_reference
 
-SCORES = st.one_of(
-    st.sampled_from([0.0, -0.0, 1.0, -1.0, math.inf, -math.inf]),
-    st.floats(width=32, allow_nan=False),
-)
+SCORES = st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0, math.inf, -math.inf]), st.floats(width=32, allow_nan=False))
 
 
 @given(st.integers(1, 9).flatmap(lambda n: st.lists(st.lists(SCORES, min_size=n, max_size=n), min_size=1, max_size=5)))
