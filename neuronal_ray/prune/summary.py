@@ -72,7 +72,7 @@ def describe_result(
 
 
 def _evaluations(results: Mapping[str, Mapping[str, Score]]) -> dict[str, dict[str, object]]:
-    """Return the pruned model's score by text or benchmark, and nested in it those of the dense model and other plans."""
+    """Return the pruned model's score by text or benchmark; nested in it, those of the dense model and other plans."""
     names = list(results["dense"])
     return {
         name: results["pruned"][name].summary()

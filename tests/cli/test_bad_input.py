@@ -259,7 +259,7 @@ def test_evaluation_rows_longer_than_the_context(
     arguments = prune_arguments(folder, tmp_path / "out", evaluate=str(folder / "long.safetensors"))
     *warned, line = run_main(capfd, arguments)
     assert f"rows of {folder / 'long.safetensors'} are longer than the model's {CONTEXT}" in line
-    assert all("not --sequence-length" in warning for warning in warned)
+    assert all("--sequence-length" in warning and "is ignored" in warning for warning in warned)
 
 
 def test_two_evaluation_texts_of_one_name(capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import Plan, uniform_rates
-from neuronal_ray.core.problem import Problem
+from neuronal_ray.core.problem import Problem, Terms
 from neuronal_ray.evaluate.perplexity import perplexity
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.prune.compose import Composition
@@ -336,15 +336,13 @@ def search_on(pool: Pool, model: Path, folder: Path) -> Outcome:
     progress = Progress(folder / "events.jsonl")
     layout = pool.first(describe)
     composition = Composition(
-        target=0.6,
+        terms=Terms(target=0.6, mode="paper"),
         pruner=LinearPruner(method="wanda"),
         allocation="neuronal",
         settings={},
         row_step=None,
+        row_settings={},
         pruned_stream=False,
-        released=False,
-        criterion="alignment",
-        levels=0,
     )
     session = Session(pool)
     session.hold(composition, tokens, progress, samples=4)

@@ -93,15 +93,15 @@ def test_memory_is_that_of_a_tensor_not_of_the_model(tmp_path: Path) -> None:
     """A model of 260 MB whose largest tensor has 16 MB."""
     code = f"""
 import pathlib, torch
-from neuronal_ray.benchmark.device import forget_peak, host_peak
+from neuronal_ray.cli.memory import peak_bytes, reset_peak
 from neuronal_ray.models.synthetic import write_random_llama
 config = {CONFIG!r}
 write_random_llama(pathlib.Path({str(tmp_path / "small")!r}), config, dtype=torch.float32)
 big = {{"hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 1024, "num_hidden_layers": 4}}
-forget_peak(torch.device("cpu"))
-before = host_peak()
+reset_peak()
+before = peak_bytes()
 write_random_llama(pathlib.Path({str(tmp_path / "big")!r}), config | big, dtype=torch.float32)
-print(host_peak() - before)
+print(peak_bytes() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from neuronal_ray.report.inputs import read_results
 
 BLOCKS = 3
 PLANT = """
-import sys
+import dataclasses, inspect, sys
 from neuronal_ray.algorithms.allocations import owl
 from neuronal_ray.sweep.__main__ import main
 allocate = owl.allocate
@@ -26,8 +27,8 @@ def planted(problem, **settings):
     if problem.layout.num_blocks == 3:
         problem.probe.measure(broken_task)
     return allocate(problem, **settings)
-planted.__signature__ = __import__("inspect").signature(allocate)
-owl.allocate = planted
+planted.__signature__ = inspect.signature(allocate)
+owl.ALLOCATION = dataclasses.replace(owl.ALLOCATION, allocate=planted)
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -95,7 +96,7 @@ def plant(context: pytest.MonkeyPatch, failure: Callable[[Any], None]) -> None:
             failure(problem)
         return allocate(problem, lam=lam, threshold=threshold)
 
-    context.setattr(owl, "allocate", planted)
+    context.setattr(owl, "ALLOCATION", replace(owl.ALLOCATION, allocate=planted))
 
 
 @pytest.mark.usefixtures("one_thread")

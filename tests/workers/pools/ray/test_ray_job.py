@@ -199,6 +199,7 @@ def test_a_stopped_job_leaves_its_journal_alone_and_goes_on_from_it(cluster: Clu
     while time.monotonic() < give_up and not (
         len(list(folder.glob(".stopped.journal/*/*.safetensors"))) > 3
         and all(f"neuronal_ray_{name}" in seen for name in ("tasks", "tokens", "task_seconds", "peak_memory_bytes"))
+        and '"trials"' in seen
     ):
         time.sleep(0.5)
         with suppress(OSError):
