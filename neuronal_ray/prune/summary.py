@@ -125,11 +125,8 @@ def results_table(summary: Mapping[str, Any], output: Path) -> str:
             f"  {label:<24} {'overflow' if value is None else format(value, '12.3f'):>12}" for label, value in rows
         ]
     for step, found in search.items():
-        lines.append(
-            f"{step} step: {found['noun']} {found['selected']:g} of "
-            f"{len(found['candidates'])} candidates, "
-            f"{found['seconds']:.1f} s"
-        )
+        tried = f"{len(found['candidates'])}{'' if found['noun'] == 'candidate' else ' candidates'}"
+        lines.append(f"{step} step: {found['noun']} {found['selected']:g} of {tried}, {found['seconds']:.1f} s")
     lines.append(f"seconds in all: {sum(summary['seconds'].values()):.1f}")
     lines += [f"report: {output / 'report.html'}", f"model:  {output}"]
     return "\n".join(lines)
