@@ -15,7 +15,7 @@ from statistics import median
 
 import torch
 
-from neuronal_ray.core.kernels.packed import multiply, pack_rows
+from neuronal_ray.core.kernels.packed_rows import multiply, pack_rows
 
 SHAPES = ((4096, 4096), (11008, 4096))
 RATES = (0.6, 0.7, 0.8)

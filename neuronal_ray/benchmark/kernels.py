@@ -16,9 +16,9 @@ from torch.sparse import to_sparse_semi_structured
 from neuronal_ray.benchmark.device import measure_ceilings, seconds
 from neuronal_ray.benchmark.record import check_output, publish
 from neuronal_ray.benchmark.shapes import device_of
+from neuronal_ray.core.kernels.freed_memory import keep_freed_memory
 from neuronal_ray.core.kernels.gate import gated, gated_reference
 from neuronal_ray.core.kernels.masking import zero_lowest, zero_lowest_reference
-from neuronal_ray.core.kernels.memory import keep_freed_memory
 from neuronal_ray.core.kernels.norm import RmsNorm, rms_norm, rms_norm_reference
 from neuronal_ray.core.kernels.ranking import rank, rank_reference
 from neuronal_ray.core.kernels.rotary import rotary, rotary_reference

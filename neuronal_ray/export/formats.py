@@ -7,9 +7,9 @@ from neuronal_ray.cli.progress import Progress
 from neuronal_ray.export.config import ExportConfig
 from neuronal_ray.models.checkpoint import Checkpoint
 from neuronal_ray.models.formats.audit import LinearZeros, audit
-from neuronal_ray.models.formats.masks import apply_masks, check_masks, open_masks, write_masks
+from neuronal_ray.models.formats.mask_files import apply_masks, check_masks, open_masks, write_masks
 from neuronal_ray.models.formats.onnx_graph import FILE, check_needs, export_onnx
-from neuronal_ray.models.formats.packed import PackedModel, open_packed, write_packed
+from neuronal_ray.models.formats.packed_files import PackedModel, open_packed, write_packed
 from neuronal_ray.models.output_files import copy_descriptions, copy_whole, stored_linears
 from neuronal_ray.models.tensor_files import check_room
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.core.kernels.memory import keep_freed_memory
+from neuronal_ray.core.kernels.freed_memory import keep_freed_memory
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.stats import Statistic
 from neuronal_ray.models.blocks import Recording, Stream, find_linears, forwards, is_transposed, set_weight, weight_of

@@ -37,7 +37,7 @@ _LINEAR = (*[_POINTER] * 5, _LENGTH, _LENGTH, _COUNT, _COUNT)
 _UNPACK = _ZERO_LOWEST = (*[_POINTER] * 4, _LENGTH, _LENGTH, _COUNT)
 _SQUARES = (_POINTER, _LENGTH, _LENGTH, _POINTER, _COUNT)
 _PACKED = _Source(
-    "packed",
+    "packed_rows",
     ("-mpopcnt", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi2", "-mavx512bf16"),
     "the packed kernel",
     {f"packed_linear_{kind}": _LINEAR for kind in ("bf16", "f32")}
@@ -58,7 +58,7 @@ class KernelUnavailable(RuntimeError):
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """Return the compiled functions of packed.c. Raises KernelUnavailable."""
+    """Return the compiled functions of packed_rows.c. Raises KernelUnavailable."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise KernelUnavailable(f"{_PACKED.title} is for Linux on x86-64, this is {platform.platform(terse=True)}")
     loaded = _loaded(_PACKED)

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuronal_ray.core.kernels.build import KernelUnavailable, library
-from neuronal_ray.core.kernels.memory import return_freed_memory
-from neuronal_ray.core.kernels.packed import DTYPES, MOST_VECTORS, PackedRows, multiply, pack_rows, unpack
+from neuronal_ray.core.kernels.freed_memory import return_freed_memory
+from neuronal_ray.core.kernels.packed_rows import DTYPES, MOST_VECTORS, PackedRows, multiply, pack_rows, unpack
 from neuronal_ray.models.blocks import find_blocks
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.packing import unpack_words
 from neuronal_ray.models.checkpoint import DTYPES, quiet_loading, refuse_absent
-from neuronal_ray.models.formats.packed import READER, PackedTensor, open_packed
+from neuronal_ray.models.formats.packed_files import READER, PackedTensor, open_packed
 from neuronal_ray.models.tensor_files import WORD_BYTES, Stored, checksum, read_bytes
 
 _AHEAD = 2**26

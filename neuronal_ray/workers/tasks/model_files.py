@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neuronal_ray.algorithms.linear_pruner import Ranks
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.core.kernels.memory import keep_freed_memory
+from neuronal_ray.core.kernels.freed_memory import keep_freed_memory
 from neuronal_ray.core.layout import Linear, LinearSpec
 from neuronal_ray.core.masks import lowest_mask
 from neuronal_ray.core.plan import Plan

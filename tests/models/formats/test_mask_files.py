@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.models.checkpoint import Checkpoint, open_checkpoint
-from neuronal_ray.models.formats.masks import apply_masks, check_masks, open_masks, write_masks
+from neuronal_ray.models.formats.mask_files import apply_masks, check_masks, open_masks, write_masks
 from neuronal_ray.models.output_files import copy_whole, stored_linears
 
 pytestmark = pytest.mark.usefixtures("one_thread")

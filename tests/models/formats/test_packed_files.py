@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import neuronal_ray
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.models.checkpoint import open_checkpoint
-from neuronal_ray.models.formats import packed as packed_module
-from neuronal_ray.models.formats.packed import open_packed, packed_bytes, write_packed
+from neuronal_ray.models.formats import packed_files as packed_module
+from neuronal_ray.models.formats.packed_files import open_packed, packed_bytes, write_packed
 from neuronal_ray.models.formats.packed_loading import load_packed
 from neuronal_ray.models.output_files import copy_descriptions
 from neuronal_ray.models.tensor_files import CHECKSUMS

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuronal_ray.core.kernels import build
-from neuronal_ray.core.kernels.packed import (
+from neuronal_ray.core.kernels.packed_rows import (
     DTYPES,
     MOST_VECTORS,
     multiply,

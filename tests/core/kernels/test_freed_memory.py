@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 import resource, torch
-from neuronal_ray.core.kernels.memory import keep_freed_memory
+from neuronal_ray.core.kernels.freed_memory import keep_freed_memory
 if {keep}:
     keep_freed_memory()
 def faults():
