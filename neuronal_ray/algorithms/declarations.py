@@ -110,9 +110,11 @@ class Refinement:
     [rows, columns], mask bool [rows, columns], True where weights go, `inputs` a statistic of kind `statistic`, `group`
     the length of a pattern's groups of inputs (0 without a pattern; with one, the count of each group stays too).
 
-    `check(*, settings...)` raises BadInput for settings out of range, before the model is read.
+    `check(*, settings...)` raises BadInput for settings out of range, before the model is read. `released` says
+    whether NeuronAL's released code has the refinement (`--mode authors`).
     """
 
     refine: Callable[..., Tensor]
     statistic: type[Statistic]
     check: Callable[..., None] | None = None
+    released: bool = False

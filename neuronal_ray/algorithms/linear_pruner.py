@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import torch
 from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
@@ -76,7 +77,7 @@ class LinearPruner:
 
     def ranked(self, weight: Weight, inputs: Statistic | None, *, lower_ties_first: bool) -> Ranks:
         """Return the ranking whose first entries of each row are every mask of the linear."""
-        score = self._call(self._method.score, weight, inputs)
+        score = self._score(weight, inputs)
         if self.pattern is not None:
             return rank_in_groups(score, self.pattern.group, lower_ties_first=lower_ties_first)
         return rank_rows(score, lower_ties_first=lower_ties_first)
@@ -93,11 +94,25 @@ class LinearPruner:
         """Return a ranking whose mask at `removed` is the refined one; `ranks` itself where nothing is refined."""
         if spec.sub_block not in self.parts:
             return ranks
-        score = self._call(self._method.score, weight, inputs)
+        score = self._score(weight, inputs)
         refine = self._refinement.refine
         settings = registry.settings_for(refine, self.refinement_settings)
         mask = refine(weight, score, lowest_mask(ranks, removed), moments, self.group, **settings)
+        if mask.shape != weight.shape or not torch.equal(mask.sum(dim=1), removed.to(mask.device)):
+            raise ValueError(
+                f"--refinement {self.refinement}: {spec.linear}: removes other numbers of weights from rows"
+            )
         return rank_mask(mask)
+
+    def _score(self, weight: Weight, inputs: Statistic | None) -> Tensor:
+        """Return the method's score. Raises ValueError for a wrong shape, and for a NaN from finite inputs."""
+        score = self._call(self._method.score, weight, inputs)
+        if score.shape != weight.shape:
+            shapes = f"{list(score.shape)} for a weight of shape {list(weight.shape)}"
+            raise ValueError(f"--method {self.method}: returned a score of shape {shapes}")
+        if bool(score.isnan().any()) and weight.isfinite().all() and (inputs is None or inputs.norm.isfinite().all()):
+            raise ValueError(f"--method {self.method}: returned a score that is NaN")
+        return score
 
     def factorized(self, inputs: Statistic) -> object:
         """Return the solver's work that the linears of one group and all candidates share."""

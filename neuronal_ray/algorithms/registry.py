@@ -4,6 +4,7 @@ import difflib
 import inspect
 import pkgutil
 import re
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -78,7 +79,10 @@ def load(kind: str, name: str) -> object:
     try:
         members = vars(import_module(place))
     except (ImportError, TypeError) as error:  # TypeError: the module's own declaration lacks an argument
-        raise BadInput(f"{flag}: {name}: {place} cannot be imported: {error}") from error
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise BadInput(
+            f"{flag}: {name}: {place} cannot be imported: {error} ({last.filename}:{last.lineno})"
+        ) from error
     attribute = attribute or constant
     if attribute not in members:
         raise BadInput(f"{flag}: {name}: {place} has no {attribute}, expected {expected}")

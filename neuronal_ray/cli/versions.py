@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -17,9 +18,9 @@ _SCORING = ("core", "data", "models", "algorithms", "workers", "prune")
 _LIBRARIES = ("torch", "transformers", "datasets", "ray")
 
 
-def versions() -> dict[str, str]:
-    """Return the version of this package and those of Python and of the libraries that are installed, by name."""
-    known = {"neuronal_ray": code_version(), "python": platform.python_version()}
+def versions(*plug_ins: str) -> dict[str, str]:
+    """Return the versions of this package with its `plug_ins`, of Python and of the libraries installed, by name."""
+    known = {"neuronal_ray": code_version(*plug_ins), "python": platform.python_version()}
     for library in _LIBRARIES:
         with suppress(PackageNotFoundError):
             known[library] = version(library)
@@ -34,15 +35,21 @@ def score_versions(*plug_ins: str) -> dict[str, str]:
 def code_version(*plug_ins: str) -> str:
     """Return the release with a digest of the source files that can change a score, as in "0.1.0+0123456789ab".
 
-    An edited checkout has another version than the release. So has a run with another or an edited file among
-    `plug_ins`, names of plug-ins of which package.module or module:object come from outside this package.
+    An edited checkout has another version than the release. So has a run with another name among `plug_ins` that comes
+    from outside this package, or with an edited file in that plug-in's top-level package or module.
     """
     sha = hashlib.sha256(source_digest(_PACKAGE).encode())
-    for module in sorted({name.partition(":")[0] for name in plug_ins if "." in name or ":" in name}):
-        spec = find_spec(module)
-        assert spec is not None, module
-        assert spec.origin is not None, module
-        sha.update(Path(spec.origin).read_bytes())
+    outside = sorted({name for name in plug_ins if "." in name or ":" in name})
+    for name in outside:
+        sha.update(f"{name}\0".encode())
+    for top in sorted({name.partition(":")[0].partition(".")[0] for name in outside}):
+        spec = find_spec(top)
+        assert spec is not None, top
+        if spec.submodule_search_locations is not None:
+            for folder in spec.submodule_search_locations:
+                _add_files(sha, Path(folder), sorted(Path(folder).rglob("*")))
+        elif spec.origin is not None:
+            _add_files(sha, Path(spec.origin).parent, [Path(spec.origin)])
     return f"{__version__}+{sha.hexdigest()[:12]}"
 
 
@@ -50,9 +57,13 @@ def code_version(*plug_ins: str) -> str:
 def source_digest(package: Path) -> str:
     """Return the SHA-256 of the Python and C files, by name and content, that can change a score."""
     sha = hashlib.sha256()
-    for path in sorted(
-        path for name in _SCORING for path in (package / name).rglob("*") if path.suffix in (".py", ".c")
-    ):
-        sha.update(f"{path.relative_to(package).as_posix()}\0{path.stat().st_size}\0".encode())
-        sha.update(path.read_bytes())
+    _add_files(sha, package, sorted(path for name in _SCORING for path in (package / name).rglob("*")))
     return sha.hexdigest()
+
+
+def _add_files(sha: "hashlib._Hash", folder: Path, paths: Sequence[Path]) -> None:
+    """Add the code among `paths` to a digest, by name and content."""
+    for path in paths:
+        if path.suffix in (".py", ".c", ".so"):
+            sha.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+            sha.update(path.read_bytes())

@@ -14,6 +14,7 @@ By default: Wanda's scores, with sparsity spread over blocks, sub-blocks and row
 Example:
 neuronal-ray prune --model huggyllama/llama-7b --output pruned --sparsity 0.7 --evaluate wikitext2,c4,ptb"""
 _KEPT = "what is finished was kept: the same command with --resume goes on from there"
+_NOTHING_KEPT = "nothing was finished yet, so there is nothing to resume"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +32,7 @@ def _main(argv: Sequence[str]) -> None:
     from neuronal_ray.models.tensor_files import check_room
     from neuronal_ray.prune.dry_run import describe_run
     from neuronal_ray.prune.inputs import Reader, held_tokens
-    from neuronal_ray.prune.journal import journaled
+    from neuronal_ray.prune.journal import journal_folder, journaled
     from neuronal_ray.prune.pipeline import run
     from neuronal_ray.prune.summary import results_table
     from neuronal_ray.report.run_page import write_report
@@ -65,10 +66,11 @@ def _main(argv: Sequence[str]) -> None:
             write_report(staging)
     except BadInput:
         raise
-    except (Unfinished, OSError) as error:  # a full disk, say, or workers that are gone
-        raise Unfinished(f"{error}\n{_KEPT}") from error
     except Exception as error:
-        raise InternalError(_KEPT) from error
+        outcome = _KEPT if journal_folder(config.output).exists() else _NOTHING_KEPT
+        if isinstance(error, Unfinished | OSError):  # a full disk, for example, or workers that are gone
+            raise Unfinished(f"{error}\n{outcome}") from error
+        raise InternalError(outcome) from error
     print(results_table(summary, config.output))
 
 

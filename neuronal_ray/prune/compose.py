@@ -177,6 +177,8 @@ def _check_released(
         raise BadInput(f"--pattern: {config.pattern} {_USE_PAPER}")
     if follows is not None:
         raise BadInput(f"--row-step: {follows} with --allocation {allocation} {_USE_PAPER}")
+    if config.refinement != "none" and not registry.load("refinements", config.refinement).released:
+        raise BadInput(f"--refinement: {config.refinement} {_USE_PAPER}")
     if config.refinement != "none" and allocator.spreads:
         raise BadInput(f"--refinement: {config.refinement} with --allocation {allocation} {_USE_PAPER}")
     if config.score_stream == "dense":

@@ -108,6 +108,11 @@ class Journal:
             write_text(self._folder / _QUESTION, json.dumps(self._question))
 
 
+def journal_folder(output: Path) -> Path:
+    """Return the folder of finished candidates next to the output directory."""
+    return output.absolute().with_name(f".{output.name}.journal")
+
+
 @contextmanager
 def journaled(path: Path, *, resume: bool) -> Iterator[Path]:
     """Yield the folder of finished candidates next to the output directory `path`; remove it when the body succeeds.
@@ -116,7 +121,7 @@ def journaled(path: Path, *, resume: bool) -> Iterator[Path]:
     it is empty.
     """
     path = path.absolute()
-    folder = path.with_name(f".{path.name}.journal")
+    folder = journal_folder(path)
     if resume:
         for left in path.parent.glob(f".{path.name}.partial-*"):
             if left.name != staging_of(path).name:

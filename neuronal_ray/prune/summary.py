@@ -65,7 +65,7 @@ def describe_result(
         },
         "evaluation": _evaluations(results),
         "seconds": {name: round(spent, 3) for name, spent in seconds.items()},
-        "versions": versions(),
+        "versions": versions(config.method, inputs.composition.allocation, config.row_step or "", config.refinement),
         "devices": list(devices),
         "config": {key: _plain(value) for key, value in asdict(config).items()},
     }

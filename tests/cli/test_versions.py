@@ -62,3 +62,18 @@ def test_a_plug_in_from_outside_belongs_to_the_version(tmp_path: Path, monkeypat
     (tmp_path / "outside_plug_in.py").write_text("def score(): return 1")
     assert code_version("outside_plug_in:score") != own
     sys.modules.pop("outside_plug_in", None)
+
+
+@pytest.mark.parametrize("name", ["outside_package.impl:score", "outside_package:METHOD"])
+def test_what_a_plug_in_imports_from_its_package_belongs_to_the_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = tmp_path / "outside_package"
+    folder.mkdir()
+    for file, text in (("__init__", "from outside_package.impl import METHOD"), ("impl", ""), ("helper", "POWER = 1")):
+        (folder / f"{file}.py").write_text(text)
+    before = code_version(name)
+    assert before == code_version(name)
+    (folder / "helper.py").write_text("POWER = 2")
+    assert code_version(name) != before
