@@ -41,6 +41,11 @@ class Plan:
     lower_ties_first: bool = True
     solver_rates: Mapping[Linear, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Lay all counts out in memory: one count for all rows may be an expanded tensor, which kernels misread."""
+        removed = {linear: counts.contiguous() for linear, counts in self.removed.items()}
+        object.__setattr__(self, "removed", removed)
+
     @cached_property
     def total(self) -> int:
         """Number of weights that the plan removes."""

@@ -261,3 +261,13 @@ def test_a_plan_that_fits_its_model_passes() -> None:
 def test_a_plan_for_another_model_is_refused(counts: dict[Linear, list[int]], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         plan_of(counts).check(in_pairs([(2, 4), (1, 3)]))
+
+
+def test_a_plan_lays_its_counts_out_in_memory_whatever_strides_they_have() -> None:
+    linear, other = Linear(0, "one"), Linear(0, "other")
+    given = {linear: torch.tensor([3], dtype=torch.int32).expand(64), other: torch.arange(8, dtype=torch.int32)[::2]}
+    plan = Plan(given)
+    for name, counts in plan.removed.items():
+        assert counts.is_contiguous(), (name, counts.stride())
+        assert counts.tolist() == given[name].tolist()
+    assert plan.total == 3 * 64 + 0 + 2 + 4 + 6

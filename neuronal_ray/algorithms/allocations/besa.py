@@ -208,7 +208,7 @@ def _surrogate(
 def hard_counts(rates: Float32[Tensor, " groups"], weight: Float[Tensor, "rows columns"]) -> Int32[Tensor, " rows"]:
     """Return how many weights each row loses at the rate of its group, rounded half to even."""
     rows, columns = weight.shape
-    return (rates * columns).round().int().expand(rows)  # [groups] -> [rows]
+    return (rates * columns).round().int().expand(rows).contiguous()  # [groups] -> [rows]
 
 
 def influence_by_rank(

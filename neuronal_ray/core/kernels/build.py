@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuronal_ray.core.kernels.trial import tried_once
+
 _EVERYWHERE = ("-O3", "-fopenmp", "-shared", "-fPIC")
 
 
@@ -61,46 +63,59 @@ def library() -> ctypes.CDLL:
     """Return the compiled functions of packed_rows.c. Raises KernelUnavailable."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise KernelUnavailable(f"{_PACKED.title} is for Linux on x86-64, this is {platform.platform(terse=True)}")
-    loaded = _loaded(_PACKED)
+    try:
+        loaded = _loaded(_PACKED)
+    except KernelUnavailable as error:
+        raise KernelUnavailable(f"{_PACKED.title}: {error}") from error
     if not loaded.packed_supported():
         raise KernelUnavailable(f"{_PACKED.title} needs a processor with AVX-512 VBMI2 and AVX-512 BF16")
     return loaded
 
 
-@functools.cache
-def passes() -> ctypes.CDLL | None:
-    """Return the compiled functions of passes.c, None where they cannot be compiled."""
-    try:
-        return _loaded(_PASSES)
-    except KernelUnavailable:
-        return None
+@tried_once(_PASSES.title)
+def passes() -> ctypes.CDLL:
+    """Return the compiled functions of passes.c after masking two weights; None where that fails, with a warning."""
+    loaded = _loaded(_PASSES)
+    weight, ranks = (ctypes.c_int32 * 2)(5, 7), (ctypes.c_int32 * 2)(0, 1)
+    removed, out = (ctypes.c_int32 * 1)(1), (ctypes.c_int32 * 2)()
+    loaded.zero_lowest_32_32(weight, ranks, removed, out, 1, 2, 1)
+    if list(out) != [0, 7]:
+        raise KernelUnavailable(f"it returned {list(out)} in a trial, expected [0, 7]")
+    return loaded
 
 
 def _loaded(source: _Source) -> ctypes.CDLL:
     compilers = [shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")]
     compiler = next((path for path in compilers if path is not None), None)
     if compiler is None:
-        raise KernelUnavailable(f"{source.title} needs a C compiler: install gcc or set CC")
+        raise KernelUnavailable("there is no C compiler; install gcc or set CC")
     file = _cache() / f"{source.name}-{_digest(compiler, source)}.so"
     if not file.is_file():
         _compile(compiler, source, file)
     try:
         loaded = ctypes.CDLL(str(file))
-    except OSError as error:
-        raise KernelUnavailable(f"{source.title} cannot be loaded: {error}") from error
+        functions = {name: getattr(loaded, name) for name in source.functions}
+    except (OSError, AttributeError) as error:  # a file of another system, or a damaged one
+        raise KernelUnavailable(f"it cannot be loaded: {error}") from error
     for name, types in source.functions.items():
-        function = getattr(loaded, name)
+        function = functions[name]
         function.argtypes, function.restype = types, None
     return loaded
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuronal_ray"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuronal_ray"
+    except RuntimeError as error:  # a user without a home directory, as in some containers
+        raise KernelUnavailable("there is no home directory to keep it in; set XDG_CACHE_HOME") from error
 
 
 def _digest(compiler: str, source: _Source) -> str:
     """Hash the source, the compiler's version and the flags."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    except OSError as error:
+        raise KernelUnavailable(f"{compiler} cannot be started: {error.strerror}") from error
     flags = " ".join((*_EVERYWHERE, *source.flags))
     return hashlib.sha256(source.path.read_bytes() + version + flags.encode()).hexdigest()[:16]
 
@@ -115,7 +130,7 @@ def _compile(compiler: str, source: _Source, file: Path) -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 reason = (done.stderr.strip().splitlines() or ["no message"])[0]
-                raise KernelUnavailable(f"{compiler} cannot compile {source.title}: {reason}")
+                raise KernelUnavailable(f"{compiler} cannot compile it: {reason}")
             made.replace(file)
     except OSError as error:
-        raise KernelUnavailable(f"{source.title} cannot be written to {file.parent}: {error.strerror}") from error
+        raise KernelUnavailable(f"it cannot be written to {file.parent}: {error.strerror}") from error

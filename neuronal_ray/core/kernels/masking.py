@@ -39,6 +39,7 @@ def zero_lowest(
     New memory has the strides of `weight`.
     """
     out = torch.empty_like(weight) if out is None else out
+    removed = removed.contiguous()  # one count for all rows may be an expanded tensor
     if for_triton(weight, ranks):
         from neuronal_ray.core.kernels.triton_masking import triton_zero_lowest
 

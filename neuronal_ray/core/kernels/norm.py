@@ -43,7 +43,12 @@ def rms_norm_reference(
 
 def takes(inputs: Tensor, weight: Tensor) -> bool:
     """Return whether `rms_norm` supports these tensors, which must need no gradients."""
-    return floats_for_triton(inputs, weight) and inputs.is_contiguous() and inputs.shape[-1] == len(weight) <= _WIDEST
+    return (
+        floats_for_triton(inputs, weight)
+        and inputs.is_contiguous()
+        and weight.is_contiguous()
+        and inputs.shape[-1] == len(weight) <= _WIDEST
+    )
 
 
 def rms_norm(

@@ -42,7 +42,7 @@ def pack_rows(weight: Float[Tensor, "rows columns"]) -> PackedRows:
     if weight.dtype not in _SUFFIXES or weight.device.type != "cpu":
         raise ValueError(f"packed matrices are bfloat16 or float32 on the CPU, not {weight.dtype} on {weight.device}")
     columns = weight.shape[1]
-    mask = weight != 0
+    mask = (weight != 0).contiguous()  # that of a transposed weight has its strides
     padded = torch.nn.functional.pad(mask, (0, -columns % WORD)).numpy()
     bits = torch.from_numpy(np.packbits(padded, axis=1, bitorder="little").view(np.int32))  # [rows, words]
     counts = mask.sum(dim=1)

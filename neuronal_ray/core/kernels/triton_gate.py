@@ -24,6 +24,8 @@ def _gated(  # type: ignore[no-untyped-def]  # Triton compiles it
 
 def triton_gated(gates: Tensor, values: Tensor, out: Tensor) -> None:
     """Write `gate.gated` to `out`; all on one device, columns contiguous, `out` contiguous."""
+    assert gates.stride(-1) == values.stride(-1) == 1
+    assert out.is_contiguous()
     columns = gates.shape[-1]
     rows, others = gates.flatten(0, -2), values.flatten(0, -2)  # views, unless the tokens' strides are irregular
     tile = min(_TILE, triton.next_power_of_2(columns))

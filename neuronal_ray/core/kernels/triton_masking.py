@@ -12,7 +12,7 @@ _ROWS, _COLUMNS = 4, 1024
 @triton.jit  # type: ignore[untyped-decorator]
 def _zero_lowest(  # type: ignore[no-untyped-def]  # Triton compiles it
     weight, ranks, removed, out, rows, columns,
-    weight_row, weight_column, ranks_row, ranks_column, out_row, out_column,
+    weight_row, weight_column, ranks_row, ranks_column, removed_row, out_row, out_column,
     tile_rows: tl.constexpr, tile_columns: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
@@ -21,7 +21,7 @@ def _zero_lowest(  # type: ignore[no-untyped-def]  # Triton compiles it
     row, column = row.to(tl.int64)[:, None], column.to(tl.int64)[None, :]
     value = tl.load(weight + row * weight_row + column * weight_column, mask=inside)
     rank = tl.load(ranks + row * ranks_row + column * ranks_column, mask=inside, other=0).to(tl.int32)
-    count = tl.load(removed + row, mask=row < rows, other=0)
+    count = tl.load(removed + row * removed_row, mask=row < rows, other=0)
     stays = tl.where(rank >= count, value, tl.zeros_like(value))
     tl.store(out + row * out_row + column * out_column, stays, mask=inside)
 
@@ -33,6 +33,6 @@ def triton_zero_lowest(weight: Tensor, ranks: Tensor, removed: Tensor, out: Tens
     with torch.cuda.device_of(weight):
         _zero_lowest[grid](
             weight, ranks, removed, out, rows, columns,
-            *weight.stride(), *ranks.stride(), *out.stride(),
+            *weight.stride(), *ranks.stride(), *removed.stride(), *out.stride(),
             tile_rows=_ROWS, tile_columns=_COLUMNS,
         )  # fmt: skip

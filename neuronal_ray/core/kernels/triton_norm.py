@@ -28,6 +28,7 @@ def _rms_norm(  # type: ignore[no-untyped-def]  # Triton compiles it
 
 def triton_rms_norm(inputs: Tensor, weight: Tensor, out: Tensor, *, eps: float, rounded: bool, plus_one: bool) -> None:
     """Write `norm.rms_norm` to `out`; all contiguous and on one device."""
+    assert all(tensor.is_contiguous() for tensor in (inputs, weight, out))
     columns = len(weight)
     width = triton.next_power_of_2(columns)
     with torch.cuda.device_of(inputs):

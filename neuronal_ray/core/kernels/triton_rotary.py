@@ -36,6 +36,7 @@ def _rotary(  # type: ignore[no-untyped-def]  # Triton compiles it
 
 def triton_rotary(states: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     """Write `rotary.rotary` to `out`; all on one device, features contiguous."""
+    assert all(tensor.stride(-1) == 1 for tensor in (states, cos, sin, out))
     sequences, heads, tokens, features = states.shape
     each = (1 if len(cos) > 1 else 0, 1 if len(sin) > 1 else 0)  # one row of angles can apply to all sequences
     with torch.cuda.device_of(states):

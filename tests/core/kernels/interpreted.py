@@ -18,12 +18,14 @@ SOURCE = torch.Generator().manual_seed(0)
 
 
 def cuts() -> int:
-    """Test odd numbers of rows and columns, and weights of both memory orders."""
+    """Test odd numbers of rows and columns, weights of both memory orders, counts that all rows share."""
     cases = 0
-    for (rows, columns), dtype, transposed in product(((1, 1), (5, 33), (9, 1025)), DTYPES, (False, True)):
+    shapes, orders, shared = ((1, 1), (5, 33), (9, 1025)), (False, True), (False, True)
+    for (rows, columns), dtype, transposed, one_for_all in product(shapes, DTYPES, orders, shared):
         weight = torch.randn(rows, columns, generator=SOURCE).to(dtype)
         ranks = torch.rand(rows, columns, generator=SOURCE).argsort(dim=1).to(torch.int16)
         removed = torch.randint(0, columns + 1, (rows,), generator=SOURCE, dtype=torch.int32)
+        removed = removed[:1].expand(rows) if one_for_all else removed
         stored = weight.t().contiguous().t() if transposed else weight
         out = torch.full_like(stored, torch.nan)
         triton_zero_lowest(stored, ranks, removed, out)

@@ -60,6 +60,23 @@ def test_a_transposed_weight_is_masked_with_its_own_strides(dtype: torch.dtype) 
     assert found.stride() == stored.stride()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_counts_of_any_strides_are_read_row_by_row(
+    dtype: torch.dtype, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, ranks, counts = case(64, 40, dtype, 5)
+    one_for_all, every_other = counts[:1].expand(64), torch.stack([counts, counts.flip(0)], dim=1)[:, 0]
+    assert (one_for_all.stride(), every_other.stride()) == ((0,), (2,))
+    expected = [zero_lowest_reference(weight, ranks, removed) for removed in (one_for_all, every_other)]
+    if form == "C" and dtype != torch.float64:  # nothing of torch's is left to do
+        monkeypatch.setattr(torch, "sub", None)
+        monkeypatch.setattr(torch, "mul", None)
+    found = [zero_lowest(weight, ranks, removed) for removed in (one_for_all, every_other)]
+    for one, other in zip(found, expected, strict=True):
+        wrong = int((one != other).any(dim=1).sum())
+        assert wrong == 0, f"{wrong} of 64 rows are wrong"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_many_rows_and_the_widest_short_ranks(dtype: torch.dtype) -> None:
     for rows, columns in ((3, 2**15), (3, 2**15 + 1), (700, 512)):
@@ -97,3 +114,6 @@ def test_a_gpu_masks_as_the_cpu_does(dtype: torch.dtype, rows: int, columns: int
     assert torch.equal(found.cpu(), expected)
     stored = weight.to(device).t().contiguous().t()
     assert torch.equal(zero_lowest(stored, ranks.to(device), removed).cpu(), expected)
+    one_for_all = removed[:1].to(device).expand(rows)
+    expected = zero_lowest_reference(weight, ranks, one_for_all.cpu())
+    assert torch.equal(zero_lowest(weight.to(device), ranks.to(device), one_for_all).cpu(), expected)

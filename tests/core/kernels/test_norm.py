@@ -49,5 +49,6 @@ def test_unsupported_tensors_are_left_to_torch() -> None:
     assert not takes(inputs.bfloat16(), weight)
     assert not takes(inputs.double(), weight.double())
     assert not takes(inputs.t().contiguous().t(), weight)
+    assert not takes(inputs, weight[:1].expand(8))
     assert not takes(inputs.clone().requires_grad_(), weight)
     assert not takes(torch.ones(2, 2**14 + 1, device="cuda"), torch.ones(2**14 + 1, device="cuda"))

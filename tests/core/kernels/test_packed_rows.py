@@ -98,4 +98,20 @@ def test_without_a_compiler_the_message_says_what_to_install(monkeypatch: pytest
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(build.KernelUnavailable, match=r"install gcc or set CC|x86-64"):
         build.library.__wrapped__()
-    assert build.passes.__wrapped__() is None
+    with pytest.raises(build.KernelUnavailable, match="install gcc or set CC"):
+        build.passes.__wrapped__()
+
+
+@pytest.mark.parametrize("laid_out", ["transposed", "expanded", "every other"])
+def test_a_weight_of_any_strides_is_packed(laid_out: str) -> None:
+    whole = sparse_matrix(40, 140, rate=0.7, dtype=torch.float32, seed=0)
+    weight = {
+        "transposed": whole.t().contiguous().t(),
+        "expanded": whole[:1].expand(40, 140),
+        "every other": whole[::2, ::2],
+    }[laid_out]
+    assert not weight.is_contiguous()
+    packed = pack_rows(weight)
+    assert torch.equal(reference_unpack(packed), weight)
+    if REASON is None:
+        assert torch.equal(unpack(packed), weight)

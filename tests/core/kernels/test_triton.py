@@ -19,4 +19,4 @@ def test_the_kernels_in_tritons_interpreter() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "12 cuts, 24 normalizations, 12 rotations, 12 gates"
+    assert done.stdout.strip() == "24 cuts, 24 normalizations, 12 rotations, 12 gates"
