@@ -3,6 +3,8 @@
 import sys
 from importlib import import_module
 
+from neuronal_ray.cli.errors import did_you_mean, shown
+
 _COMMANDS = {
     "prune": "prune a model to 60-80 % unstructured sparsity",
     "evaluate": "measure perplexity and benchmarks",
@@ -23,7 +25,8 @@ def main() -> int:
         print(usage + "Options of a command: neuronal-ray COMMAND --help")
         return 0
     if name not in _COMMANDS:
-        print(f"neuronal-ray: unknown command {name!r}, expected one of: {', '.join(_COMMANDS)}", file=sys.stderr)
+        what = f"{shown(name)}: unknown command{did_you_mean(name, _COMMANDS)}" if name else "COMMAND: missing"
+        print(f"neuronal-ray: error: {what}, expected one of: {', '.join(_COMMANDS)}", file=sys.stderr)
         return 2
     code: int = import_module(f"neuronal_ray.{name}.__main__").main(sys.argv[2:])
     return code

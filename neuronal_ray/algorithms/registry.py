@@ -1,6 +1,5 @@
 """Plug-ins by name: a file of this package, or `package.module:object` from anywhere; loaded when first used."""
 
-import difflib
 import inspect
 import pkgutil
 import re
@@ -11,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
-from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.errors import BadInput, did_you_mean, shown
 
 if TYPE_CHECKING:  # the declarations import torch, which `--help` does not wait for
     from neuronal_ray.algorithms.declarations import Allocator, Method, Refinement, RowStep
@@ -50,10 +49,9 @@ def check_name(kind: str, name: str) -> None:
     known = names(kind)
     if name in known or (_OUTSIDE.fullmatch(name) and ("." in name or ":" in name)):
         return
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    near = did_you_mean(name, known)
     raise BadInput(
-        f"{_KINDS[kind].flag}: unknown name {name!r}{hint}, expected one of: {', '.join(known)}, or {OUTSIDE_FORM}"
+        f"{_KINDS[kind].flag}: unknown name {shown(name)}{near}, expected one of: {', '.join(known)}, or {OUTSIDE_FORM}"
     )
 
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.errors import BadInput, did_you_mean, shown
 from neuronal_ray.cli.exit_codes import exit_code
 
 _DEFAULT = "search"
@@ -46,7 +46,8 @@ def _main(argv: Sequence[str]) -> None:
     named = bool(first) and not first.startswith("-")
     name = first if named else _DEFAULT
     if name not in MEASUREMENTS:
-        raise BadInput(f"unknown measurement {name!r}, expected one of: {', '.join(MEASUREMENTS)}")
+        near = did_you_mean(name, MEASUREMENTS)
+        raise BadInput(f"unknown measurement {shown(name)}, expected one of: {', '.join(MEASUREMENTS)}{near}")
     try:
         module = import_module(MEASUREMENTS[name][0])
     except ModuleNotFoundError as error:

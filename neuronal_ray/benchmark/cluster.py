@@ -1,6 +1,5 @@
 """The overhead of Ray and the gain of replicas: one search in this process, on one and two replicas, on two shards."""
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.benchmark.record import check_output, publish
 from neuronal_ray.benchmark.shapes import kept_or_temporary, length_of, model_path
 from neuronal_ray.cli.memory import private_bytes
+from neuronal_ray.cli.parser import Parser
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.lambdas import LAMBDAS
 from neuronal_ray.core.plan import uniform_rates
@@ -65,7 +65,7 @@ class ClusterMeasured:
 
 def main(argv: Sequence[str]) -> None:
     """Measure on the wide model."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="neuronal-ray benchmark cluster",
         description="Time one search in this process and on one replica, two replicas and two shards of a local Ray.",
     )

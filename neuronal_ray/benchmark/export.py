@@ -1,6 +1,5 @@
 """Packing and loading packed models, compared with plain sequential I/O of the dense bytes."""
 
-import argparse
 import os
 import shutil
 import time
@@ -15,6 +14,7 @@ import torch
 from neuronal_ray.benchmark.record import check_output, publish
 from neuronal_ray.benchmark.shapes import kept_or_temporary
 from neuronal_ray.cli.memory import peak_bytes, reset_peak, resident_bytes
+from neuronal_ray.cli.parser import Parser
 from neuronal_ray.core.packing import pack_words, unpack_words
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.models.formats.packed_files import open_packed, write_packed
@@ -92,7 +92,7 @@ class ExportMeasured:
 
 def main(argv: Sequence[str]) -> None:
     """Measure in a temporary directory."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="neuronal-ray benchmark export",
         description="Time packing and loading a 16-bit checkpoint of 1.5 GB, and plain reading and writing.",
     )

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neuronal_ray.benchmark.runtimes import RUNTIMES, missing
+from neuronal_ray.benchmark.shapes import check_counts
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.parser import Parser
 
 if TYPE_CHECKING:
     from neuronal_ray.benchmark.runtimes.measured import Pair
@@ -30,7 +32,7 @@ neuronal-ray benchmark inference --model pruned --against huggyllama/llama-7b"""
 def main(argv: Sequence[str]) -> None:
     """Measure, print the table, write the file. Raises BadInput for bad input."""
     choices = "\n".join(f"  {name:<14} {runtime.what}" for name, runtime in RUNTIMES.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROG,
         description=f"{_DESCRIPTION}\n\nruntimes:\n{choices}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -60,9 +62,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the figures to")
     arguments = parser.parse_args(argv)
-    for name in ("rounds", "prompt", "tokens", "threads"):
-        if (value := getattr(arguments, name)) is not None and value < 1:
-            raise BadInput(f"--{name}: {value} is not positive")
+    check_counts(arguments, rounds=1, prompt=1, tokens=1, threads=1)
     if arguments.deepsparse_python is not None and not arguments.deepsparse_python.is_file():
         raise BadInput(f"--deepsparse-python: no file {arguments.deepsparse_python}")
     batches = _batches(arguments.batches)

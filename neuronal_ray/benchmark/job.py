@@ -1,6 +1,5 @@
 """The time of a whole run: loading, statistics, search, three perplexities dense and pruned, files."""
 
-import argparse
 import contextlib
 import io
 import json
@@ -27,6 +26,7 @@ from neuronal_ray.benchmark.shapes import (
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import DONE, Unfinished
 from neuronal_ray.cli.memory import peak_bytes
+from neuronal_ray.cli.parser import Parser
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.prune.__main__ import main as prune
 from neuronal_ray.workers.footprint import GIB
@@ -74,7 +74,7 @@ class JobMeasured:
 
 def main(argv: Sequence[str]) -> None:
     """Measure one shape."""
-    parser = argparse.ArgumentParser(prog="neuronal-ray benchmark job", description=_DESCRIPTION)
+    parser = Parser(prog="neuronal-ray benchmark job", description=_DESCRIPTION)
     add_model_options(parser, shape="wide")
     parser.add_argument("--calibration-samples", type=int, default=128, metavar="N", help="(default: 128)")
     parser.add_argument(

@@ -1,6 +1,5 @@
 """The speed of the kernels, compared with their references and with a copy of their bytes."""
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from torch.sparse import to_sparse_semi_structured
 from neuronal_ray.benchmark.device import measure_ceilings, seconds
 from neuronal_ray.benchmark.record import check_output, publish
 from neuronal_ray.benchmark.shapes import device_of
+from neuronal_ray.cli.parser import Parser
 from neuronal_ray.core.kernels.freed_memory import keep_freed_memory
 from neuronal_ray.core.kernels.gate import gated, gated_reference
 from neuronal_ray.core.kernels.masking import zero_lowest, zero_lowest_reference
@@ -65,7 +65,7 @@ class KernelsMeasured:
 
 def main(argv: Sequence[str]) -> None:
     """Measure every kernel."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="neuronal-ray benchmark kernels",
         description="Time masking, ranking and column squares, on a GPU also normalization, rotary embedding and "
         "gate, and their definitions in torch.",

@@ -1,6 +1,5 @@
 """The planner's formula for a search with offloaded blocks, compared with the bytes that live in one, and with aims."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from neuronal_ray.benchmark.live_bytes import LiveBytes
 from neuronal_ray.benchmark.record import check_output, machine, publish
 from neuronal_ray.benchmark.shapes import SHAPES, check_counts, kept_or_temporary
 from neuronal_ray.benchmark.timed import Setting, random_tokens, timed_search, worker_of
+from neuronal_ray.cli.parser import Parser
 from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.models.synthetic import empty_llama, write_random_llama
 from neuronal_ray.workers.footprint import GIB, Footprint, Work
@@ -82,7 +82,7 @@ class MemoryMeasured:
 
 def main(argv: Sequence[str]) -> None:
     """Measure small shapes, plan large ones."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="neuronal-ray benchmark memory",
         description="Compare the peak of living tensors' bytes in a search with offloaded blocks, on a CPU, with the "
         "planner's formula; print the formula for the shapes of Llama 2. On a GPU `benchmark search --offload` prints "

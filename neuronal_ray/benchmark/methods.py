@@ -1,6 +1,5 @@
 """The cost of allocations, refinements and solvers, compared with the dense pass and the matrix work they need."""
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from neuronal_ray.algorithms.methods import Quota, sparsegpt
 from neuronal_ray.benchmark.literal import literal_spectrum, literal_tail_exponent
 from neuronal_ray.benchmark.record import check_output, publish
 from neuronal_ray.benchmark.shapes import check_counts, device_of, kept_or_temporary, length_of, model_path
+from neuronal_ray.cli.parser import Parser
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import exact_plan, uniform_rates
 from neuronal_ray.core.problem import Problem
@@ -91,7 +91,7 @@ class MethodsMeasured:
 
 def main(argv: Sequence[str]) -> None:
     """Measure on the wide model."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="neuronal-ray benchmark methods",
         description="Time allocations, refinements and solvers on a LLaMA of hidden size 1024, and the dense pass and "
         "the matrix work that they need.",

@@ -5,7 +5,6 @@ the time of a candidate over that of its arithmetic. Assumed, and printed: a dev
 `paper` mode: two steps, each of which ends with its last candidate.
 """
 
-import argparse
 import math
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from neuronal_ray.benchmark.device import measure_ceilings
 from neuronal_ray.benchmark.record import check_output, publish
 from neuronal_ray.benchmark.shapes import SHAPES
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.parser import Parser
 from neuronal_ray.core.lambdas import LAMBDAS
 from neuronal_ray.models.synthetic import empty_llama, write_random_llama
 from neuronal_ray.workers.footprint import GIB, Devices, Footprint, Work, fit, needed_devices
@@ -99,7 +99,7 @@ class Scaling:
 
 def main(argv: Sequence[str]) -> None:
     """Measure and predict."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="neuronal-ray benchmark scaling",
         description="Predict the time of a search on 1 to 64 devices, from costs measured here and an assumed speed.",
     )

@@ -4,7 +4,6 @@ Measured in one run: the search of `paper` mode, the ceilings of the device, the
 floor), and a literal search (benchmark/literal.py).
 """
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from neuronal_ray.benchmark.timed import (
     worker_of,
 )
 from neuronal_ray.cli.memory import peak_bytes
+from neuronal_ray.cli.parser import Parser
 from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.workers.footprint import GIB, Footprint, Work
 from neuronal_ray.workers.pools.in_process import InProcessPool
@@ -133,7 +133,7 @@ class SearchMeasured:
 
 def main(argv: Sequence[str]) -> None:
     """Measure the given shapes one after the other."""
-    parser = argparse.ArgumentParser(prog="neuronal-ray benchmark search", description=_DESCRIPTION)
+    parser = Parser(prog="neuronal-ray benchmark search", description=_DESCRIPTION)
     add_model_options(parser, shape=_DEFAULT)
     parser.add_argument("--samples", type=int, default=8, metavar="N", help="search sequences (default: 8)")
     parser.add_argument("--length", type=int, metavar="N", help="tokens of each (default: 2048; builtin 256, wide 512)")

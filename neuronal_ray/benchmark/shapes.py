@@ -10,11 +10,14 @@ from tempfile import TemporaryDirectory
 import torch
 
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.parser import Parser
+from neuronal_ray.cli.threads import check_threads
 from neuronal_ray.models.checkpoint import resolve_model
 from neuronal_ray.models.synthetic import write_random_llama
 
 BUILTIN = "builtin"
 _CONTEXT = 2048
+_MOST = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,7 @@ def kept_or_temporary(folder: Path | None) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, shape: str) -> None:
+def add_model_options(parser: Parser, *, shape: str) -> None:
     """Add the options that choose the model, the device and the output."""
     names = ", ".join((BUILTIN, *SHAPES))
     parser.add_argument("--shape", default=shape, metavar="NAME", help=f"{names} (default: {shape})")
@@ -141,8 +144,12 @@ def device_of(choice: str) -> str:
 
 
 def check_counts(arguments: argparse.Namespace, **least: int) -> None:
-    """Raise BadInput when a given option is less than its minimum in `least`."""
+    """Raise BadInput when a given option is less than its minimum in `least`, or too large for any machine."""
     for name, lowest in least.items():
         value = getattr(arguments, name)
         if value is not None and value < lowest:
             raise BadInput(f"--{name.replace('_', '-')}: {value}, expected at least {lowest}")
+        if value is not None and value > _MOST:
+            raise BadInput(f"--{name.replace('_', '-')}: {value} is too large")
+    if "threads" in least:
+        check_threads(arguments.threads)

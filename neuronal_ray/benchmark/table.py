@@ -1,12 +1,12 @@
 """Markdown tables of the JSON files of searches and jobs, from any number of runs and machines."""
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.parser import Parser
 from neuronal_ray.workers.footprint import GIB
 
 _DESCRIPTION = """Print Markdown tables of files that `benchmark search` and `benchmark job` wrote with --output; of the
@@ -46,7 +46,7 @@ _ENDS = (" search", ": dense", ": pruned")
 
 def main(argv: Sequence[str]) -> None:
     """Print the tables. Raises BadInput for a file that the benchmark did not write."""
-    parser = argparse.ArgumentParser(prog="neuronal-ray benchmark table", description=_DESCRIPTION)
+    parser = Parser(prog="neuronal-ray benchmark table", description=_DESCRIPTION)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     documents = {file: _read(file) for file in parser.parse_args(argv).files}
     print("\n".join(tables(list(documents.values()))))

@@ -5,7 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.cli.options import Option
+from neuronal_ray.cli.options import Option, check_bounds
+
+_MOST_WORKERS = 65_536
+_MOST_EXAMPLES = 1_000
+_A_YEAR = 365 * 24 * 3600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +24,8 @@ class RunConfig:
         ),
     ]
     sequence_length: Annotated[
-        int | None, Option("int", "tokens per sequence; default: 2048, or the model's context if that is shorter")
+        int | None,
+        Option("int", "tokens per sequence; default: 2048, or the model's context if that is shorter", least=2),
     ] = None
     address: Annotated[
         str | None,
@@ -34,17 +39,29 @@ class RunConfig:
     replicas: Annotated[
         int | None,
         Option(
-            "int", "copies of the model, which share the work; default: as many as fit on the GPUs, else one per node"
+            "int",
+            "copies of the model, which share the work; default: as many as fit on the GPUs, else one per node",
+            least=1,
+            most=_MOST_WORKERS,
         ),
     ] = None
     shards: Annotated[
         int | None,
         Option(
-            "int", "workers that share one copy of the model, each holding some of its blocks; default: as few as fit"
+            "int",
+            "workers that share one copy of the model, each holding some of its blocks; default: as few as fit",
+            least=1,
+            most=_MOST_WORKERS,
         ),
     ] = None
     task_timeout: Annotated[
-        int, Option("int", "seconds after which a task on Ray counts as hung and is repeated by a new worker")
+        int,
+        Option(
+            "int",
+            "seconds after which a task on Ray counts as hung and is repeated by a new worker",
+            least=1,
+            most=_A_YEAR,
+        ),
     ] = 7200
     device: Annotated[str, Option("str", "the device that workers compute on", choices=("auto", "cpu", "cuda"))] = (
         "auto"
@@ -59,7 +76,7 @@ class RunConfig:
         ),
     ] = "auto"
     threads: Annotated[
-        int | None, Option("int", "CPU threads of each worker; default: the machine's cores, shared evenly")
+        int | None, Option("int", "CPU threads of each worker; default: the machine's cores, shared evenly", least=1)
     ] = None
     trust_remote_code: Annotated[
         bool, Option("switch", "run the Python code that comes with the model; only for sources you trust")
@@ -67,18 +84,7 @@ class RunConfig:
 
     def check(self) -> None:
         """Raise BadInput, naming the flag, for values that can never work."""
-        for flag, value in (
-            ("sequence-length", self.sequence_length),
-            ("replicas", self.replicas),
-            ("shards", self.shards),
-            ("task-timeout", self.task_timeout),
-        ):
-            if value is not None and value < 1:
-                raise BadInput(f"--{flag}: {value} is not positive")
-        if self.sequence_length is not None and self.sequence_length < 2:
-            raise BadInput(f"--sequence-length: {self.sequence_length} is too short, expected at least 2 tokens")
-        if self.threads is not None and self.threads < 1:
-            raise BadInput(f"--threads: {self.threads} is not positive")
+        check_bounds(self)
         if self.address == "none" and self.replicas not in (None, 1):
             raise BadInput("--replicas: one process holds one worker; use --address local for more")
 
@@ -91,10 +97,17 @@ class BenchmarkConfig(RunConfig):
     """The options of every command that evaluates a model."""
 
     few_shot: Annotated[
-        int | None, Option("int", "examples before each question of a benchmark; default: as its task has it, mostly 0")
+        int | None,
+        Option(
+            "int",
+            "examples before each question of a benchmark; default: as its task has it, mostly 0",
+            least=0,
+            most=_MOST_EXAMPLES,
+        ),
     ] = None
     task_limit: Annotated[
-        int | None, Option("int", "only the first N questions of each benchmark, for a quick try; default: all")
+        int | None,
+        Option("int", "only the first N questions of each benchmark, for a quick try; default: all", least=1),
     ] = None
     task_data: Annotated[
         Path | None,
@@ -107,9 +120,5 @@ class BenchmarkConfig(RunConfig):
     def check(self) -> None:
         """Raise BadInput, naming the flag, for values that can never work."""
         super().check()
-        if self.few_shot is not None and self.few_shot < 0:
-            raise BadInput(f"--few-shot: {self.few_shot} is negative")
-        if self.task_limit is not None and self.task_limit < 1:
-            raise BadInput(f"--task-limit: {self.task_limit} is not positive")
         if self.task_data is not None and not self.task_data.is_dir():
             raise BadInput(f"--task-data: no directory {self.task_data}")

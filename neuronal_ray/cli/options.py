@@ -4,15 +4,18 @@ Errors name the flag.
 """
 
 import argparse
-import difflib
-import math
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, get_type_hints
+from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
-from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.errors import BadInput, did_you_mean, shown
+from neuronal_ray.cli.parser import Parser
+from neuronal_ray.cli.read_files import read_toml
+from neuronal_ray.cli.values import KINDS, setting, setting_value
+
+logger = logging.getLogger(__name__)
 
 
 class Options(Protocol):
@@ -32,73 +35,23 @@ class Options(Protocol):
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 
-def _number(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(_number(part) for part in text.split(","))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return () if text == "none" else tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _setting(text: str) -> tuple[str, object]:
-    """Split KEY=VALUE; the value is TOML, or else a plain string."""
-    key, equals, value = text.partition("=")
-    if not equals or "." not in key:
-        raise ValueError(text)
-    try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, value
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """How a kind of option is read from a word, and the types of TOML values and of their items that it accepts."""
-
-    parse: Callable[[str], object]
-    expected: str
-    accepts: tuple[type, ...]
-    items: tuple[type, ...] = ()
-
-
-_KINDS = {
-    "str": _Kind(str, "a string", (str,)),
-    "int": _Kind(int, "an integer", (int,)),
-    "float": _Kind(_number, "a number", (int, float)),
-    "path": _Kind(Path, "a path", (str,)),
-    "numbers": _Kind(_numbers, "numbers separated by commas", (list,), (int, float)),
-    "names": _Kind(_names, "names separated by commas", (list, str), (str,)),
-    "settings": _Kind(_setting, "KEY=VALUE, for example method.power=0.5", (dict,)),
-    "switch": _Kind(str, "true or false", (bool,)),
-}
-
-
 @dataclass(frozen=True)
 class Option:
-    """The annotation that makes a dataclass field a command-line option; `kind` is a key of `_KINDS`."""
+    """The annotation that makes a dataclass field a command-line option; `kind` is a key of `KINDS`.
+
+    `least` and `most` bound a number.
+    """
 
     kind: str
     help: str
     choices: tuple[str, ...] = ()
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with errors on one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')} (see --help)\n")
+    least: int | None = None
+    most: int | None = None
 
 
 def parse_config(kind: type[AnyOptions], argv: Sequence[str], *, prog: str, description: str) -> AnyOptions:
     """Return the configuration of `argv`: flags over `--config FILE` over defaults. Raises BadInput naming the flag."""
-    parser = _Parser(prog=prog, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser = Parser(prog=prog, description=description, argument_default=argparse.SUPPRESS)
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="TOML file with any of these options, without the dashes in front"
     )
@@ -107,18 +60,41 @@ def parse_config(kind: type[AnyOptions], argv: Sequence[str], *, prog: str, desc
     for name, declared in options.items():
         _add_option(parser, name, declared, default=defaults.get(name))
     given = vars(parser.parse_args(argv))
-    path = given.pop("config", None)
-    values: dict[str, Any] = {} if path is None else _read_toml(path, options)
+    path: Path | None = given.pop("config", None)
+    given = {name: _given_value(name, word, options[name]) for name, word in given.items()}
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = read_options(read_toml(path, flag="--config"), options, flag="--config", place=str(path))
+    in_file = values.keys() - given.keys()
     if "settings" in given:
-        given["settings"] = values.get("settings", {}) | dict(given["settings"])
+        given["settings"] = values.get("settings", {}) | given["settings"]
     values |= given
     for entry in fields(kind):
         if _is_required(entry) and entry.name not in values:
             raise BadInput(f"{flag_of(entry.name)}: missing (see --help)")
     config = kind(**values)
-    config.check()
+    try:
+        config.check()
+    except BadInput as error:
+        if str(error).partition(":")[0] in map(flag_of, in_file):
+            raise BadInput(f"{error} (in {path})") from error
+        raise
+    for flag in parser.repeated:
+        logger.warning("%s: given more than once, the last one counts", flag)
     config.warn_of_ignored()
     return config
+
+
+def check_bounds(config: Options) -> None:
+    """Raise BadInput, naming the flag, for a number outside the bounds of its option."""
+    for name, option in options_of(type(config)).items():
+        value = getattr(config, name)
+        if option.kind not in ("int", "float") or value is None:
+            continue
+        if option.least is not None and value < option.least:
+            raise BadInput(f"{flag_of(name)}: {value} is too small, expected at least {option.least}")
+        if option.most is not None and value > option.most:
+            raise BadInput(f"{flag_of(name)}: {value} is too large, expected at most {option.most}")
 
 
 def options_of(kind: type[Options]) -> dict[str, Option]:
@@ -154,33 +130,35 @@ def _add_option(parser: argparse.ArgumentParser, name: str, option: Option, *, d
     parser.add_argument(
         flag_of(name),
         dest=name,
-        type=_parser_of(kind),
+        type=str,
         action="append" if kind == "settings" else "store",
         metavar="{" + ",".join(choices) + "}" if choices else metavar.get(kind, name.upper()),
-        choices=choices or None,
         help=help_text,
     )
 
 
-def _parser_of(kind: str) -> Callable[[str], object]:
-    def parse(text: str) -> object:
-        try:
-            return _KINDS[kind].parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {_KINDS[kind].expected}") from error
+def _given_value(name: str, word: Any, option: Option) -> object:
+    """Return the value of what argparse took from the command line: a word, a switch, or the words of --set."""
+    if isinstance(word, bool):
+        return word
+    if option.kind == "settings":
+        return dict(_setting(each) for each in word)
+    value = KINDS[option.kind].read(word, where=flag_of(name))
+    _check_choice(value, option, where=flag_of(name))
+    return value
 
-    return parse
 
-
-def _read_toml(path: Path, options: Mapping[str, Option]) -> dict[str, object]:
-    """Read a TOML file of options: keys are flags without the dashes in front, `[set.method]` tables are settings."""
+def _setting(word: str) -> tuple[str, object]:
     try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise BadInput(f"--config: cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"--config: {path} is not TOML: {error}") from error
-    return read_options(table, options, flag="--config", place=str(path))
+        return setting(word)
+    except ValueError as error:
+        raise BadInput(f"--set: {shown(word)} {error}") from error
+
+
+def _check_choice(value: object, option: Option, *, where: str) -> None:
+    if option.choices and value not in option.choices:
+        near = did_you_mean(str(value), option.choices)
+        raise BadInput(f"{where}: {shown(value)} is not one of: {', '.join(option.choices)}{near}")
 
 
 def read_options(
@@ -199,31 +177,49 @@ def option_name(key: str, options: Mapping[str, Option], *, flag: str, place: st
     name = "settings" if key == "set" else key.replace("-", "_")
     if name not in options:
         known = [flag_of(known)[2:] for known in options]
-        near = difflib.get_close_matches(key, known, n=3)
-        hint = f" (did you mean {', '.join(near)}?)" if near else ""
-        raise BadInput(f"{flag}: unknown key {key!r} in {place}{hint}, expected one of: {', '.join(known)}")
+        hint = did_you_mean(key, known)
+        raise BadInput(f"{flag}: unknown key {shown(key)} in {place}{hint}, expected one of: {', '.join(known)}")
     return name
 
 
 def option_value(value: object, option: Option, *, where: str) -> object:
     """Convert a TOML value to the option's type. Raises BadInput, beginning with `where`, for one of another type."""
-    kind = _KINDS[option.kind]
+    kind = KINDS[option.kind]
     if not _is_a(value, kind.accepts) or (isinstance(value, list) and not all(_is_a(x, kind.items) for x in value)):
-        raise BadInput(f"{where}: {value!r} is not {kind.expected}")
+        raise BadInput(f"{where}: {shown(value)} is not {kind.expected}")
     if isinstance(value, dict):
-        if not all(isinstance(table, dict) for table in value.values()):
-            raise BadInput(f"{where}: expected tables, for example [set.method]")
-        return {f"{owner}.{name}": item for owner, table in value.items() for name, item in table.items()}
-    if option.choices and value not in option.choices:
-        raise BadInput(f"{where}: {value!r} is not one of: {', '.join(option.choices)}")
+        return _settings_of(value, where=where)
     if isinstance(value, bool):
         return value
-    if isinstance(value, list) and option.kind == "names":
-        return tuple(value)  # a name in a list may hold a comma
+    if isinstance(value, list) and option.kind == "names":  # a name in a list may hold a comma
+        return tuple(KINDS["str"].read(name, where=where) for name in value)
+    if isinstance(value, list):
+        return tuple(KINDS["float"].read(_written(item), where=where) for item in value)
+    read = kind.read(_written(value), where=where)
+    _check_choice(read, option, where=where)
+    return read
+
+
+def _written(value: object) -> str:
+    """Return a TOML value as a word."""
     try:
-        return kind.parse(",".join(map(str, value)) if isinstance(value, list) else str(value))
-    except ValueError as error:
-        raise BadInput(f"{where}: {value!r} is not {kind.expected}") from error
+        return str(value)
+    except ValueError:  # an integer of thousands of digits
+        return shown(value)
+
+
+def _settings_of(tables: Mapping[str, object], *, where: str) -> dict[str, object]:
+    """Return the settings of `[set.OWNER]` tables by OWNER.NAME."""
+    settings = {}
+    for owner, table in tables.items():
+        if not isinstance(table, dict):
+            raise BadInput(f"{where}: expected tables, for example [set.method]")
+        for name, value in table.items():
+            try:
+                settings[f"{owner}.{name}"] = setting_value(value)
+            except ValueError as error:
+                raise BadInput(f"{where}: {shown(name)}: {shown(value)} {error}") from error
+    return settings
 
 
 def _is_a(value: object, types: tuple[type, ...]) -> bool:

@@ -122,9 +122,10 @@ def parse_json(text: str | bytes, *, place: str) -> object:
 
 def read_toml(path: Path, *, flag: str) -> dict[str, Any]:
     """Read a TOML file. Raises BadInput if it is not one."""
+    text = read_text(path, flag=flag)
     try:
-        return tomllib.loads(read_text(path, flag=flag))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise BadInput(f"{flag}: {path} is not TOML: {reason}") from error
 

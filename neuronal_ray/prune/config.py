@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 Settings = Mapping[str, object]
 
+_MOST_PASSES = 1_000_000
 _OWNERS = ("method", "allocation", "refinement", "row-step")
 _FOR_PLUG_INS = ("search_budget", "neuronal_steps", "block_lambdas", "row_lambdas", "schedule", "lambda_search")
 """Options whose values go to the allocations and row steps that have an argument of that name."""
@@ -105,6 +106,8 @@ class PruneConfig(BenchmarkConfig):
             "int",
             "passes of the search text that --allocation adaptive may spend; at any budget the result is the best plan "
             "so far (NeuronAL spends 29)",
+            least=1,
+            most=_MOST_PASSES,
         ),
     ] = 140
     neuronal_steps: Annotated[
@@ -136,7 +139,7 @@ class PruneConfig(BenchmarkConfig):
         str,
         Option("str", "text: c4, wikitext2, ptb, builtin, or a .txt, .jsonl, .parquet or tokenized .safetensors file"),
     ] = "c4"
-    calibration_samples: Annotated[int, Option("int", "number of sequences for the scores")] = 128
+    calibration_samples: Annotated[int, Option("int", "number of sequences for the scores", least=1)] = 128
     search_samples: Annotated[int, Option("int", "number of these sequences, the first ones, for the search")] = 8
     seed: Annotated[int, Option("int", "random seed for the choice of calibration sequences")] = 0
     evaluate: Annotated[
@@ -176,10 +179,6 @@ class PruneConfig(BenchmarkConfig):
             registry.check_name("refinements", self.refinement)
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise BadInput(f"--sparsity: {self.sparsity} is outside [0, 1), expected for example 0.7")
-        if self.search_budget < 1:
-            raise BadInput(f"--search-budget: {self.search_budget} is not positive")
-        if self.calibration_samples < 1:
-            raise BadInput(f"--calibration-samples: {self.calibration_samples} is not positive")
         if not 1 <= self.search_samples <= self.calibration_samples:
             raise BadInput(
                 f"--search-samples: {self.search_samples} is not in [1, {self.calibration_samples}], the calibration "

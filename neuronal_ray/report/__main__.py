@@ -1,12 +1,12 @@
 """`python -m neuronal_ray.report`: one self-contained page about a run, or about one or more sweeps."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import exit_code
+from neuronal_ray.cli.parser import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="neuronal-ray report",
         description="Write report.html of one pruning run again, or a report on the results of one or more sweeps, "
         "next to the paper's tables. Example: neuronal-ray report runs/small/table3 --output table3.html",

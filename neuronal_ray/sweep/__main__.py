@@ -1,11 +1,11 @@
 """`python -m neuronal_ray.sweep`: many pruning runs and their evaluations, from one file."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from neuronal_ray.cli.exit_codes import Unfinished, exit_code
+from neuronal_ray.cli.parser import Parser
 
 _DESCRIPTION = """Prune and evaluate a grid of models, methods, allocations and sparsities. Work that cells have in
 common is done once; results are written to OUTPUT/results/*.parquet, one row per cell and evaluation. Example:
@@ -17,8 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code("neuronal-ray sweep", lambda: _main(sys.argv[1:] if argv is None else argv))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="neuronal-ray sweep", description=_DESCRIPTION, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(prog="neuronal-ray sweep", description=_DESCRIPTION)
     parser.add_argument(
         "file", metavar="FILE", type=Path, help="TOML file with [options], [grid], [[variant]], [[skip]]"
     )

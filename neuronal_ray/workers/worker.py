@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from neuronal_ray.algorithms.linear_pruner import LinearPruner, Ranks
+from neuronal_ray.cli.threads import check_threads
 from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.workers.background import Background
 from neuronal_ray.workers.masked_weights import MaskedWeights
@@ -63,6 +64,7 @@ class Worker:
     @classmethod
     def build(cls, spec: WorkerSpec) -> "Worker":
         """Load a shard of the model. Raises BadInput for a checkpoint that cannot be used."""
+        check_threads(spec.threads)
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
         replica = Replica.load(

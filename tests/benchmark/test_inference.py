@@ -68,7 +68,7 @@ def test_onnx_runtime_is_measured_where_it_is_installed(models: Path, capsys: py
         (("--runtimes", "eager,fast"), "sparse", "--runtimes: unknown 'fast'"),
         (("--runtimes", "deepsparse"), "sparse", "--deepsparse-python is not given|not installed: onnx"),
         (("--deepsparse-python", "/nowhere/python"), "sparse", "--deepsparse-python: no file /nowhere/python"),
-        (("--rounds", "0"), "sparse", "--rounds: 0 is not positive"),
+        (("--rounds", "0"), "sparse", "--rounds: 0, expected at least 1"),
         (("--batches", "1,x"), "sparse", "--batches: '1,x' is not"),
         (("--output", "/nowhere/out.json"), "sparse", "--output: no directory /nowhere"),
         ((), "other", "--against: .* has other tensors"),

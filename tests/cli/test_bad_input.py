@@ -305,7 +305,7 @@ def test_options(
     ("name", "expected"),
     [
         ("malformed.toml", "is not TOML"),
-        ("absent.toml", "cannot read"),
+        ("absent.toml", "does not exist"),
         ("unknown.toml", "expected one of: model, "),
         ("file", "is not TOML"),
     ],
