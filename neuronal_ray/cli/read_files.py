@@ -58,16 +58,22 @@ def check_file(path: Path, *, flag: str) -> int:
     return status.st_size
 
 
-def read_text(path: Path, *, flag: str) -> str:
-    """Read a UTF-8 file as it is, line ends included. Raises BadInput if it cannot be read."""
+def read_bytes(path: Path, *, flag: str) -> bytes:
+    """Read a small file. Raises BadInput if it cannot be read."""
     if (size := check_file(path, flag=flag)) > _LARGEST_BYTES:
         raise BadInput(f"{flag}: {str(path)!r} has {size:,} bytes, expected at most {_LARGEST_BYTES:,}")
     try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{flag}: {str(path)!r} is not UTF-8 text ({error})") from error
+        return path.read_bytes()
     except OSError as error:
         raise BadInput(f"{flag}: cannot read {str(path)!r}: {error.strerror}") from error
+
+
+def read_text(path: Path, *, flag: str) -> str:
+    """Read a UTF-8 file as it is, line ends included. Raises BadInput if it cannot be read."""
+    try:
+        return read_bytes(path, flag=flag).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{flag}: {str(path)!r} is not UTF-8 text ({error})") from error
 
 
 def read_json(path: Path, kind: type[T], *, flag: str) -> T:

@@ -29,6 +29,7 @@ def _main(argv: Sequence[str]) -> None:
     # The imports below load torch and transformers: only once the options are known to be good.
     from neuronal_ray.cli.atomic import check_output, staged
     from neuronal_ray.cli.progress import Progress
+    from neuronal_ray.cli.versions import code_version
     from neuronal_ray.models.tensor_files import check_room
     from neuronal_ray.prune.dry_run import describe_run
     from neuronal_ray.prune.inputs import Reader, held_tokens
@@ -47,10 +48,11 @@ def _main(argv: Sequence[str]) -> None:
     if config.output is None or config.dry_run:
         print(describe_run(config, inputs))
         return
+    version = code_version(config.method, config.refinement)
     try:
         with (
             staged(config.output) as staging,
-            journaled(config.output, resume=config.resume) as journal,
+            journaled(config.output, resume=config.resume, version=version) as journal,
             ExitStack() as stack,
         ):
             progress = Progress(staging / "events.jsonl")

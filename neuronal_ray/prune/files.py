@@ -7,11 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.plan import Plan, PlanError
 from neuronal_ray.models.checkpoint import Checkpoint
 from neuronal_ray.models.output_files import OutputFile, copy_rest, plan_output_files
+from neuronal_ray.report.read_tables import read_table
 from neuronal_ray.report.schemas import ALLOCATION, SEARCH, Candidate
 from neuronal_ray.workers.pools.protocol import Pool
 from neuronal_ray.workers.replica import shard_blocks
@@ -37,14 +39,14 @@ def write_allocation(path: Path, layout: Layout, plan: Plan) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=ALLOCATION), path)
 
 
-def read_allocation(path: Path, layout: Layout) -> Plan:
-    """Return the plan of an allocation.parquet. Raises PlanError when it does not fit the model."""
-    try:
-        rows = pq.read_table(path, columns=["block", "path", "row_pruned"]).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise PlanError(f"{path} is not an allocation.parquet: {error}") from error
+def read_allocation(path: Path, layout: Layout, *, flag: str) -> Plan:
+    """Return the plan of an allocation.parquet. Raises BadInput when it is none, or does not fit the model."""
+    rows = read_table(path, ALLOCATION, flag=flag).to_pylist()
     plan = Plan({Linear(row["block"], row["path"]): torch.tensor(row["row_pruned"], dtype=torch.int32) for row in rows})
-    plan.check(layout)
+    try:
+        plan.check(layout)
+    except PlanError as error:
+        raise BadInput(f"{flag}: {path}: {error}") from error
     return plan
 
 

@@ -41,11 +41,7 @@ def _main(argv: Sequence[str]) -> None:
         raise BadInput(f"RUNS: {runs[0]} has no sweep.json; several directories, and --output, are for sweeps")
     from neuronal_ray.report.run_page import write_report  # imports pyarrow
 
-    try:
-        path = write_report(runs[0])
-    except BadInput as error:
-        raise BadInput(f"RUNS: {runs[0]}: {error}") from error
-    print(path)
+    print(write_report(runs[0]))
 
 
 def _write_study(runs: Sequence[Path], output: Path) -> None:

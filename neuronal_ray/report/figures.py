@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
+from neuronal_ray.report.html import Html, fill
 from neuronal_ray.report.inputs import LinearSparsity, SearchStep
 from neuronal_ray.report.style import Color
 
@@ -38,13 +38,16 @@ class Canvas:
     width: int
     label: str
 
+    def __post_init__(self) -> None:
+        assert re.fullmatch(r"[0-9a-z-]+", self.key), f"{self.key!r} is no part of an id: never a name from a file"
+
 
 def symbol_of(noun: str) -> str:
     """Return what a figure calls the quantity that candidates vary: its letter, where it has one."""
     return {"lambda": "\N{GREEK SMALL LETTER LAMDA}"}.get(noun, noun)
 
 
-def search_figure(step: SearchStep, canvas: Canvas) -> str:
+def search_figure(step: SearchStep, canvas: Canvas) -> Html:
     """Draw the scores of a step's candidates against what they vary, the selected candidate marked."""
     candidates = sorted(step.candidates, key=lambda candidate: candidate.lam)
     chosen = step.selected
@@ -73,7 +76,7 @@ def search_figure(step: SearchStep, canvas: Canvas) -> str:
         return _svg(figure, canvas)
 
 
-def curve_figure(curve: Curve, canvas: Canvas) -> str:
+def curve_figure(curve: Curve, canvas: Canvas) -> Html:
     """Draw values against the one option that varies, the value that a search selected marked."""
     with _style():
         figure = _figure(canvas, height=200)
@@ -90,7 +93,7 @@ def curve_figure(curve: Curve, canvas: Canvas) -> str:
         return _svg(figure, canvas)
 
 
-def runtime_figure(points: Sequence[tuple[str, float, float]], canvas: Canvas) -> str:
+def runtime_figure(points: Sequence[tuple[str, float, float]], canvas: Canvas) -> Html:
     """Draw perplexity against seconds, a named dot for each (name, seconds, perplexity); lower left is better."""
     with _style():
         figure = _figure(canvas, height=240)
@@ -110,7 +113,7 @@ def runtime_figure(points: Sequence[tuple[str, float, float]], canvas: Canvas) -
         return _svg(figure, canvas)
 
 
-def block_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: float) -> str:
+def block_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: float) -> Html:
     """Draw the sparsity per block above a grid of the sparsity per block and linear."""
     import numpy as np
     from matplotlib.colors import ListedColormap, to_rgba
@@ -167,7 +170,7 @@ def block_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: f
         return _svg(figure, canvas)
 
 
-def row_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: float) -> str:
+def row_figure(linears: Sequence[LinearSparsity], canvas: Canvas, *, target: float) -> Html:
     """Draw the distribution of the sparsity of all output rows, a ridge per path, each scaled to its own peak."""
     import numpy as np
 
@@ -235,6 +238,7 @@ def _style() -> Iterator[None]:
     ours = {
         "svg.fonttype": "none",
         "svg.hashsalt": "neuronal_ray",
+        "text.parse_math": False,  # names may have dollar signs
         "font.size": 11,
         "axes.labelsize": 11,
         "text.color": Color.INK,
@@ -257,14 +261,20 @@ def _figure(canvas: Canvas, *, height: int) -> Figure:
     return Figure(figsize=(canvas.width * PIXEL, height * PIXEL), facecolor="none", layout="constrained")
 
 
-def _svg(figure: Figure, canvas: Canvas) -> str:
+def _svg(figure: Figure, canvas: Canvas) -> Html:
     """Return the figure as an inline `<svg>`: no prolog, no metadata, ids of its own, colors as CSS variables."""
     for axes in figure.axes:
         axes.set_facecolor("none")
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
-    text = re.sub(r'\b(id="|url\(#|href="#)', rf"\g<1>{canvas.key}-", text[text.index("<svg") :])
+    text = re.sub("<[^>]*>", lambda tag: _rewritten(tag[0], canvas.key), text[text.index("<svg") :])
+    return Html(text.replace("<svg ", fill('<svg role="img" aria-label="{label}" ', label=canvas.label), 1))
+
+
+def _rewritten(tag: str, key: str) -> str:
+    """Return a tag of a figure with ids of its own, and with colors as CSS variables; text between tags stays."""
+    tag = re.sub(r'\b(id="|url\(#|href="#)', rf"\g<1>{key}-", tag)
     for color in Color:
-        text = text.replace(color.value, f"var(--{color.name.lower()})")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(canvas.label)}" ', 1)
+        tag = tag.replace(color.value, f"var(--{color.name.lower()})")
+    return tag

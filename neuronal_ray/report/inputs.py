@@ -1,22 +1,19 @@
 """Readers of the files that runs and sweeps leave behind: read whole and checked, for the reports."""
 
-import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.report.schemas import ALLOCATION, RESULTS, SEARCH, Candidate, Result
+from neuronal_ray.cli.read_files import checked
+from neuronal_ray.report.pruning_json import Benchmark, Score, Search, read_document, scores
+from neuronal_ray.report.read_tables import read_rows, read_table
+from neuronal_ray.report.schemas import ALLOCATION, MAY_BE_NULL, RESULTS, SEARCH, Candidate, Result
 
-T = TypeVar("T")
-FORMAT = 1
+_FLAG = "RUNS"
 FILES = ("pruning.json", "allocation.parquet", "search.parquet")
 
 
@@ -48,29 +45,6 @@ class LinearSparsity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """Perplexities on one text, infinite on overflow; `baselines` are other plans of the same budget."""
-
-    name: str
-    dense: float
-    baselines: Mapping[str, float]
-    pruned: float
-    windows: int
-    sequence_length: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """Values of one benchmark: of the pruned model, and of the other plans by name; an accuracy is a fraction."""
-
-    name: str
-    metric: str
-    value: float
-    others: Mapping[str, float]
-    rows: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Run:
     """All that a report shows; `target` and `achieved` are fractions removed.
 
@@ -99,168 +73,82 @@ class Run:
 
 def read_run(directory: Path) -> Run:
     """Read the files of a run. Raises BadInput that names what is missing or malformed."""
-    missing = [name for name in FILES if not (directory / name).is_file()]
+    missing = [name for name in FILES if not (directory / name).exists()]
     if missing:
-        raise BadInput(f"no {' and no '.join(missing)} there, expected a directory that neuronal-ray prune wrote")
-    try:
-        document = json.loads((directory / "pruning.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"pruning.json is not JSON: {error}") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise BadInput(f'pruning.json is of another format, expected an object with "format": {FORMAT}')
-    sparsity = _get(document, "sparsity", dict)
-    search = _get(document, "search", dict)
-    evaluation = _get(document, "evaluation", dict)
-    seconds = _get(document, "seconds", dict)
-    measured = {name: _get(evaluation, name, dict) for name in evaluation}
+        expected = "expected a directory that neuronal-ray prune wrote"
+        raise BadInput(f"{_FLAG}: no {' and no '.join(missing)} in {directory}, {expected}")
+    path = directory / "pruning.json"
+    document = read_document(path, flag=_FLAG)
     candidates = _candidates(directory / "search.parquet")
+    on_texts, on_benchmarks = scores(document, place=f"{_FLAG}: {path}")
     return Run(
-        model=_get(document, "model", str),
-        method=_get(document, "method", str),
-        allocation=_get(document, "allocation", str),
-        additions=tuple(_additions(document)),
-        mode=_get(document, "mode", str),
-        target=_get(sparsity, "target", float),
-        achieved=_get(sparsity, "achieved", float),
-        pruned=_get(sparsity, "pruned", int),
-        prunable=_get(sparsity, "prunable", int),
-        steps=tuple(_step(name, _get(search, name, dict), candidates) for name in search),
-        scores=tuple(_score(name, node) for name, node in measured.items() if "rows" not in node),
-        benchmarks=tuple(_benchmark(name, node) for name, node in measured.items() if "rows" in node),
-        seconds={stage: _get(seconds, stage, float) for stage in seconds},
-        calibration=_get(document, "calibration", dict),
-        versions=_get(document, "versions", dict),
-        devices=tuple(str(device) for device in _get(document, "devices", list)),
-        config=_get(document, "config", dict),
+        model=document.model,
+        method=document.method,
+        allocation=document.allocation,
+        additions=tuple(document.additions),
+        mode=document.mode,
+        target=document.sparsity.target,
+        achieved=document.sparsity.achieved,
+        pruned=document.sparsity.pruned,
+        prunable=document.sparsity.prunable,
+        steps=tuple(_step(name, step, candidates, path) for name, step in document.search.items()),
+        scores=on_texts,
+        benchmarks=on_benchmarks,
+        seconds=document.seconds,
+        calibration=document.calibration,
+        versions=document.versions,
+        devices=document.devices,
+        config=document.config,
         linears=read_linears(directory / "allocation.parquet"),
     )
 
 
-def _additions(document: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the row step, the refinement and the pattern, where there are any."""
-    if document.get("row_step") is not None:
-        yield f"{_get(document, 'row_step', str)} rows"
-    for key, absent in (("refinement", "none"), ("pattern", "unstructured")):
-        value = _get(document, key, str)
-        if value != absent:
-            yield value
-
-
-def _get(node: Mapping[str, Any], key: str, kind: type[T]) -> T:
-    """Return a value of pruning.json, checked for its type."""
-    value = node.get(key)
-    given: object = float(value) if kind is float and type(value) is int else value  # JSON has one kind of number
-    if not isinstance(given, kind) or isinstance(given, bool):
-        raise BadInput(f"pruning.json: {key!r} is {value!r:.60}, expected {kind.__name__}")
-    return given
-
-
-def _step(name: str, node: Mapping[str, Any], candidates: Sequence[Candidate]) -> SearchStep:
+def _step(name: str, step: Search, candidates: Sequence[Candidate], path: Path) -> SearchStep:
     mine = tuple(candidate for candidate in candidates if candidate.step == name)
     selected = [candidate for candidate in mine if candidate.selected]
-    lam = _get(node, "selected", float)
-    if {candidate.lam for candidate in selected} != {lam}:
+    if {candidate.lam for candidate in selected} != {step.selected}:
         given = ", ".join(f"{candidate.lam:g}" for candidate in selected) or "none"
-        raise BadInput(f"search.parquet selects {given} in the {name} step, expected {lam:g} as in pruning.json")
-    return SearchStep(
-        name=name,
-        noun=_get(node, "noun", str) if "noun" in node else "lambda",  # older files do not say
-        selected=selected[0],
-        candidates=mine,
-        seconds=_get(node, "seconds", float),
-    )
-
-
-def _benchmark(name: str, node: Mapping[str, Any]) -> Benchmark:
-    metric = next(iter(node), "")
-    return Benchmark(
-        name=name,
-        metric=metric,
-        value=_get(node, metric, float),
-        others={plan: _get(value, metric, float) for plan, value in node.items() if isinstance(value, dict)},
-        rows=_get(node, "rows", int),
-    )
-
-
-def _score(name: str, node: Mapping[str, Any]) -> Score:
-    plans = {plan: _perplexity(_get(node, plan, dict)) for plan, value in node.items() if isinstance(value, dict)}
-    if "dense" not in plans:
-        raise BadInput(f"pruning.json: 'evaluation' of {name!r} has no 'dense', expected its perplexity")
-    return Score(
-        name=name,
-        dense=plans.pop("dense"),
-        baselines=plans,
-        pruned=_perplexity(node),
-        windows=_get(node, "windows", int),
-        sequence_length=_get(node, "sequence_length", int),
-    )
-
-
-def _perplexity(node: Mapping[str, Any]) -> float:
-    if "perplexity" in node and node["perplexity"] is None:
-        return math.inf  # JSON has no number for it
-    value = _get(node, "perplexity", float)
-    if value <= 0:
-        raise BadInput(f"pruning.json: 'perplexity' is {value:g}, expected more than 0")
-    return value
+        raise BadInput(
+            f"{_FLAG}: {path.with_name('search.parquet')} selects {given} in the {name} step, expected "
+            f"{step.selected:g} as in pruning.json"
+        )
+    return SearchStep(name=name, noun=step.noun, selected=selected[0], candidates=mine, seconds=step.seconds)
 
 
 def _candidates(path: Path) -> tuple[Candidate, ...]:
-    return tuple(Candidate(lam=row.pop("lambda"), **row) for row in _table(path, SEARCH).to_pylist())
+    table = read_table(path, SEARCH, flag=_FLAG).rename_columns({"lambda": "lam"})
+    return tuple(
+        checked(row, Candidate, place=f"{_FLAG}: row {number} of {path}")
+        for number, row in enumerate(table.to_pylist(), start=1)
+    )
 
 
 def read_linears(path: Path) -> tuple[LinearSparsity, ...]:
     """Read the linears of an allocation.parquet, or of a plan of a sweep. Raises BadInput for any other file."""
-    table = _table(path, ALLOCATION)
+    table = read_table(path, ALLOCATION, flag=_FLAG)
     if table.num_rows == 0:
-        raise BadInput(f"{path.name} has no rows, expected one per linear")
+        raise BadInput(f"{_FLAG}: {path} has no rows, expected one per linear")
     linears = []
     for head, row in zip(table.drop_columns(["row_pruned"]).to_pylist(), table.column("row_pruned"), strict=True):
         num_rows = head.pop("rows")
         row_pruned = row.values.to_numpy(zero_copy_only=False)  # int32 [out]
         if head["columns"] < 1 or row_pruned.min(initial=0) < 0 or row_pruned.max(initial=0) > head["columns"]:
-            raise BadInput(f"{path.name}: block {head['block']} {head['path']} lost more weights than a row has")
+            raise BadInput(f"{_FLAG}: {path}: block {head['block']} {head['path']} lost more weights than a row has")
         if not 0 < len(row_pruned) == num_rows or row_pruned.sum() != head["pruned"]:
             given = f"{len(row_pruned)} rows that lost {row_pruned.sum():.0f}"
             expected = f"{num_rows} rows that lost {head['pruned']}"
-            raise BadInput(f"{path.name}: block {head['block']} {head['path']} has {given}, expected {expected}")
+            raise BadInput(f"{_FLAG}: {path}: block {head['block']} {head['path']} has {given}, expected {expected}")
         linears.append(LinearSparsity(row_pruned=row_pruned, **head))
     return tuple(linears)
 
 
 def read_results(paths: Iterable[Path]) -> list[Result]:
     """Read the results of sweeps' directories. Raises BadInput that names a file which cannot be read."""
-    results = []
+    results: list[Result] = []
     for path in paths:
         files = sorted((path / "results").glob("*.parquet"))
         if not files:
-            raise BadInput(f"RUNS: {path} has no results/*.parquet; is it the --output of neuronal-ray sweep?")
+            raise BadInput(f"{_FLAG}: {path} has no results/*.parquet; is it the --output of neuronal-ray sweep?")
         for file in files:
-            try:
-                table = pq.read_table(file)
-            except (pa.ArrowInvalid, OSError) as error:
-                reason = " ".join(str(error).split())
-                raise BadInput(
-                    f"RUNS: {file} cannot be read ({reason}); `neuronal-ray sweep FILE --resume` writes it again from "
-                    "its journal"
-                ) from error
-            if table.schema.names != RESULTS.names:
-                raise BadInput(f"RUNS: {file} has other columns than this version writes; run the sweep again")
-            results += [Result(**row) for row in table.to_pylist()]
+            results += read_rows(file, RESULTS, Result, flag=_FLAG, may_be_null=MAY_BE_NULL)
     return results
-
-
-def _table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read the columns of `schema`, in its types. Raises BadInput for columns that are missing or have nulls."""
-    try:
-        table = pq.read_table(path)
-        missing = [name for name in schema.names if name not in table.column_names]
-        if missing:
-            raise BadInput(f"{path.name} lacks the column {', '.join(missing)}, expected {', '.join(schema.names)}")
-        table = table.select(schema.names).cast(schema)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise BadInput(f"{path.name} cannot be read, expected {', '.join(schema.names)}: {error}") from error
-    nulls = [name for name in schema.names if table.column(name).null_count]
-    if nulls:
-        raise BadInput(f"{path.name} has nulls in {', '.join(nulls)}, expected none")
-    return table

@@ -4,13 +4,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 
 from neuronal_ray.cli.atomic import write_text
 from neuronal_ray.report.figures import Canvas, block_figure, row_figure, search_figure, symbol_of
-from neuronal_ray.report.inputs import Benchmark, Run, Score, SearchStep, read_run
-from neuronal_ray.report.page import HALF, at_both_widths, cell, details, facts, figure, page, scrolled, table
+from neuronal_ray.report.html import Html, fill, joined
+from neuronal_ray.report.inputs import Run, SearchStep, read_run
+from neuronal_ray.report.page import HALF, at_both_widths, cell, details, facts, figure, page, scrolled, section, table
+from neuronal_ray.report.pruning_json import Benchmark, Score
 
 
 def write_report(directory: Path) -> Path:
@@ -23,13 +24,18 @@ def write_report(directory: Path) -> Path:
     return path
 
 
-def run_page(run: Run) -> str:
+def run_page(run: Run) -> Html:
     """Return the page of one run."""
     target = f"{100 * run.target:g}%"
-    method = f"{escape(run.method)} with {escape(', '.join([f'{run.allocation} allocation', *run.additions]))}"
     sections = [
-        f"<h1>{escape(run.model)}</h1>",
-        f'<p class="lead">{method}, target {target} <small>&middot; mode {escape(run.mode)}</small></p>',
+        fill("<h1>{model}</h1>", model=run.model),
+        fill(
+            '<p class="lead">{method} with {parts}, target {target} <small>&middot; mode {mode}</small></p>',
+            method=run.method,
+            parts=", ".join([f"{run.allocation} allocation", *run.additions]),
+            target=target,
+            mode=run.mode,
+        ),
         _tally(run),
         _perplexities(run.scores),
         _benchmarks(run.benchmarks),
@@ -40,7 +46,7 @@ def run_page(run: Run) -> str:
     return page(f"{run.model} pruned to {target}", sections)
 
 
-def _tally(run: Run) -> str:
+def _tally(run: Run) -> Html:
     """Compare the achieved sparsity with the target: exact means that no other count is nearer to the target."""
     exact = abs(run.pruned - run.target * run.prunable) < 1
     drift = f"{100 * (run.achieved - run.target):+.3f} points from the target"
@@ -48,15 +54,18 @@ def _tally(run: Run) -> str:
         (f"{100 * run.achieved:.3f}%", "sparsity, exact to the weight" if exact else f"sparsity, {drift}"),
         (f"{run.pruned:,}", f"weights removed, of {run.prunable:,} prunable"),
     ]
-    items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for value, name in values)
+    items = joined(fill("<div><dt>{name}</dt><dd>{value}</dd></div>", name=name, value=value) for value, name in values)
+    tally = fill('<dl class="tally">{items}</dl>', items=items)
     planned = sum(linear.pruned for linear in run.linears)
-    note = f"<p>The plan removes {planned:,} weights; the saved tensors hold {run.pruned:,} zeros.</p>"
-    return f'<dl class="tally">{items}</dl>' + (note if planned != run.pruned else "")
+    if planned == run.pruned:
+        return tally
+    note = f"The plan removes {planned:,} weights; the saved tensors hold {run.pruned:,} zeros."
+    return joined([tally, fill("<p>{note}</p>", note=note)])
 
 
-def _perplexities(scores: Sequence[Score]) -> str:
+def _perplexities(scores: Sequence[Score]) -> Html:
     if not scores:
-        return '<h2>Perplexity</h2>\n<p class="muted">The model was not evaluated.</p>'
+        return section("Perplexity", Html('<p class="muted">The model was not evaluated.</p>'))
     baselines = list(dict.fromkeys(name for score in scores for name in score.baselines))
     rows = [
         [
@@ -71,12 +80,12 @@ def _perplexities(scores: Sequence[Score]) -> str:
     head = ["Text", "Dense", *map(str.capitalize, baselines), "This model", "Ratio"]
     texts = ", ".join(f"{s.name}: {s.windows:,} windows of {s.sequence_length:,} tokens" for s in scores)
     content = scrolled(_table(rows, head=head, kind="scores"))
-    return f"<h2>Perplexity</h2>\n{content}\n<p><small>{escape(texts)}</small></p>"
+    return section("Perplexity", joined([content, fill("\n<p><small>{texts}</small></p>", texts=texts)]))
 
 
-def _benchmarks(benchmarks: Sequence[Benchmark]) -> str:
+def _benchmarks(benchmarks: Sequence[Benchmark]) -> Html:
     if not benchmarks:
-        return ""
+        return Html("")
     plans = list(dict.fromkeys(name for benchmark in benchmarks for name in benchmark.others))
     rows = [
         [
@@ -89,23 +98,22 @@ def _benchmarks(benchmarks: Sequence[Benchmark]) -> str:
         for benchmark in benchmarks
     ]
     head = ["Benchmark", "Metric", *map(str.capitalize, plans), "This model", "Questions"]
-    return f"<h2>Benchmarks</h2>\n{scrolled(_table(rows, head=head, kind='scores'))}"
+    return section("Benchmarks", scrolled(_table(rows, head=head, kind="scores")))
 
 
 def _perplexity(value: float) -> str:
     return f"{value:,.2f}" if math.isfinite(value) else "overflow"
 
 
-def _search(run: Run) -> str:
-    parts = ["<h2>Search</h2>"]
+def _search(run: Run) -> Html:
     if not run.steps:
-        return parts[0] + '\n<p class="muted">There was no search: the allocation tries no candidates.</p>'
-    parts.append(
+        return section("Search", Html('<p class="muted">There was no search: the allocation tries no candidates.</p>'))
+    about = Html(
         "<p>Each step tries its candidates and selects one of the lowest score: neuron alignment, loss, or KL "
         "divergence from the dense model. An allocation may ask for more than the lowest score, for example that "
         "it is the lowest on both halves of the search text.</p>"
     )
-    parts.append(f'<div class="pair">{"".join(_step_figure(step) for step in run.steps)}</div>')
+    figures = joined(_step_figure(step, f"step-{number}") for number, step in enumerate(run.steps))
     tried = [candidate for step in run.steps for candidate in step.candidates]
     rows = [
         [
@@ -119,20 +127,22 @@ def _search(run: Run) -> str:
     ]
     chosen = [number for number, candidate in enumerate(tried) if candidate.selected]
     head = ["Step", "\u03bb or number", "Score", "Seconds", ""]
-    return "\n".join([*parts, details("All candidates", _table(rows, head=head, chosen=chosen), count=len(rows))])
+    listed = details("All candidates", _table(rows, head=head, chosen=chosen), count=len(rows))
+    pair = fill('<div class="pair">{figures}</div>', figures=figures)
+    return section("Search", joined([about, pair, listed], "\n"))
 
 
-def _step_figure(step: SearchStep) -> str:
+def _step_figure(step: SearchStep, key: str) -> Html:
     count, selected = len(step.candidates), f"{step.selected.lam:g}"
     criterion = {"kl": "KL divergence"}.get(step.selected.criterion, step.selected.criterion.capitalize())
     label = f"{criterion} of the {count} candidates of the {step.name} step; {selected} is selected"
-    drawing = search_figure(step, Canvas(key=step.name, width=HALF, label=label))
+    drawing = search_figure(step, Canvas(key=key, width=HALF, label=label))
     symbol = symbol_of(step.noun)
     which = f"{symbol} = {selected} of {count} candidates" if symbol != step.noun else f"{symbol} {selected} of {count}"
-    return figure(drawing, escape(f"{step.name.capitalize()} step: {which}, in {step.seconds:,.1f} s"))
+    return figure(drawing, f"{step.name.capitalize()} step: {which}, in {step.seconds:,.1f} s")
 
 
-def _allocation(run: Run) -> str:
+def _allocation(run: Run) -> Html:
     num_blocks = len({linear.block for linear in run.linears})
     num_rows = sum(len(linear.row_pruned) for linear in run.linears)
     blocks = f"{num_blocks:,} block{'s' if num_blocks > 1 else ''}"
@@ -146,42 +156,48 @@ def _allocation(run: Run) -> str:
         f"Distribution of the sparsity of {num_rows:,} output rows, by kind of linear",
         lambda canvas: row_figure(run.linears, canvas, target=run.target),
     )
-    block_caption = (
-        f"Sparsity of {blocks} and of the {len(run.linears):,} linears in them. "
+    block_caption = fill(
+        "Sparsity of {blocks} and of the {linears} linears in them. "
         '<b class="sparser">Sparser</b> than the target is orange, <b class="denser">denser</b> is blue; '
-        "the dashed line is the target."
+        "the dashed line is the target.",
+        blocks=blocks,
+        linears=f"{len(run.linears):,}",
     )
     row_caption = (
         f"Sparsity of {num_rows:,} output rows, all blocks together. Each ridge is scaled to its own highest point."
     )
-    return f"<h2>Blocks</h2>\n{figure(by_block, block_caption)}\n<h2>Rows</h2>\n{figure(by_row, row_caption)}"
+    sections = [section("Blocks", figure(by_block, block_caption)), section("Rows", figure(by_row, row_caption))]
+    return joined(sections, "\n")
 
 
-def _provenance(run: Run) -> str:
+def _provenance(run: Run) -> Html:
     longest = max(run.seconds.values(), default=0.0) or 1.0
     stages = []
     for stage, seconds in run.seconds.items():
-        bar = f'<td class="bar"><i style="width:{100 * seconds / longest:.1f}%"></i></td>'
+        share = f"{100 * seconds / longest:.1f}"
+        bar = fill('<td class="bar"><i style="width:{share}%"></i></td>', share=share)
         stages.append(((stage,), (bar, cell(f"{seconds:,.1f}"))))
-    total = f'<tr><th scope="row">total</th><td></td><td>{sum(run.seconds.values()):,.1f}</td></tr>'
-    devices = [f"{count} \u00d7 {device}" for device, count in Counter(run.devices).items()]
-    return "\n".join(
-        [
-            f"<h2>Seconds</h2>\n{table(stages, foot=f'<tfoot>{total}</tfoot>')}",
-            f"<h2>Calibration</h2>\n{_facts(run.calibration)}",
-            f"<h2>Made with</h2>\n{_facts({**run.versions, 'devices': ', '.join(devices)})}",
-            details("Configuration", _facts(run.config), count=len(run.config)),
-        ]
+    total = fill(
+        '<tfoot><tr><th scope="row">total</th><td></td><td>{total}</td></tr></tfoot>',
+        total=f"{sum(run.seconds.values()):,.1f}",
     )
+    devices = [f"{count} \u00d7 {device}" for device, count in Counter(run.devices).items()]
+    sections = [
+        section("Seconds", table(stages, foot=total)),
+        section("Calibration", _facts(run.calibration)),
+        section("Made with", _facts({**run.versions, "devices": ", ".join(devices)})),
+        details("Configuration", _facts(run.config), count=len(run.config)),
+    ]
+    return joined(sections, "\n")
 
 
-def _facts(values: Mapping[str, object]) -> str:
+def _facts(values: Mapping[str, object]) -> Html:
     return facts((key, value if isinstance(value, str) else json.dumps(value)) for key, value in values.items())
 
 
 def _table(
     rows: Sequence[Sequence[str]], *, head: Sequence[str], kind: str = "plain", chosen: Sequence[int] = ()
-) -> str:
-    """Return a table of plain text; the first text of a row is its heading."""
+) -> Html:
+    """Return a table of text; the first text of a row is its heading."""
     lines = [((row[0],), [cell(text) for text in row[1:]]) for row in rows]
     return table(lines, head=((), head), kind=kind, chosen=chosen)

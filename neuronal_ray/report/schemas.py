@@ -2,9 +2,19 @@
 
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import pyarrow as pa
+from pydantic import Field, StringConstraints
+
+CellId = Annotated[str, StringConstraints(pattern=r"^(dense-)?[0-9a-f]{12}$")]
+"""The name of a cell, which files are called by: nothing else in a journal or a table becomes part of a path."""
+
+Real = Annotated[float, Field(ge=-1e100, le=1e100, allow_inf_nan=False)]
+"""A number that can be drawn."""
+Rate = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
+Count = Annotated[int, Field(ge=0)]
 
 ALLOCATION = pa.schema(
     [
@@ -39,10 +49,10 @@ class Candidate:
     """One row of search.parquet: `lam` is the candidate's lambda or number; a lower `score` is better."""
 
     step: str
-    lam: float
+    lam: Real
     criterion: str
     score: float
-    seconds: float
+    seconds: Seconds
     selected: bool = False
 
 
@@ -55,7 +65,7 @@ class Result:
     had been repeated. `evaluation_seconds` is the time of this evaluation.
     """
 
-    cell: str
+    cell: CellId
     variant: str
     model: str
     method: str
@@ -65,29 +75,35 @@ class Result:
     pattern: str
     mode: str
     criterion: str
-    sparsity: float
-    achieved: float
+    sparsity: Rate
+    achieved: Rate
     seed: int
     calibration: str
-    calibration_samples: int
-    search_samples: int
-    sequence_length: int
-    block_lambda: float | None
-    row_lambda: float | None
+    calibration_samples: Count
+    search_samples: Count
+    sequence_length: Count
+    block_lambda: Real | None
+    row_lambda: Real | None
     evaluation: str
     metric: str
-    value: float | None
-    error: float | None
-    rows: int
-    dense: float | None
-    seconds: float
-    search_seconds: float
-    evaluation_seconds: float
-    peak_bytes: int
+    value: Real | None
+    error: Real | None
+    rows: Count
+    dense: Real | None
+    seconds: Seconds
+    search_seconds: Seconds
+    evaluation_seconds: Seconds
+    peak_bytes: Count
     device: str
     problem: str | None
     config: str
     versions: str
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a perplexity that no model can have."""
+        for name, value in (("value", self.value), ("dense", self.dense)):
+            if self.metric == "perplexity" and value is not None and value <= 0:
+                raise ValueError(f"{name} is a perplexity of {value:g}, expected more than 0")
 
 
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
@@ -101,3 +117,6 @@ def _type_of(hint: Any) -> pa.DataType:
 
 RESULTS = pa.schema([(name, _type_of(hint)) for name, hint in get_type_hints(Result).items()])
 """results/*.parquet of a sweep: the fields of Result."""
+
+MAY_BE_NULL = frozenset(name for name, hint in get_type_hints(Result).items() if NoneType in get_args(hint))
+"""The columns of RESULTS that may have nulls."""

@@ -1,6 +1,7 @@
 """The report on one or more sweeps, next to the paper's tables: one self-contained HTML page, or Markdown."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from neuronal_ray.report import page
 from neuronal_ray.report.comparisons import cases_of, comparison_tables
 from neuronal_ray.report.curves import curves
 from neuronal_ray.report.figures import Canvas, block_figure, curve_figure, row_figure, runtime_figure
+from neuronal_ray.report.html import Html, fill, joined
 from neuronal_ray.report.inputs import LinearSparsity, read_linears, read_results
 from neuronal_ray.report.published_tables import published_tables
 from neuronal_ray.report.schemas import DENSE, Result
@@ -20,7 +22,7 @@ from neuronal_ray.report.study_tables import Table, lambda_table, result_tables,
 
 _MOST_CURVES, _MOST_PLANS = 40, 24
 
-_SORTING = """
+_SORTING = Html("""
 for (const table of document.querySelectorAll("table.sortable")) {
   table.querySelectorAll("thead th").forEach((head, column) => {
     head.tabIndex = 0;
@@ -40,7 +42,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     head.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(); });
   });
 }
-"""
+""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,27 +94,34 @@ def read_studies(paths: Sequence[Path]) -> Study:
 
 def study_markdown(study: Study) -> str:
     """Return every table as Markdown: the best bold, the second best underlined."""
-    parts = [f"# {study.title}", _lead(study)]
+    parts = [f"# {_plain(study.title)}", _plain(_lead(study))]
     for table in [*_ours(study), *_published(study)]:
-        head = [*table.words, *table.columns]
-        parts.append(f"## {table.title}")
+        head = [*map(_plain, table.words), *map(_plain, table.columns)]
+        parts.append(f"## {_plain(table.title)}")
         lines = [" | ".join(head), " | ".join("---" for _ in head)]
         for words, marks in zip(table.rows, table.marks, strict=True):
             numbers = ["" if mark is None else _marked(mark.text, mark.rank, "**", "<u>", "</u>") for mark in marks]
-            lines.append(" | ".join([*words, *numbers]))
+            lines.append(" | ".join([*map(_plain, words), *numbers]))
         parts.append("\n".join(f"| {line} |" for line in lines))
-        parts += [f"*{table.note}*"] if table.note else []
+        parts += [f"*{_plain(table.note)}*"] if table.note else []
     return "\n\n".join(parts) + "\n"
 
 
-def study_page(study: Study) -> str:
+def _plain(text: str) -> str:
+    """Return text for one line of Markdown, in which nothing is markup."""
+    return re.sub(r"([\\`*\[\]|~$])", r"\\\1", escape(" ".join(text.split()), quote=False))
+
+
+def study_page(study: Study) -> Html:
     """Return the page: tables next to the paper's, runtime against perplexity, curves, plans, devices and versions."""
     ours, published = _ours(study), _published(study)
     sections = [
-        f"<h1>{escape(study.title)}</h1>",
-        f'<p class="lead">{escape(_lead(study))}</p>',
-        '<p class="muted">The best of a method\'s top-ups is <b>bold</b>, the second best <u>underlined</u>. '
-        "Click a column's head to sort.</p>",
+        fill("<h1>{title}</h1>", title=study.title),
+        fill('<p class="lead">{lead}</p>', lead=_lead(study)),
+        Html(
+            '<p class="muted">The best of a method\'s top-ups is <b>bold</b>, the second best <u>underlined</u>. '
+            "Click a column's head to sort.</p>"
+        ),
         *(_pair(table, [other for other in published if _alike(table, other)]) for table in ours),
         *(_table(table) for table in published if not any(_alike(one, table) for one in ours)),
         *_runtimes(study),
@@ -153,25 +162,28 @@ def _alike(ours: Table, published: Table) -> bool:
     return (ours.metric, ours.sparsity) == (published.metric, published.sparsity)
 
 
-def _pair(ours: Table, published: Sequence[Table]) -> str:
+def _pair(ours: Table, published: Sequence[Table]) -> Html:
     """Put the paper's tables of the same metric and sparsity next to a table, where the window is wide enough."""
     if not published:
         return _table(ours)
-    theirs = "".join(_table(table) for table in published)
-    return f'<div class="tables"><section>{_table(ours)}</section><section>{theirs}</section></div>'
+    return fill(
+        '<div class="tables"><section>{ours}</section><section>{theirs}</section></div>',
+        ours=_table(ours),
+        theirs=joined(map(_table, published)),
+    )
 
 
-def _table(table: Table) -> str:
+def _table(table: Table) -> Html:
     lines = [
-        (words, ["<td></td>" if m is None else page.cell(m.text, rank=m.rank, value=m.value) for m in marks])
+        (words, [page.cell("") if m is None else page.cell(m.text, rank=m.rank, value=m.value) for m in marks])
         for words, marks in zip(table.rows, table.marks, strict=True)
     ]
     content = page.scrolled(page.table(lines, head=(table.words, table.columns), kind="sortable"))
-    note = f"<p><small>{escape(table.note)}</small></p>" if table.note else ""
-    return f"<h2>{escape(table.title)}</h2>\n{content}{note}"
+    note = fill("<p><small>{note}</small></p>", note=table.note) if table.note else ""
+    return page.section(table.title, joined([content, note]))
 
 
-def _runtimes(study: Study) -> list[str]:
+def _runtimes(study: Study) -> list[Html]:
     """Draw perplexity against the seconds of the plan, per model, text and sparsity (the paper's Figure 1)."""
     groups: dict[tuple[str, str, float, str], list[tuple[str, float, float]]] = {}
     for row in study.rows:
@@ -185,23 +197,25 @@ def _runtimes(study: Study) -> list[str]:
             continue
         label = f"{Path(model).name}, {method}, {100 * sparsity:g} %: perplexity on {evaluation} against seconds"
         canvas = Canvas(key=f"runtime-{number}", width=page.NARROW, label=label)
-        figures.append(page.figure(runtime_figure(points, canvas), escape(label)))
+        figures.append(page.figure(runtime_figure(points, canvas), label))
     return _in_pairs("Perplexity against seconds", figures[:_MOST_CURVES])
 
 
-def _curves(study: Study) -> list[str]:
+def _curves(study: Study) -> list[Html]:
     figures = []
     for number, curve in enumerate(curves(study.rows)[:_MOST_CURVES]):
         canvas = Canvas(key=f"curve-{number}", width=page.NARROW, label=f"{curve.title} over {curve.option}")
-        figures.append(page.figure(curve_figure(curve, canvas), escape(curve.title)))
+        figures.append(page.figure(curve_figure(curve, canvas), curve.title))
     return _in_pairs("Over one option", figures)
 
 
-def _in_pairs(title: str, figures: Sequence[str]) -> list[str]:
-    return [f'<h2>{title}</h2>\n<div class="pair">{"".join(figures)}</div>'] if figures else []
+def _in_pairs(title: str, figures: Sequence[Html]) -> list[Html]:
+    if not figures:
+        return []
+    return [page.section(title, fill('<div class="pair">{figures}</div>', figures=joined(figures)))]
 
 
-def _plans(study: Study) -> list[str]:
+def _plans(study: Study) -> list[Html]:
     """Draw the sparsity per block and row of each plan that is not uniform."""
     parts = []
     for row, linears in islice(_spread_plans(study), _MOST_PLANS):
@@ -212,8 +226,8 @@ def _plans(study: Study) -> list[str]:
         rows = page.at_both_widths(
             f"{row.cell}-r", f"Sparsity per row: {name}", partial(row_figure, linears, target=row.sparsity)
         )
-        parts.append(page.details(name, blocks + rows))
-    return ["<h2>Sparsity per block and per row</h2>", *parts] if parts else []
+        parts.append(page.details(name, joined([blocks, rows])))
+    return [page.section("Sparsity per block and per row", joined(parts, "\n"))] if parts else []
 
 
 def _spread_plans(study: Study) -> Iterator[tuple[Result, tuple[LinearSparsity, ...]]]:
@@ -226,10 +240,10 @@ def _spread_plans(study: Study) -> Iterator[tuple[Result, tuple[LinearSparsity, 
                 yield row, linears
 
 
-def _made_with(study: Study) -> str:
+def _made_with(study: Study) -> Html:
     devices = sorted({row.device for row in study.rows})
     versions = sorted({row.versions for row in study.rows})
     facts = [("devices", ", ".join(devices)), *(("versions", text) for text in versions)]
     facts.append(("most memory of a worker", f"{max(row.peak_bytes for row in study.rows) / 2**30:.2f} GiB"))
     facts += [("read from", str(path)) for path in study.paths]
-    return f"<h2>Made with</h2>\n{page.facts(facts)}"
+    return page.section("Made with", page.facts(facts))

@@ -4,48 +4,82 @@
 row per evaluation, is what pandas, polars and DuckDB read; `DIR/plans/*.parquet` are the allocations.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neuronal_ray.cli.atomic import staged_file, write_json
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.cli.json_lines import append_line, read_lines
+from neuronal_ray.cli.json_lines import JsonLines
+from neuronal_ray.cli.read_files import check_path, checked, read_json
 from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.prune.files import read_allocation, write_allocation
-from neuronal_ray.report.schemas import RESULTS, Result
+from neuronal_ray.report.schemas import RESULTS, CellId, Count, Rate, Real, Result, Seconds
 from neuronal_ray.sweep.config import Study
 
 FORMAT = 1
+_FLAG = "--resume"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchedStep:
+    """One search of a cell: the score of each of its candidates, None on overflow."""
+
+    name: str
+    selected: Real
+    lambdas: tuple[Real, ...]
+    scores: tuple[Real | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A cell's plan (None: the dense model) and its searches: name, lambdas, scores and the selected of each step."""
+    """A cell's plan (None: the dense model), and its searches."""
 
     plan: Plan | None
-    steps: Sequence[Mapping[str, Any]]
+    steps: tuple[SearchedStep, ...]
     seconds: float
     search_seconds: float
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
+class _PlanEntry:
+    """What the journal has of a plan; `solver_rates` by block and path."""
+
+    cell: CellId
+    steps: tuple[SearchedStep, ...]
+    seconds: Seconds
+    search_seconds: Seconds
+    lower_ties_first: bool
+    solver_rates: tuple[tuple[Count, str, Rate], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ResultEntry:
+    """A row of the results in the journal."""
+
+    row: Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cells:
+    """What is read of a sweep.json."""
+
+    format: Literal[1]
+    cells: dict[CellId, Any]
+
+
 class Store:
     """The directory of one sweep; `rows` are the results by cell and evaluation."""
 
-    path: Path
-    rows: dict[tuple[str, str], Result] = field(default_factory=dict)
-    _planned: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def _journal(self) -> Path:
-        return self.path / "journal.jsonl"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[tuple[str, str], Result] = {}
+        self._planned: dict[str, _PlanEntry] = {}
+        self._journal = JsonLines(path / "journal.jsonl", flag=_FLAG)
 
     def done(self, cell: str) -> set[str]:
         """Return the evaluations of a cell that have a result; an overflow is one."""
@@ -59,13 +93,13 @@ class Store:
         """Return the plan that was found for a cell."""
         if not self.is_planned(cell):
             return None
-        entry, removed = self._planned[cell], read_allocation(self._plan_path(cell), layout).removed
-        solver_rates = {Linear(block, name): rate for block, name, rate in entry["solver_rates"]}
+        entry, removed = self._planned[cell], read_allocation(self._plan_path(cell), layout, flag=_FLAG).removed
+        solver_rates = {Linear(block, name): rate for block, name, rate in entry.solver_rates}
         return Planned(
-            plan=Plan(removed, lower_ties_first=entry["lower_ties_first"], solver_rates=solver_rates),
-            steps=entry["steps"],
-            seconds=entry["seconds"],
-            search_seconds=entry["search_seconds"],
+            plan=Plan(removed, lower_ties_first=entry.lower_ties_first, solver_rates=solver_rates),
+            steps=entry.steps,
+            seconds=entry.seconds,
+            search_seconds=entry.search_seconds,
         )
 
     def keep_plan(self, cell: str, layout: Layout, planned: Planned) -> None:
@@ -73,20 +107,22 @@ class Store:
         assert planned.plan is not None
         with staged_file(self._plan_path(cell)) as staging:
             write_allocation(staging, layout, planned.plan)
-        entry = {
-            "steps": list(planned.steps),
-            "seconds": planned.seconds,
-            "search_seconds": planned.search_seconds,
-            "lower_ties_first": planned.plan.lower_ties_first,
-            "solver_rates": [(linear.block, linear.path, rate) for linear, rate in planned.plan.solver_rates.items()],
-        }
+        rates = planned.plan.solver_rates.items()
+        entry = _PlanEntry(
+            cell=cell,
+            steps=planned.steps,
+            seconds=planned.seconds,
+            search_seconds=planned.search_seconds,
+            lower_ties_first=planned.plan.lower_ties_first,
+            solver_rates=tuple((linear.block, linear.path, rate) for linear, rate in rates),
+        )
         self._planned[cell] = entry
-        append_line(self._journal, {"event": "planned", "cell": cell} | entry)
+        self._journal.append({"event": "planned"} | asdict(entry))
 
     def keep(self, row: Result) -> None:
         """Note one result in the journal."""
         self.rows[row.cell, row.evaluation] = row
-        append_line(self._journal, {"event": "result", "row": asdict(row)})
+        self._journal.append({"event": "result", "row": asdict(row)})
 
     def publish(self, cell: str) -> None:
         """Write the rows of a cell to its file of the data set."""
@@ -98,36 +134,37 @@ class Store:
         return self.path / "plans" / f"{cell}.parquet"
 
     def read_journal(self) -> None:
-        """Take up what an earlier run has noted; a damaged line is as if it were not there."""
-        for entry in read_lines(self._journal):
-            try:
-                if entry["event"] == "planned":
-                    self._planned[entry["cell"]] = entry
-                if entry["event"] == "result":
-                    row = Result(**entry["row"])
+        """Take up what an earlier run has noted. Raises BadInput, and changes no file, when it cannot be read."""
+        for line in self._journal.read():
+            match line.value.get("event"):
+                case "planned":
+                    entry = checked(line.value, _PlanEntry, place=line.place)
+                    self._planned[entry.cell] = entry
+                case "result":
+                    row = checked(line.value, _ResultEntry, place=line.place).row
                     self.rows[row.cell, row.evaluation] = row
-            except (KeyError, TypeError):
-                continue
+                case event:
+                    raise BadInput(f"{line.place}: event is {event!r:.60}, expected planned or result")
 
 
 def open_store(study: Study, *, resume: bool) -> Store:
     """Make the directory of a sweep, or take it up again.
 
-    Raises BadInput when it holds another sweep, or this one without --resume. A sweep that has more cells than it had
-    may be resumed.
+    Raises BadInput, and leaves all files as they are, when it holds another sweep, this one without --resume, or
+    something that cannot be read. A sweep that has more cells than it had may be resumed.
     """
     path, ids = study.output, {cell.id for cell in study.cells}
+    check_path(path, flag="--output")
     index = path / "sweep.json"
-    if index.is_file():
-        try:
-            earlier = set(json.loads(index.read_text(encoding="utf-8"))["cells"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"--output: {index} cannot be read ({error}); name another directory") from error
+    store = Store(path)
+    if index.exists():
+        earlier = read_json(index, _Cells, flag="--output").cells.keys()
         if not resume:
             raise BadInput(f"--output: {path} holds results already; add --resume to go on, or name another directory")
         if not earlier <= ids:
             lost = len(earlier - ids)
             raise BadInput(f"--output: {path} holds another sweep, with {lost} cells that this one lacks; name another")
+        store.read_journal()
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise BadInput(f"--output: {path} is no directory of a sweep; name another")
     try:
@@ -136,8 +173,6 @@ def open_store(study: Study, *, resume: bool) -> Store:
     except OSError as error:
         raise BadInput(f"--output: cannot write to {path}: {error.strerror}") from error
     write_json(index, _index(study))
-    store = Store(path)
-    store.read_journal()
     for cell in {known for known, _ in store.rows}:
         store.publish(cell)
     return store

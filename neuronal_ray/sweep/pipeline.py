@@ -29,7 +29,7 @@ from neuronal_ray.prune.pipeline import plan_run
 from neuronal_ray.prune.session import Session, digest_of
 from neuronal_ray.report.schemas import DENSE, Result
 from neuronal_ray.sweep.config import Cell
-from neuronal_ray.sweep.files import Planned, Store
+from neuronal_ray.sweep.files import Planned, SearchedStep, Store
 from neuronal_ray.sweep.inputs import Ready
 from neuronal_ray.workers.pools.launch import open_pool
 from neuronal_ray.workers.pools.protocol import Pool, TaskError
@@ -180,15 +180,15 @@ class _Group:
     def _plan(self, ready: Ready, config: PruneConfig, composition: Composition, progress: Progress) -> Planned:
         begin = perf_counter()
         found = plan_run(config, composition, self._session, ready.inputs.calibration, progress)
-        steps = [
-            {
-                "name": step.name,
-                "selected": step.selected,
-                "lambdas": list(step.lambdas),
-                "scores": [score if math.isfinite(score) else None for score in step.scores],
-            }
+        steps = tuple(
+            SearchedStep(
+                name=step.name,
+                selected=step.selected,
+                lambdas=step.lambdas,
+                scores=tuple(score if math.isfinite(score) else None for score in step.scores),
+            )
             for step in found.allocation.steps
-        ]
+        )
         searched = sum(seconds for stage, seconds in progress.seconds.items() if stage.endswith("search"))
         method = sum(progress.seconds.get(stage, 0.0) for stage in ("statistics", "ranking"))
         spared = found.search.spared_s
@@ -231,7 +231,7 @@ class _Group:
     def _row(self, ready: Ready, planned: Planned, name: str, score: Score, seconds: float, *, cell: str) -> Result:
         config, composition = ready.cell.config, ready.inputs.composition
         dense = planned.plan is None
-        selected = {step["name"]: float(step["selected"]) for step in planned.steps}
+        selected = {step.name: step.selected for step in planned.steps}
         finite = math.isfinite(score.value)
         known = self._store.rows.get((self._dense_id(ready), name))
         reference = score if dense else None if known is None else _score_of(known)

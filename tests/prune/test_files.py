@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuronal_ray.cli.atomic import staged
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
-from neuronal_ray.core.plan import Plan, PlanError, exact_plan
+from neuronal_ray.core.plan import Plan, exact_plan
 from neuronal_ray.prune.files import read_allocation, write_allocation
 
 SIZES = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 40)), min_size=1, max_size=5)
@@ -47,20 +48,20 @@ def test_a_saved_allocation_is_read_back_as_it_was(sizes: list[tuple[int, int]],
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "allocation.parquet"
         write_allocation(path, layout, plan)
-        assert read_allocation(path, layout).digest == plan.digest
+        assert read_allocation(path, layout, flag="--x").digest == plan.digest
         assert sum(pq.read_table(path)["pruned"].to_pylist()) == plan.total
 
 
 def test_an_allocation_of_another_model_is_refused(tmp_path: Path) -> None:
     layout = layout_of([(3, 8), (2, 5)])
     write_allocation(tmp_path / "allocation.parquet", layout, plan_of(layout, 0, 0.5))
-    with pytest.raises(PlanError, match="other linears"):
-        read_allocation(tmp_path / "allocation.parquet", layout_of([(3, 8)]))
-    with pytest.raises(PlanError, match="3 rows, the model 4"):
-        read_allocation(tmp_path / "allocation.parquet", layout_of([(4, 8), (2, 5)]))
+    with pytest.raises(BadInput, match="other linears"):
+        read_allocation(tmp_path / "allocation.parquet", layout_of([(3, 8)]), flag="--x")
+    with pytest.raises(BadInput, match="3 rows, the model 4"):
+        read_allocation(tmp_path / "allocation.parquet", layout_of([(4, 8), (2, 5)]), flag="--x")
     (tmp_path / "text.parquet").write_text("no parquet")
-    with pytest.raises(PlanError, match="not an allocation"):
-        read_allocation(tmp_path / "text.parquet", layout)
+    with pytest.raises(BadInput, match=r"text\.parquet cannot be read as Parquet"):
+        read_allocation(tmp_path / "text.parquet", layout, flag="--x")
 
 
 def fail_half_way(target: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from tiny import prune_arguments, write_model, write_texts
 
 import neuronal_ray.prune.__main__
+from neuronal_ray.cli.versions import code_version
 from neuronal_ray.core.alignment import Trial
 from neuronal_ray.core.layout import Group
 from neuronal_ray.prune.journal import Journal, Number
@@ -166,3 +167,26 @@ def test_a_journal_gives_back_what_it_was_given_and_nothing_cut_short(tmp_path: 
     again.note(Number("loss", b"\x06", (2.0,)))
     assert Number("loss", b"\x06", (2.0,)) in set(Journal(tmp_path, {"search": "one"}).numbers())
     assert list(Journal(tmp_path, {"search": "other"}).numbers()) == []
+
+
+@pytest.mark.parametrize("damage", ["no directory", "question", "line"])
+def test_a_journal_that_cannot_be_read_is_left_as_it_was(
+    damage: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, staged = tmp_path / ".out.journal", tmp_path / ".out.partial-1"
+    staged.mkdir()
+    if damage == "no directory":
+        place.write_text("a file")
+    else:
+        (place / "0123").mkdir(parents=True)
+        version = {"neuronal_ray": code_version("wanda", "none")}
+        (place / "0123" / "question.json").write_text("[]" if damage == "question" else json.dumps(version))
+        (place / "0123" / "numbers.jsonl").write_text('{"kind": "loss", "key": "x", "values": [1]}\n{}')
+    before = {path: path.read_bytes() if path.is_file() else b"" for path in tmp_path.rglob("*")}
+    assert (
+        neuronal_ray.prune.__main__.main([*prune_arguments(folder, tmp_path / "out", method="wanda"), "--resume"]) == 2
+    )
+    error = capsys.readouterr().err
+    assert "--resume: " in error, error
+    assert error.count("\n") == 1, error
+    assert {path: path.read_bytes() if path.is_file() else b"" for path in tmp_path.rglob("*")} == before

@@ -13,9 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.report.__main__ import main
-from neuronal_ray.report.run_page import write_report
+from neuronal_ray.report.inputs import read_run
+from neuronal_ray.report.run_page import run_page, write_report
 
 PATHS = {
     "self_attn.q_proj": (48, 48),
@@ -259,6 +263,93 @@ def test_strings_are_escaped(tmp_path: Path) -> None:
     assert page.text.count(name) == 8, page.text
 
 
+HOSTILE = "<script>alert('x')</script>$\\frac{$ & \"quoted\" {0} ../x \x00\n"
+
+
+def test_hostile_text_in_every_field_stays_text(tmp_path: Path) -> None:
+    """Names of steps, texts, plans, stages and linears, too: the page has no tag that the code did not write."""
+    document = write_example(tmp_path)
+    usual = set(Page(write_report(tmp_path).read_text(encoding="utf-8")).tags)
+
+    ours = (
+        "perplexity",
+        "windows",
+        "sequence_length",
+        "dense",
+        "selected",
+        "noun",
+        "candidates",
+        "sparsity",
+        "seconds",
+    )
+
+    def hostile(value: Any, *, keys: bool = False) -> Any:
+        if isinstance(value, dict):
+            return {
+                f"{key}{HOSTILE}" if keys and key not in ours else key: hostile(entry, keys=key != "sparsity")
+                for key, entry in value.items()
+            }
+        if isinstance(value, list):
+            return [hostile(entry) for entry in value]
+        return f"{value}{HOSTILE}" if isinstance(value, str) else value
+
+    (tmp_path / "pruning.json").write_text(json.dumps(hostile(document)))
+    for name, columns in (("search.parquet", ("step", "criterion")), ("allocation.parquet", ("path",))):
+        table = pq.read_table(tmp_path / name)
+        rows = [{k: f"{v}{HOSTILE}" if k in columns else v for k, v in row.items()} for row in table.to_pylist()]
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / name)
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    page = Page(html)
+    assert "script" not in page.tags
+    assert set(page.tags) == usual, set(page.tags) ^ usual
+    assert page.text.count("<script>alert('x')</script>$\\frac{$ & \"quoted\" {0} ../x") > 60
+    assert len(page.ids) == len(set(page.ids))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@st.composite
+def mutations(draw: st.DrawFn, value: Any) -> Any:
+    """`value` with something in it replaced, removed or added."""
+    if isinstance(value, dict | list) and value and draw(st.integers(0, 5)):
+        changed = value.copy()
+        key = draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))))
+        if draw(st.integers(0, 6)):
+            changed[key] = draw(mutations(value[key]))
+        else:
+            del changed[key]
+        return changed
+    return draw(JSON)
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    directory = tmp_path_factory.mktemp("mutated")
+    return directory, write_example(directory, num_blocks=1)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_change_of_pruning_json_gives_a_page_or_one_line(
+    example: tuple[Path, dict[str, Any]], data: st.DataObject
+) -> None:
+    directory, document = example
+    (directory / "pruning.json").write_text(json.dumps(data.draw(mutations(document))))
+    message = ""
+    try:
+        html = run_page(read_run(directory))
+    except BadInput as error:
+        html, message = "", str(error)
+    assert bool(html) != message.startswith("RUNS: "), message
+    assert "\n" not in message
+    assert "script" not in Page(html).tags
+
+
 @pytest.mark.parametrize("steps", [(), ("block",), ("row",), ("block", "row")])
 def test_only_the_steps_in_the_files_are_shown(tmp_path: Path, steps: Sequence[str]) -> None:
     page = report_of(tmp_path, steps=steps)
@@ -317,13 +408,13 @@ def test_uniform_allocation_has_figures_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("pruning.json", None, "no pruning.json there"),
-        ("search.parquet", None, "no search.parquet there"),
-        ("pruning.json", b"{", "pruning.json is not JSON"),
-        ("pruning.json", b"\xff\xfe", "pruning.json is not JSON"),
+        ("pruning.json", None, "no pruning.json in"),
+        ("search.parquet", None, "no search.parquet in"),
+        ("pruning.json", b"{", "pruning.json: not JSON"),
+        ("pruning.json", b"\xff\xfe", "is not UTF-8 text"),
         ("pruning.json", b"[]", 'expected an object with "format": 1'),
-        ("pruning.json", b'{"format": 2}', 'expected an object with "format": 1'),
-        ("pruning.json", b'{"format": 1, "sparsity": 0.7}', "'sparsity' is 0.7, expected dict"),
+        ("pruning.json", b'{"format": 3}', 'expected an object with "format": 1'),
+        ("pruning.json", b'{"format": 1, "sparsity": 0.7}', "model is missing"),
         ("allocation.parquet", b"PAR1", "allocation.parquet cannot be read"),
     ],
 )
@@ -338,7 +429,8 @@ def test_bad_files_end_with_2_and_one_line(
     assert main([str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error
-    assert f"RUNS: {tmp_path}" in error
+    assert "RUNS: " in error
+    assert str(tmp_path) in error
     assert message in error
     assert sorted(tmp_path.iterdir()) == before
 
@@ -347,8 +439,8 @@ def test_bad_files_end_with_2_and_one_line(
     ("name", "column", "value", "message"),
     [
         ("allocation.parquet", "pruned", None, "lacks the column pruned"),
-        ("allocation.parquet", "block", ["x"] * 28, "allocation.parquet cannot be read"),
-        ("allocation.parquet", "path", [None] * 28, "has nulls in path"),
+        ("allocation.parquet", "block", ["x"] * 28, "the column block is string, expected int32"),
+        ("allocation.parquet", "path", [None] * 28, "has nulls in the column path"),
         ("allocation.parquet", "pruned", [1] * 28, "expected 48 rows that lost 1"),
         ("allocation.parquet", "columns", [1] * 28, "lost more weights than a row has"),
         ("search.parquet", "selected", [False] * 18, "selects none in the block step, expected 0.12"),

@@ -87,9 +87,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 )
             )
         store.publish(cell.id)
-    dense = row(cell="dense-1", variant=DENSE, method=DENSE, allocation=DENSE, sparsity=0.0, value=10.0)
+    dense = row(cell="dense-" + "1" * 12, variant=DENSE, method=DENSE, allocation=DENSE, sparsity=0.0, value=10.0)
     store.keep(dense)
-    store.publish("dense-1")
+    store.publish("dense-" + "1" * 12)
     return folder / "runs"
 
 

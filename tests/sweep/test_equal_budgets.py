@@ -8,7 +8,7 @@ import tiny
 
 import neuronal_ray.report.__main__
 import neuronal_ray.sweep.__main__
-from neuronal_ray.cli.json_lines import read_lines
+from neuronal_ray.cli.json_lines import JsonLines
 from neuronal_ray.report.inputs import read_linears, read_results
 from neuronal_ray.sweep.config import Study, read_study
 
@@ -105,7 +105,7 @@ def test_a_budget_whose_plan_is_lost_is_found_again(folder: Path, tmp_path: Path
     file, output = sweep_file(folder, tmp_path / "x.toml"), tmp_path / "runs"
     assert run(file, output, "--option", "seed=0") == 0
     values = {(row.cell, row.evaluation): row.value for row in read_results([output])}
-    entries = list(read_lines(output / "journal.jsonl"))
+    entries = [line.value for line in JsonLines(output / "journal.jsonl", flag="--x").read()]
     (reference,) = {e["row"]["cell"] for e in entries if e["event"] == "result" and e["row"]["variant"] == "authors"}
     lines = (output / "journal.jsonl").read_text().splitlines()
     lost = [line for line in lines if '"solver"' not in line and not ("planned" in line and reference in line)]

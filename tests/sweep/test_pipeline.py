@@ -14,7 +14,7 @@ import tiny
 
 import neuronal_ray.prune.__main__
 import neuronal_ray.sweep.__main__
-from neuronal_ray.cli.json_lines import read_lines
+from neuronal_ray.cli.json_lines import JsonLines
 from neuronal_ray.report.inputs import read_results
 from neuronal_ray.report.schemas import RESULTS
 from neuronal_ray.sweep import pipeline as sweep_run
@@ -200,7 +200,7 @@ def test_a_sweep_resumes_without_repeating_anything(
         journal.write('{"event": "result", "row": {"cell"')  # cut off while it was written
     assert run(file, tmp_path / "runs", "--resume") == 0
     assert values(tmp_path / "runs") == values(tmp_path / "undisturbed")
-    events = list(read_lines(tmp_path / "runs" / "journal.jsonl"))
+    events = [line.value for line in JsonLines(tmp_path / "runs" / "journal.jsonl", flag="--x").read()]
     done = Counter((e["row"]["cell"], e["row"]["evaluation"]) for e in events if e["event"] == "result")
     planned = Counter(e["cell"] for e in events if e["event"] == "planned")
     assert set(done.values()) == {1}
