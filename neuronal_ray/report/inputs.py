@@ -1,17 +1,18 @@
 """Readers of the files that runs and sweeps leave behind: read whole and checked, for the reports."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.cli.read_files import checked
+from neuronal_ray.cli.read_files import checked, parse_json
 from neuronal_ray.report.pruning_json import Benchmark, Score, Search, read_document, scores
 from neuronal_ray.report.read_tables import read_rows, read_table
-from neuronal_ray.report.schemas import ALLOCATION, MAY_BE_NULL, RESULTS, SEARCH, Candidate, Result
+from neuronal_ray.report.schemas import ALLOCATION, MAY_BE_NULL, RESULTS, SEARCH, Candidate, Real, Result
 
 _FLAG = "RUNS"
 FILES = ("pruning.json", "allocation.parquet", "search.parquet")
@@ -69,6 +70,14 @@ class Run:
     devices: tuple[str, ...]
     config: Mapping[str, object]
     linears: tuple[LinearSparsity, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """What reports read of a cell's options."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    block_lambdas: tuple[Real, ...] = ()
 
 
 def read_run(directory: Path) -> Run:
@@ -150,5 +159,9 @@ def read_results(paths: Iterable[Path]) -> list[Result]:
         if not files:
             raise BadInput(f"{_FLAG}: {path} has no results/*.parquet; is it the --output of neuronal-ray sweep?")
         for file in files:
-            results += read_rows(file, RESULTS, Result, flag=_FLAG, may_be_null=MAY_BE_NULL)
+            rows = read_rows(file, RESULTS, Result, flag=_FLAG, may_be_null=MAY_BE_NULL)
+            for number, row in enumerate(rows, start=1):
+                place = f"{_FLAG}: config in row {number} of {file}"
+                checked(parse_json(row.config, place=place), _Options, place=place)
+            results += rows
     return results

@@ -1,6 +1,5 @@
 """The report on one or more sweeps, next to the paper's tables: one self-contained HTML page, or Markdown."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +7,9 @@ from functools import partial
 from html import escape
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
-from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.read_files import read_json
 from neuronal_ray.report import page
 from neuronal_ray.report.comparisons import cases_of, comparison_tables
 from neuronal_ray.report.curves import curves
@@ -17,7 +17,7 @@ from neuronal_ray.report.figures import Canvas, block_figure, curve_figure, row_
 from neuronal_ray.report.html import Html, fill, joined
 from neuronal_ray.report.inputs import LinearSparsity, read_linears, read_results
 from neuronal_ray.report.published_tables import published_tables
-from neuronal_ray.report.schemas import DENSE, Result
+from neuronal_ray.report.schemas import DENSE, CellId, Result
 from neuronal_ray.report.study_tables import Table, lambda_table, result_tables, seconds_table
 
 _MOST_CURVES, _MOST_PLANS = 40, 24
@@ -61,6 +61,24 @@ class Study:
     references: tuple[tuple[str, ...], ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Cell:
+    """Older sweeps have no combinations."""
+
+    combination: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Index:
+    """What is read of a sweep.json; older sweeps compare nothing."""
+
+    format: Literal[1]
+    title: str
+    reproduces: tuple[str, ...]
+    cells: dict[CellId, _Cell]
+    compare: tuple[tuple[str, ...], ...] | None = None
+
+
 def read_studies(paths: Sequence[Path]) -> Study:
     """Read sweeps' directories. Raises BadInput that names what is missing or cannot be read."""
     rows = read_results(paths)
@@ -70,16 +88,13 @@ def read_studies(paths: Sequence[Path]) -> Study:
     combinations: dict[str, str] = {}
     references: list[tuple[str, ...]] = []
     for path in paths:
-        try:
-            index = json.loads((path / "sweep.json").read_text(encoding="utf-8"))
-            titles.append(index["title"])
-            places |= {cell: len(places) + number for number, cell in enumerate(index["cells"])}
-            numbers += [int(word.split()[1]) for word in index["reproduces"] if word.startswith("table ")]
-            if "compare" in index:  # older sweeps compare nothing
-                references += [tuple(names) for names in index["compare"]]
-                combinations |= {cell: known["combination"] for cell, known in index["cells"].items()}
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise BadInput(f"RUNS: {path / 'sweep.json'} cannot be read ({error})") from error
+        index = read_json(path / "sweep.json", _Index, flag="RUNS")
+        titles.append(index.title)
+        places |= {cell: len(places) + number for number, cell in enumerate(index.cells)}
+        numbers += [int(word[1]) for text in index.reproduces if (word := re.fullmatch(r"table (\d{1,3})", text))]
+        if index.compare is not None:
+            references += index.compare
+            combinations |= {cell: known.combination for cell, known in index.cells.items()}
     rows.sort(key=lambda row: places.get(row.cell, -1))  # the file's order; dense rows first
     distinct = {(row.cell, row.evaluation): row for row in rows}
     return Study(

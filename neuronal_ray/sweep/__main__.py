@@ -35,6 +35,13 @@ def _parser() -> Parser:
         help="an option of prune for all cells, instead of the file's own value; a list makes it a row of the grid: "
         "--option model=gpt2 --option 'sparsity=[0.6, 0.7]'; may be repeated",
     )
+    parser.add_argument(
+        "--max-cells",
+        metavar="N",
+        type=int,
+        default=10_000,
+        help="refuse a grid of more cells than this, before any is made; default: 10,000",
+    )
     parser.add_argument("--resume", action="store_true", help="continue where an earlier run of this sweep stopped")
     parser.add_argument("--dry-run", action="store_true", help="check every cell, print what the sweep needs, and stop")
     return parser
@@ -50,7 +57,7 @@ def _main(argv: Sequence[str]) -> None:
         for name, value in (("address", arguments.address), ("replicas", arguments.replicas))
         if value is not None
     }
-    study = read_study(arguments.file, overrides, output=arguments.output)
+    study = read_study(arguments.file, overrides, output=arguments.output, max_cells=arguments.max_cells)
     # What follows imports torch and transformers: after the file is known to be good.
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.sweep.dry_run import describe_study

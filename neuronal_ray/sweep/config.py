@@ -15,6 +15,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,17 +27,8 @@ from neuronal_ray.cli.options import option_name, option_value, options_of, read
 from neuronal_ray.prune.config import PruneConfig
 
 _KEYS = (
-    "title",
-    "about",
-    "reproduces",
-    "output",
-    "extends",
-    "equal-budgets",
-    "compare",
-    "options",
-    "grid",
-    "variant",
-    "skip",
+    *("title", "about", "reproduces", "output", "extends", "equal-budgets", "compare"),
+    *("options", "grid", "variant", "skip"),
 )
 _NOT_IN_CELLS = ("output", "overwrite", "dry_run", "baselines")
 _PLACE = ("address", "replicas", "device", "threads", "output", "overwrite", "dry_run", "baselines")
@@ -92,8 +84,14 @@ class Study:
     compare: tuple[tuple[str, ...], ...] = ()
 
 
-def read_study(path: Path, overrides: Mapping[str, object], *, output: Path | None) -> Study:
-    """Read the sweep of a TOML file. Raises BadInput for what cannot work.
+MOST_CELLS = 10_000
+"""The cells that a sweep may have, unless --max-cells says otherwise."""
+
+
+def read_study(
+    path: Path, overrides: Mapping[str, object], *, output: Path | None, max_cells: int = MOST_CELLS
+) -> Study:
+    """Read the sweep of a TOML file. Raises BadInput for what cannot work, and for more than `max_cells` cells.
 
     `overrides` by option name replace the options of the file: one value for all cells, or a list of values as a row of
     the grid (for options that are lists themselves: a list of lists).
@@ -102,7 +100,7 @@ def read_study(path: Path, overrides: Mapping[str, object], *, output: Path | No
     folder = output or (Path(table["output"]) if isinstance(table.get("output"), str) else None)
     if folder is None:
         raise BadInput(f'FILE: {path} names no output directory; add output = "runs/..", or use --output')
-    cells = tuple(_cells(table, overrides, where=str(path)))
+    cells = tuple(_cells(table, overrides, max_cells, where=str(path)))
     if not cells:
         raise BadInput(f"FILE: {path}: the grid is empty, expected at least one combination that is not skipped")
     _check_distinct(cells, where=str(path))
@@ -148,7 +146,7 @@ def _read_table(path: Path, *, is_base: bool = False) -> dict[str, Any]:
     )
 
 
-def _cells(table: Mapping[str, Any], overrides: Mapping[str, object], *, where: str) -> Iterator[Cell]:
+def _cells(table: Mapping[str, Any], overrides: Mapping[str, object], max_cells: int, *, where: str) -> Iterator[Cell]:
     common = _values(table, "options", where=where)
     axes = _axes(table, overrides, where=where)
     for key, value in overrides.items():
@@ -160,6 +158,10 @@ def _cells(table: Mapping[str, Any], overrides: Mapping[str, object], *, where: 
         read_options(_table(skip, "skip", where), _options(), flag="FILE", place=f"[[skip]] of {where}")
         for skip in _list(table, "skip", where)
     ]
+    sizes = [len(values) for values in axes.values()] + [len(variants)]
+    if (count := math.prod(sizes)) > max_cells:
+        shown = " x ".join(f"{size:,}" for size in sizes)
+        raise BadInput(f"FILE: {where}: the grid has {count:,} cells ({shown}), --max-cells allows {max_cells:,}")
     for combination in itertools.product(*axes.values()):
         cells = {}
         shared = common | dict(zip(axes, combination, strict=True))

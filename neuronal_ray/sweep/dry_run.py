@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from neuronal_ray.prune.dry_run import tokens_by_stage
-from neuronal_ray.prune.session import digest_of
 from neuronal_ray.sweep.config import Study
 from neuronal_ray.sweep.inputs import Ready
 
@@ -12,7 +11,7 @@ from neuronal_ray.sweep.inputs import Ready
 def describe_study(study: Study, cells: Sequence[Ready]) -> str:
     """Return the summary: cells, models, what is shared, and the tokens that pass through the blocks."""
     models = Counter(ready.cell.config.model for ready in cells)
-    texts = {(ready.place, digest_of(ready.inputs.calibration)) for ready in cells}
+    texts = {(ready.place, ready.text) for ready in cells}
     evaluations = sorted({name for ready in cells for name in ready.inputs.evaluations.names})
     alone = sum(sum(tokens_by_stage(ready.cell.config, ready.inputs).values()) for ready in cells)
     budgets = [f"budgets     as {study.equal_budgets} achieves them"] if study.equal_budgets else []
@@ -39,7 +38,7 @@ def _shared(cells: Sequence[Ready]) -> int:
                 key, pruned = (ready.place, stage), count // 2
                 total += pruned if key in known else count
             elif stage.startswith("dense pass"):
-                key = (ready.place, digest_of(ready.inputs.calibration), stage)
+                key = (ready.place, ready.text, stage)
                 total += 0 if key in known else count
             else:
                 key, total = (ready.cell.id, stage), total + count

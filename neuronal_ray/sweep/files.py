@@ -4,6 +4,9 @@
 row per evaluation, is what pandas, polars and DuckDB read; `DIR/plans/*.parquet` are the allocations.
 """
 
+import logging
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +17,14 @@ import pyarrow.parquet as pq
 from neuronal_ray.cli.atomic import staged_file, write_json
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.json_lines import JsonLines
-from neuronal_ray.cli.read_files import check_path, checked, read_json
+from neuronal_ray.cli.read_files import check_path, checked, parse_json, read_json
 from neuronal_ray.core.layout import Layout, Linear
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.prune.files import read_allocation, write_allocation
 from neuronal_ray.report.schemas import RESULTS, CellId, Count, Rate, Real, Result, Seconds
 from neuronal_ray.sweep.config import Study
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 _FLAG = "--resume"
@@ -145,6 +150,21 @@ class Store:
                     self.rows[row.cell, row.evaluation] = row
                 case event:
                     raise BadInput(f"{line.place}: event is {event!r:.60}, expected planned or result")
+
+    def warn_of_other_code(self, now: Mapping[str, str]) -> None:
+        """Say which results of an earlier run were made by other code of this package, or of a plug-in.
+
+        `now` is the version of the code by cell.
+        """
+        earlier: Counter[str] = Counter()
+        for row in self.rows.values():
+            place = f"{_FLAG}: versions of {row.cell} in {self.path}"
+            known = checked(parse_json(row.versions, place=place), dict[str, str], place=place)
+            code = known.get("neuronal_ray", "unknown code")
+            earlier[code] += row.cell in now and code != now[row.cell]
+        for code, count in (+earlier).items():
+            current = ", ".join(sorted(set(now.values())))
+            logger.warning("%s: %d results were made by %s and are kept; this is %s", _FLAG, count, code, current)
 
 
 def open_store(study: Study, *, resume: bool) -> Store:

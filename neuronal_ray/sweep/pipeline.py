@@ -17,7 +17,6 @@ from time import perf_counter
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import Unfinished
 from neuronal_ray.cli.progress import Progress
-from neuronal_ray.cli.versions import versions
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.evaluate.benchmark_names import MEAN, ZERO_SHOT
 from neuronal_ray.evaluate.measure import Evaluations, measured
@@ -26,7 +25,7 @@ from neuronal_ray.prune.compose import Composition, compose
 from neuronal_ray.prune.config import PruneConfig
 from neuronal_ray.prune.inputs import held_tokens
 from neuronal_ray.prune.pipeline import plan_run
-from neuronal_ray.prune.session import Session, digest_of
+from neuronal_ray.prune.session import Session
 from neuronal_ray.report.schemas import DENSE, Result
 from neuronal_ray.sweep.config import Cell
 from neuronal_ray.sweep.files import Planned, SearchedStep, Store
@@ -53,6 +52,7 @@ def run_study(cells: Sequence[Ready], store: Store, progress: Progress) -> Outco
     def unfinished(members: Sequence[Ready]) -> list[Ready]:
         return [ready for ready in members if not _is_finished(ready, store)]
 
+    store.warn_of_other_code({ready.cell.id: ready.versions["neuronal_ray"] for ready in cells})
     waiting = unfinished(cells)
     failed: dict[str, str] = {}
     with progress.stage("cells", len(waiting)) as advance:
@@ -107,7 +107,6 @@ class _Group:
         self._session = self._fresh()
         self._layout: Layout = self._session.layout()
         self._device = self._pool.first(device_name)
-        self._versions = json.dumps(versions())
 
     def run(self, advance: Callable[[str], None]) -> dict[str, str]:
         """Run every cell; return the reasons of those that failed, by id."""
@@ -132,7 +131,7 @@ class _Group:
         for ready in self._members:
             kind = ready.inputs.composition.dense_statistic
             if kind is not None and not ready.inputs.composition.released:
-                wanted.setdefault(digest_of(ready.inputs.calibration), {})[kind] = None
+                wanted.setdefault(ready.text, {})[kind] = None
         return {text: tuple(kinds) for text, kinds in wanted.items()}
 
     def _run_dense(self, ready: Ready) -> None:
@@ -268,7 +267,7 @@ class _Group:
             device=self._device,
             problem=None if finite else "overflow",
             config=json.dumps(ready.cell.options(), default=str),
-            versions=self._versions,
+            versions=json.dumps(ready.versions),
         )
 
 

@@ -89,3 +89,27 @@ def test_a_row_of_the_results_whose_name_is_a_path_is_refused(study: Study) -> N
     pq.write_table(table.set_column(0, "cell", [["../../x"]]), file)
     with pytest.raises(BadInput, match=f"RUNS: row 1 of {file}: cell: "):
         read_results([study.output])
+
+
+def test_results_of_other_code_are_kept_aloud(study: Study, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = (cell.id for cell in study.cells)
+    store = open_store(study, resume=True)
+    store.keep(row(cell=first, versions='{"neuronal_ray": "0.1.0+new"}'))
+    store.keep(row(cell=second, versions='{"neuronal_ray": "0.1.0+old"}'))
+    again = open_store(study, resume=True)
+    with caplog.at_level("WARNING"):
+        again.warn_of_other_code(dict.fromkeys((first, second), "0.1.0+new"))
+    assert caplog.messages == ["--resume: 1 results were made by 0.1.0+old and are kept; this is 0.1.0+new"]
+
+
+def test_a_grid_is_counted_before_any_cell_is_made(tmp_path: Path) -> None:
+    seeds = ", ".join(map(str, range(100)))
+    grid = f"[grid]\nseed = [{seeds}]\nsearch-samples = [{seeds}]\ncalibration-samples = [{seeds}]\n"
+    (tmp_path / "x.toml").write_text(f'[options]\nmodel = "some/model"\n{grid}')
+    expected = r"1,000,000 cells \(100 x 100 x 100 x 1\), --max-cells allows 10,000"
+    with pytest.raises(BadInput, match=expected):
+        read_study(tmp_path / "x.toml", {}, output=tmp_path / "runs")
+    (tmp_path / "x.toml").write_text(FILE)
+    with pytest.raises(BadInput, match="2 cells"):
+        read_study(tmp_path / "x.toml", {}, output=tmp_path / "runs", max_cells=1)
+    assert len(read_study(tmp_path / "x.toml", {}, output=tmp_path / "runs", max_cells=2).cells) == 2
