@@ -1,5 +1,6 @@
 """Pruning one linear: method, refinement and pattern put together."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -13,7 +14,7 @@ from neuronal_ray.algorithms.declarations import Method, Refinement
 from neuronal_ray.algorithms.methods import Quota
 from neuronal_ray.core.layout import LinearSpec
 from neuronal_ray.core.level_plan import LEVELS
-from neuronal_ray.core.masks import lowest_mask, rank_mask, rank_rows
+from neuronal_ray.core.masks import lowest_mask, rank_mask, rank_rows, zeros_of
 from neuronal_ray.core.pattern import Pattern, rank_in_groups
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.core.stats import Gram, Statistic
@@ -25,7 +26,10 @@ Weight = Float[Tensor, "rows columns"]
 
 @dataclass(frozen=True, kw_only=True)
 class LinearPruner:
-    """The names of plug-ins and their settings, as sent to workers; `parts` are the sub-blocks that are refined."""
+    """The names of plug-ins and their settings, as sent to workers; `parts` are the sub-blocks that are refined.
+
+    Weights that are zero already are the first to go and stay zero, unless a solver may `revive` them.
+    """
 
     method: str = "magnitude"
     method_settings: Mapping[str, object] = field(default_factory=dict)
@@ -33,6 +37,7 @@ class LinearPruner:
     refinement_settings: Mapping[str, object] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     pattern: Pattern | None = None
+    revive: bool = False
 
     @property
     def _method(self) -> Method:
@@ -105,14 +110,18 @@ class LinearPruner:
         return rank_mask(mask)
 
     def _score(self, weight: Weight, inputs: Statistic | None) -> Tensor:
-        """Return the method's score. Raises ValueError for a wrong shape, and for a NaN from finite inputs."""
+        """Return the method's score, -inf for weights that are zero already.
+
+        Raises ValueError for a wrong shape, and for a NaN from finite inputs.
+        """
         score = self._call(self._method.score, weight, inputs)
         if score.shape != weight.shape:
             shapes = f"{list(score.shape)} for a weight of shape {list(weight.shape)}"
             raise ValueError(f"--method {self.method}: returned a score of shape {shapes}")
         if bool(score.isnan().any()) and weight.isfinite().all() and (inputs is None or inputs.norm.isfinite().all()):
             raise ValueError(f"--method {self.method}: returned a score that is NaN")
-        return score
+        zeros = None if self.revive else zeros_of(weight)
+        return score if zeros is None else score.masked_fill(zeros, -math.inf)
 
     def factorized(self, inputs: Statistic) -> object:
         """Return the solver's work that the linears of one group and all candidates share."""
@@ -126,11 +135,13 @@ class LinearPruner:
         return self.group or LEVELS
 
     def solved_at(self, weight: Weight, factor: object, *, removed: int, rate: float | None = None) -> Weight:
-        """Return the solver's weights in the dtype of `weight`, `removed` of them zero."""
+        """Return the solver's weights in the dtype of `weight`; `removed` of them, or more, are zero."""
         solve = self._method.solve
         assert solve is not None, self.method
-        quota = Quota(removed=removed, group=self.group, rate=rate)
-        return self._call(solve, weight, factor, quota).to(weight.dtype)
+        quota = Quota(removed=removed, group=self.group, rate=rate, revive=self.revive)
+        solved = self._call(solve, weight, factor, quota).to(weight.dtype)
+        zeros = None if self.revive else zeros_of(weight)
+        return solved if zeros is None else solved.masked_fill(zeros, 0)  # whatever a solver from outside does
 
     def solved(self, spec: LinearSpec, weight: Weight, factor: object, plan: Plan) -> Weight:
         """Return the solver's weights of the linear under `plan`."""

@@ -27,6 +27,12 @@ def lowest_mask(ranks: Int[Tensor, "rows columns"], removed: Int32[Tensor, " row
     return ranks < removed.to(ranks.device)[:, None]
 
 
+def zeros_of(weight: Float[Tensor, "rows columns"]) -> Bool[Tensor, "rows columns"] | None:
+    """Return where `weight` is zero, of either sign; None where it is zero nowhere."""
+    zeros = weight == 0
+    return zeros if bool(zeros.any()) else None
+
+
 def rank_mask(mask: Bool[Tensor, "rows columns"]) -> Int[Tensor, "rows columns"]:
     """Return a ranking from which `lowest_mask` makes `mask`: in each row first its True columns, then the others."""
     removed = mask.sum(dim=1, keepdim=True)

@@ -81,29 +81,35 @@ def uniform_rates(layout: Layout, rate_of_block: Callable[[int], float]) -> Rate
 
 
 def water_level(
-    rates: Float64[Tensor, " items"], sizes: Float64[Tensor, " items"], total: float
+    rates: Float64[Tensor, " items"],
+    sizes: Float64[Tensor, " items"],
+    total: float,
+    *,
+    least: Float64[Tensor, " items"] | None = None,
 ) -> Float64[Tensor, " items"]:
-    """Move all rates by one common offset and bound them to [0, 1], so that `sum(rates * sizes)` is `total`.
+    """Move all rates by one common offset and bound them to [`least`, 1], so that `sum(rates * sizes)` is `total`.
+
+    `least` is 0 where it is None; `total` must be between the sums at the bounds.
 
     The sum is a non-decreasing, piecewise linear function of the offset, solved by Newton steps inside a bracket.
     Computed in numpy, which is several times faster than torch on vectors as short as a linear's rows; only the sum of
     floats is torch's, as its last bits decide ties.
     """
-    values, weights = rates.numpy(), sizes.numpy()
+    values, weights, lowest = rates.numpy(), sizes.numpy(), 0.0 if least is None else least.numpy()
     low, high = -1.0 - float(values.max()), 2.0 - float(values.min())  # all rates below 0, all above 1
     offset = 0.0
     for _ in range(_NEWTON_STEPS):
         moved = values + offset
-        excess = float(torch.from_numpy(np.clip(moved, 0.0, 1.0) * weights).sum()) - total
+        excess = float(torch.from_numpy(np.clip(moved, lowest, 1.0) * weights).sum()) - total
         if abs(excess) <= 1e-12 * max(1.0, total):
             break
         low, high = (low, offset) if excess > 0 else (offset, high)
-        slope = float(weights.sum(where=(moved > 0) & (moved < 1)))  # sizes are integers: exact in any order
+        slope = float(weights.sum(where=(moved > lowest) & (moved < 1)))  # sizes are integers: exact in any order
         step = offset - excess / slope if slope > 0 else high  # no slope: all are at a bound, so bisect the bracket
         offset = step if low < step < high else (low + high) / 2
         if offset in (low, high):
             break
-    return torch.from_numpy(np.clip(values + offset, 0.0, 1.0))
+    return torch.from_numpy(np.clip(values + offset, lowest, 1.0))
 
 
 def largest_remainder(expected: Float64[Tensor, " items"], total: int, *, decimals: int) -> Int64[Tensor, " items"]:
@@ -125,34 +131,54 @@ def largest_remainder(expected: Float64[Tensor, " items"], total: int, *, decima
     return torch.from_numpy(counts.astype(np.int64))
 
 
-def exact_plan(layout: Layout, rates: Rates, *, target: float) -> Plan:
+def exact_plan(layout: Layout, rates: Rates, *, target: float, zeros: Counts | None = None) -> Plan:
     """Return the plan nearest to `rates` that removes exactly round(target * N) of all N prunable weights.
 
     First the budget is divided among the linears, then each linear's share among its rows. In both steps the rates
     are moved by one common offset and bounded to [0, 1] (water-filling), then rounded by largest remainder.
+
+    `zeros` counts the weights of each row that are zero already. Where a row would lose fewer, the rates are bounded
+    from below by these counts; if there are more zeros than the plan removes, they are left out of account.
     Differs: the released code clips to [0.01, 0.99], floors each row and accepts the drift.
     """
+    budget = round(target * layout.prunable)
+    plan = _budgeted(layout, rates, budget, {})
+    if not zeros or all(bool((plan.removed[linear] >= counts).all()) for linear, counts in zeros.items()):
+        return plan
+    if sum(int(counts.sum()) for counts in zeros.values()) > budget:
+        return plan
+    return _budgeted(layout, rates, budget, zeros)
+
+
+def _budgeted(layout: Layout, rates: Rates, budget: int, zeros: Counts) -> Plan:
+    """Return the plan of exactly `budget` weights, with at least `zeros` (of all linears or of none) from each row."""
     sizes = torch.tensor([spec.size for spec in layout], dtype=torch.float64)
     means = torch.stack([rates[spec.linear].mean() for spec in layout])  # [linears]
-    budget = round(target * layout.prunable)
-    shares = water_level(means, sizes, float(budget)) * sizes
+    least = None
+    if zeros:
+        least = torch.stack([zeros[spec.linear].sum() for spec in layout]).double() / sizes  # [linears]
+    shares = water_level(means, sizes, float(budget), least=least) * sizes
     linear_budgets = largest_remainder(shares, budget, decimals=_LINEAR_DECIMALS).tolist()
-    removed, made = {}, dict[tuple[int, int, int], Int32[Tensor, " rows"]]()
+    removed, made = {}, dict[tuple[int, int, int, int], Int32[Tensor, " rows"]]()
     for spec, linear_budget in zip(layout, linear_budgets, strict=True):
-        key = (id(rates[spec.linear]), spec.columns, linear_budget)  # linears that share rates mostly share counts
+        row_rates, row_zeros = rates[spec.linear], zeros.get(spec.linear)
+        key = (id(row_rates), id(row_zeros), spec.columns, linear_budget)  # linears that share rates share counts
         if key not in made:
-            made[key] = _shared_among_rows(rates[spec.linear], spec.columns, linear_budget)
+            made[key] = _shared_among_rows(row_rates, spec.columns, linear_budget, row_zeros)
         removed[spec.linear] = made[key]
     return Plan(removed)
 
 
-def _shared_among_rows(rates: Float64[Tensor, " rows"], columns: int, linear_budget: int) -> Int32[Tensor, " rows"]:
+def _shared_among_rows(
+    rates: Float64[Tensor, " rows"], columns: int, linear_budget: int, zeros: Int32[Tensor, " rows"] | None
+) -> Int32[Tensor, " rows"]:
     """Divide a linear's budget among its rows of `columns` weights: water-filling, then largest remainder."""
-    if bool((rates == rates[0]).all()):  # the result of the general case, without its sums
+    if zeros is None and bool((rates == rates[0]).all()):  # the result of the general case, without its sums
         each, more = divmod(linear_budget, len(rates))
         return each + (torch.arange(len(rates)) < more).int()
     sizes = torch.full_like(rates, float(columns))
-    shares = water_level(rates, sizes, float(linear_budget)) * sizes
+    least = None if zeros is None else zeros.double() / columns
+    shares = water_level(rates, sizes, float(linear_budget), least=least) * sizes
     return largest_remainder(shares, linear_budget, decimals=_ROW_DECIMALS).int()
 
 

@@ -119,12 +119,14 @@ class Terms:
 class Problem(Terms):
     """What an allocation is given: the terms, the model's layout, and a probe for queries to the model.
 
-    `samples` is the number of search sequences.
+    `samples` is the number of search sequences, `zeros` counts the weights of each row that are zero in the input and
+    stay so; empty where there are none.
     """
 
     layout: Layout
     probe: Probe
     samples: int = 8
+    zeros: Counts = field(default_factory=dict)
 
     def plan(self, rates: Rates, *, rows_adapted: bool) -> Plan:
         """Return the plan for `rates` under the mode's budget: exact, the pattern's, or the released code's floors."""
@@ -134,7 +136,7 @@ class Problem(Terms):
             return level_plan(self.layout, rates, target=self.target, levels=self.levels)
         if self.mode == "authors":
             return floored_plan(self.layout, rates, floor_kept=rows_adapted)
-        return exact_plan(self.layout, rates, target=self.target)
+        return exact_plan(self.layout, rates, target=self.target, zeros=self.zeros)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,6 +103,7 @@ def compose(config: PruneConfig) -> Composition:
         refinement_settings=config.settings_of("refinement"),
         parts=("attention", "mlp") if config.refined_parts == "all" else (config.refined_parts,),
         pattern=pattern,
+        revive=config.revive,
     )
     _check_known_settings(config, method, allocator, rows)
     if config.mode == "authors":
@@ -116,6 +117,11 @@ def compose(config: PruneConfig) -> Composition:
         raise BadInput(f"--refinement: {config.refinement} {method.unrefinable}")
     if pruner.refinement is not None and method.solves:
         logger.info("--method %s: its scores are used, its weight update is not: a refinement follows", config.method)
+    if pruner.revive and not pruner.solves:
+        logger.warning(
+            "--revive: ignored, as %s gives no weight a new value",
+            config.method if pruner.refinement is None else config.refinement,
+        )
     terms = Terms(
         target=_target(config, pattern),
         mode=config.mode,

@@ -82,6 +82,14 @@ class PruneConfig(BenchmarkConfig):
             "unstructured, N:M (N of every M aligned inputs are kept: 2:4, 4:8), or n:M (n may differ between linears)",
         ),
     ] = "unstructured"
+    revive: Annotated[
+        bool,
+        Option(
+            "switch",
+            "let methods that update weights (sparsegpt, alps) give new values to weights that are zero in the input, "
+            "and allow a --sparsity below the input's; otherwise zeros stay zeros and count as removed",
+        ),
+    ] = False
     mode: Annotated[
         str,
         Option(

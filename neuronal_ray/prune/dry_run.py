@@ -7,8 +7,10 @@ import torch
 
 from neuronal_ray.models.blocks import find_blocks, find_linears, weight_of
 from neuronal_ray.models.checkpoint import empty_model
+from neuronal_ray.models.stored_zeros import stored_zeros
 from neuronal_ray.prune.compose import Composition
 from neuronal_ray.prune.config import PruneConfig
+from neuronal_ray.prune.input_zeros import check_target, describe_zeros
 from neuronal_ray.prune.inputs import Inputs, held_tokens
 from neuronal_ray.workers.footprint import GIB, Devices, Footprint, fit
 from neuronal_ray.workers.pools.launch import local_devices, resolve_address, work_of
@@ -17,11 +19,16 @@ _PROBE = 1024
 
 
 def describe_run(config: PruneConfig, inputs: Inputs) -> str:
-    """Return model, budget, workers, memory of a worker, and the tokens that pass through the blocks in each stage."""
+    """Return model, zeros, budget, workers, memory of a worker, and the tokens that pass the blocks in each stage.
+
+    Reads the weights once, to count their zeros: a target below the input's sparsity is refused here as in the run.
+    """
     model = empty_model(inputs.checkpoint, trust_remote_code=config.trust_remote_code)
     _, blocks = find_blocks(model)
     target = inputs.composition.target
     prunable = sum(weight_of(linear).numel() for block in blocks for linear in find_linears(block).values())
+    zeros = stored_zeros(inputs.checkpoint, trust_remote_code=config.trust_remote_code)
+    check_target(target, inputs.composition.pruner, zeros=zeros, prunable=prunable)
     address = resolve_address(config)
     devices = local_devices(config.device) if address in ("none", "local") else _cluster_devices(config)
     if address == "none":  # this process is one replica
@@ -35,6 +42,7 @@ def describe_run(config: PruneConfig, inputs: Inputs) -> str:
     flops = 2 * prunable * sum(tokens.values())
     lines = [
         f"model       {config.model}: {type(model).__name__}, {len(blocks)} blocks, {prunable:,} prunable weights",
+        f"input       {describe_zeros(inputs.composition.pruner, zeros=zeros, prunable=prunable)}",
         f"budget      {round(target * prunable):,} weights removed ({target:.2%}), {_budget(inputs.composition)}",
         f"workers     address {address}, {devices}: {chosen}",
         f"memory      of all workers: weights {sum(footprint.weights) / GIB:.2f} GiB in the blocks, rankings "

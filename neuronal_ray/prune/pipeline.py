@@ -9,14 +9,16 @@ from torch import Tensor
 from neuronal_ray.cli.atomic import write_json
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.progress import Progress
+from neuronal_ray.core.input_zeros import number_of
 from neuronal_ray.core.layout import Layout
-from neuronal_ray.core.plan import uniform_rates
+from neuronal_ray.core.plan import Counts, uniform_rates
 from neuronal_ray.core.problem import Allocation, Problem
 from neuronal_ray.evaluate.measure import measure
 from neuronal_ray.evaluate.scores import Score
 from neuronal_ray.prune.compose import Composition
 from neuronal_ray.prune.config import PruneConfig
 from neuronal_ray.prune.files import begin_model, write_allocation, write_model, write_search
+from neuronal_ray.prune.input_zeros import check_target
 from neuronal_ray.prune.inputs import Inputs
 from neuronal_ray.prune.search import Search
 from neuronal_ray.prune.session import Session
@@ -58,6 +60,7 @@ def run(
         search,
         results,
         zeros=zeros,
+        input_zeros=number_of(selected.zeros),
         prunable=layout.prunable,
         seconds=progress.seconds,
         devices=pool.each(device_name),
@@ -68,10 +71,11 @@ def run(
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
-    """The allocation that a run selected, and the search that led to it."""
+    """The allocation that a run selected, the search that led to it, and the zeros in each row of the input."""
 
     allocation: Allocation
     search: Search
+    zeros: Counts
 
 
 def plan_run(
@@ -85,13 +89,19 @@ def plan_run(
     layout = session.layout()
     if composition.released and layout.routed:
         raise BadInput("--mode: authors has no mixtures of experts; use --mode paper")
+    zeros = session.zeros(progress)
+    check_target(composition.target, composition.pruner, zeros=number_of(zeros), prunable=layout.prunable)
     session.hold(composition, calibration, progress, samples=config.search_samples)
     search = session.search(composition, calibration, progress, samples=config.search_samples, mode=config.mode)
-    return Selected(allocation=allocate(config, composition, layout, search), search=search)
+    kept = {} if composition.pruner.revive else zeros
+    allocation = allocate(config, composition, layout, search, zeros=kept)
+    return Selected(allocation=allocation, search=search, zeros=zeros)
 
 
-def allocate(config: PruneConfig, composition: Composition, layout: Layout, search: Search) -> Allocation:
-    """Return the plan of the allocation, and of the row step after it."""
+def allocate(
+    config: PruneConfig, composition: Composition, layout: Layout, search: Search, *, zeros: Counts | None = None
+) -> Allocation:
+    """Return the plan of the allocation, and of the row step after it; each row loses its `zeros` at least."""
     problem = Problem(
         layout=layout,
         target=composition.target,
@@ -103,6 +113,7 @@ def allocate(config: PruneConfig, composition: Composition, layout: Layout, sear
         levels=composition.levels,
         rows_fixed_by=composition.terms.rows_fixed_by,
         row_step=composition.terms.row_step,
+        zeros={} if zeros is None else zeros,
     )
     allocation = composition.allocator.allocate(problem, **composition.settings)
     if composition.levels and problem.pattern is None:

@@ -15,8 +15,9 @@ from torch import Tensor
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.cli.versions import score_versions
-from neuronal_ray.core.layout import Group, Layout
-from neuronal_ray.core.plan import Plan
+from neuronal_ray.core.input_zeros import row_zeros
+from neuronal_ray.core.layout import Group, Layout, Linear
+from neuronal_ray.core.plan import Counts, Plan
 from neuronal_ray.core.stats import RunningNorm, Statistic
 from neuronal_ray.prune.compose import Composition
 from neuronal_ray.prune.journal import Journal
@@ -24,7 +25,7 @@ from neuronal_ray.prune.results import Results
 from neuronal_ray.prune.search import Search
 from neuronal_ray.workers.pools.protocol import Pool, map_in_parallel
 from neuronal_ray.workers.spec import Walk
-from neuronal_ray.workers.tasks import final_model
+from neuronal_ray.workers.tasks import final_model, probes
 from neuronal_ray.workers.tasks import statistics as dense
 
 logger = logging.getLogger(__name__)
@@ -85,10 +86,23 @@ class Session:
     _query: _Query | None = None
     _results: Results = field(default_factory=Results)
     _settled: bool = False
+    _zeros: Counts | None = None
 
     def layout(self) -> Layout:
         """Return the layout of the model."""
         return self.pool.first(dense.describe)
+
+    def zeros(self, progress: Progress) -> Counts:
+        """Return the number of zeros in each row of the dense model's linears, counted once by the workers."""
+        if self._zeros is None:
+            found: dict[Linear, Tensor] = {}
+            blocks = range(self.layout().num_blocks)
+            with progress.stage("zeros of the input", len(blocks)) as advance:
+                for of_block in self.pool.map(probes.measure, blocks, row_zeros):
+                    found |= of_block
+                    advance("")
+            self._zeros = found
+        return self._zeros
 
     def hold(self, composition: Composition, calibration: Tokens, progress: Progress, *, samples: int) -> None:
         """Bring the workers to what `composition` searches on: dense statistics, and one ranking per worker.

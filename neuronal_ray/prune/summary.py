@@ -23,11 +23,15 @@ def describe_result(
     results: Mapping[str, Mapping[str, Score]],
     *,
     zeros: int,
+    input_zeros: int,
     prunable: int,
     seconds: Mapping[str, float],
     devices: Sequence[str],
 ) -> dict[str, object]:
-    """Return the content of pruning.json; `zeros` are counted in the saved tensors, `seconds` are by stage."""
+    """Return the content of pruning.json; `zeros` are counted in the saved tensors, `seconds` are by stage.
+
+    `input_zeros` were zero before.
+    """
     return {
         "format": 1,
         "model": config.model,
@@ -42,6 +46,8 @@ def describe_result(
             "achieved": zeros / prunable,
             "pruned": zeros,
             "prunable": prunable,
+            "input": input_zeros / prunable,
+            "input_zeros": input_zeros,
         },
         "search": {
             step.name: {

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -255,3 +256,66 @@ def test_zeros_beyond_the_quota_were_zeros_before(solver: Method) -> None:
     found = solver.solve(weight, factor_of(solver, correlated(COLUMNS, 17)), Quota(removed=30))
     assert int((found == 0).sum()) >= 30
     assert (weight[found == 0] == 0).all()
+
+
+# --- weights that are zero already ---
+
+
+def sparse_weight(seed: int, rate: float, *, rows: int = 10, columns: int = 300) -> Tensor:
+    """Zeros gather towards the last columns, so that the slabs and groups of a solver have unequal shares of them."""
+    weight = some_weight(seed, rows=rows, columns=columns)
+    chances = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed + 1))
+    zeros = (chances / torch.linspace(0.3, 1.7, columns)).flatten().argsort()[: round(rate * rows * columns)]
+    weight.view(-1)[zeros] = 0
+    return weight
+
+
+def revived(weight: Tensor, pruned: Tensor) -> int:
+    return int(((weight == 0) & (pruned != 0)).sum())
+
+
+@pytest.mark.parametrize("removed", [2101, 2400, 2999])
+@pytest.mark.parametrize("rate", [0.001, 0.3, 0.7])
+def test_a_solver_counts_zeros_as_removed_and_gives_none_a_value(solver: Method, rate: float, removed: int) -> None:
+    weight = sparse_weight(20, rate)
+    factor = factor_of(solver, correlated(300, 21))
+    found = solver.solve(weight, factor, Quota(removed=removed))
+    assert revived(weight, found) == 0, f"{revived(weight, found)} of {int((weight == 0).sum())} zeros are numbers"
+    assert int((found == 0).sum()) == removed
+
+
+def test_a_solver_asked_for_fewer_than_there_are_keeps_all_zeros(solver: Method) -> None:
+    weight = sparse_weight(22, 0.7)
+    found = solver.solve(weight, factor_of(solver, correlated(300, 23)), Quota(removed=600))
+    assert torch.equal(found == 0, weight == 0)
+
+
+@pytest.mark.parametrize(("kept", "group"), [(2, 4), (5, 10)])
+def test_a_group_loses_the_pattern_s_weights_or_its_zeros_if_they_are_more(
+    solver: Method, kept: int, group: int
+) -> None:
+    weight = sparse_weight(24, 0.5)
+    quota = Quota(removed=weight.numel() * (group - kept) // group, group=group)
+    found = solver.solve(weight, factor_of(solver, correlated(300, 25)), quota)
+    zeros, before = ((tensor == 0).view(10, -1, group).sum(dim=2) for tensor in (found, weight))
+    assert revived(weight, found) == 0
+    assert torch.equal(zeros, before.clamp_min(group - kept))
+
+
+def test_a_solver_may_revive_zeros_when_asked_to(solver: Method) -> None:
+    weight = sparse_weight(26, 0.7)
+    quota = Quota(removed=1800, revive=True)
+    found = solver.solve(weight, factor_of(solver, correlated(300, 27, own=0.05)), quota)
+    assert int((found == 0).sum()) <= 2100
+    if solver is registry.load("methods", "sparsegpt"):
+        assert int((found == 0).sum()) == 1800, "the error of removed weights falls on zeros, too"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_zeros_nothing_depends_on_what_becomes_of_them(solver: Method, dtype: torch.dtype) -> None:
+    weight = some_weight(28, dtype, columns=COLUMNS)
+    factor = factor_of(solver, correlated(COLUMNS, 29))
+    for quota in (Quota(removed=130), Quota(removed=120, group=4)):
+        assert torch.equal(
+            solver.solve(weight, factor, quota), solver.solve(weight, factor, replace(quota, revive=True))
+        )

@@ -271,3 +271,49 @@ def test_a_plan_lays_its_counts_out_in_memory_whatever_strides_they_have() -> No
         assert counts.is_contiguous(), (name, counts.stride())
         assert counts.tolist() == given[name].tolist()
     assert plan.total == 3 * 64 + 0 + 2 + 4 + 6
+
+
+# -- zeros of the input
+
+
+@st.composite
+def with_zeros(draw: st.DrawFn) -> tuple[Shapes, list[list[float]], list[list[int]]]:
+    shapes, rates = draw(shapes_and_rates(ANY_RATE))
+    zeros = [draw(st.lists(st.integers(0, columns), min_size=rows, max_size=rows)) for rows, columns in shapes]
+    return shapes, rates, zeros
+
+
+@given(with_zeros(), st.floats(0, 1))
+def test_an_exact_plan_takes_at_least_the_zeros_of_each_row_and_stays_exact(
+    case: tuple[Shapes, list[list[float]], list[list[int]]], more: float
+) -> None:
+    shapes, values, counts = case
+    layout = in_pairs(shapes)
+    zeros = {spec.linear: torch.tensor(rows, dtype=torch.int32) for spec, rows in zip(layout, counts, strict=True)}
+    number = sum(map(sum, counts))
+    target = (number + more * (layout.prunable - number)) / layout.prunable
+    plan = exact_plan(layout, rates_of(layout, values), target=target, zeros=zeros)
+    plan.check(layout)
+    assert plan.total == round(target * layout.prunable)
+    if plan.total >= number:
+        for linear, rows in zeros.items():
+            assert bool((plan.removed[linear] >= rows).all()), (plan.removed[linear].tolist(), rows.tolist())
+
+
+def test_rows_with_fewer_zeros_than_they_lose_change_nothing() -> None:
+    layout = in_pairs([(3, 20), (2, 30)])
+    rates = rates_of(layout, [[0.5, 0.6, 0.7], [0.8, 0.4]])
+    plan = exact_plan(layout, rates, target=0.6)
+    same = exact_plan(layout, rates, target=0.6, zeros=plan.removed)
+    fewer = {linear: counts - 1 for linear, counts in plan.removed.items()}
+    assert plan.digest == same.digest == exact_plan(layout, rates, target=0.6, zeros=fewer).digest
+
+
+def test_what_a_row_of_zeros_takes_is_given_back_by_the_others() -> None:
+    layout = in_pairs([(4, 10), (4, 10)])
+    rates = uniform_rates(layout, lambda _: 0.5)
+    zeros = {spec.linear: torch.zeros(4, dtype=torch.int32) for spec in layout}
+    zeros[next(iter(layout)).linear][1] = 10
+    plan = exact_plan(layout, rates, target=0.5, zeros=zeros)
+    first, second = lists(plan).values()
+    assert (first, second) == ([4, 10, 3, 3], [5, 5, 5, 5])

@@ -109,7 +109,7 @@ def test_the_summary_has_the_documented_keys(folder: Path, summary: dict) -> Non
     assert summary["format"] == 1
     assert (summary["model"], summary["method"]) == (str(folder / "model"), "wanda")
     assert (summary["allocation"], summary["mode"]) == ("neuronal", "paper")
-    assert set(summary["sparsity"]) == {"target", "achieved", "pruned", "prunable"}
+    assert set(summary["sparsity"]) == {"target", "achieved", "pruned", "prunable", "input", "input_zeros"}
     assert set(summary["search"]) == {"block", "row"}
     for step in summary["search"].values():
         assert set(step) == {"noun", "selected", "candidates", "seconds"}
@@ -135,6 +135,8 @@ def test_the_saved_tensors_hold_exactly_the_zeros_of_the_budget(pruned: Path, su
         "achieved": budget / NUM_PRUNABLE,
         "pruned": budget,
         "prunable": NUM_PRUNABLE,
+        "input": 0.0,
+        "input_zeros": 0,
     }
 
 
@@ -171,6 +173,7 @@ def test_every_event_is_a_json_object_with_its_stage(pruned: Path) -> None:
     assert [event["seconds"] for event in events] == sorted(event["seconds"] for event in events)
     assert [event["stage"] for event in events if event["done"] == event["total"]] == [
         "loading",
+        "zeros of the input",
         "statistics",
         "ranking",
         "block search",

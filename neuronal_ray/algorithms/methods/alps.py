@@ -13,6 +13,7 @@ from torch import Tensor
 from neuronal_ray.algorithms.declarations import Method
 from neuronal_ray.algorithms.methods import Quota
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.core.masks import zeros_of
 from neuronal_ray.core.stats import Gram, Statistic
 
 _CHECK_EVERY, _STOP_AFTER = 3, 30  # iterations
@@ -93,8 +94,8 @@ def solve(
 
     At most `iterations` of ADMM choose the weights that stay, among all of the linear (or of each group of inputs);
     at most `conjugate_steps` of conjugate gradients refine their values. All float32. Weights of dead inputs are zero
-    and count as removed; if they, or the zeros in `weight`, are more than `quota.removed`, so are the zeros of the
-    result. With nothing to remove the weight is returned unchanged.
+    and count as removed, and so do the zeros in `weight`, unless `quota.revive` lets them become numbers; if they are
+    more than `quota.removed`, so are the zeros of the result. With nothing to remove the weight is returned unchanged.
     Differs: conjugate gradients stop row by row, by the residual on the support; the released code compares one that
     includes the weights removed, and never stops early.
     """
@@ -107,11 +108,12 @@ def solve(
         return torch.zeros_like(weight, dtype=torch.float32)
     alive = weight.float().masked_fill(factor.dead, 0).contiguous()
     target = alive * factor.scale
-    start = _support(target, quota)
+    zeros = None if quota.revive else zeros_of(weight)
+    start = _support(target, quota, zeros)
     if torch.equal(target * start, target):  # only zeros go
         return alive
-    found = _split(target, start, factor, quota, rho=rho, iterations=iterations)
-    support = _support(found, quota)
+    found = _split(target, start, factor, quota, zeros, rho=rho, iterations=iterations)
+    support = _support(found, quota, zeros)
     refined = _conjugate_gradients(found * support, target, support, factor.gram, steps=conjugate_steps)
     return (refined / factor.scale).masked_fill(~support, 0)
 
@@ -133,6 +135,7 @@ def _split(
     start: Bool[Tensor, "rows columns"],
     factor: Factor,
     quota: Quota,
+    zeros: Bool[Tensor, "rows columns"] | None,
     *,
     rho: float,
     iterations: int,
@@ -152,7 +155,7 @@ def _split(
     for iteration in range(1, iterations + 1):
         dense = _times((sparse - dual).sub_(target), resolvent, plus=target)
         dual += dense
-        current = _support(dual, quota)
+        current = _support(dual, quota, zeros)
         sparse = dual * current
         dual -= sparse
         if iteration % _CHECK_EVERY:
@@ -239,11 +242,16 @@ def _conjugate_gradients(
     return found
 
 
-def _support(values: Float32[Tensor, "rows columns"], quota: Quota) -> Bool[Tensor, "rows columns"]:
+def _support(
+    values: Float32[Tensor, "rows columns"], quota: Quota, zeros: Bool[Tensor, "rows columns"] | None = None
+) -> Bool[Tensor, "rows columns"]:
     """Return False for the `quota.removed` of least magnitude, of all or of each group of inputs; True for the others.
 
-    Tie rule: of equal magnitudes, the lower flat index goes first.
+    `zeros` count as magnitude 0, and none of them is True. Tie rule: of equal magnitudes, the lower flat index goes
+    first.
     """
+    if zeros is not None:
+        return _support(values.masked_fill(zeros, 0), quota) & ~zeros
     per_set = quota.group or values.numel()
     removed, rest = divmod(quota.removed * per_set, values.numel())
     assert rest == 0, quota

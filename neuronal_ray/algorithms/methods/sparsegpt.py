@@ -11,7 +11,7 @@ from torch import Tensor
 from neuronal_ray.algorithms.declarations import Method
 from neuronal_ray.algorithms.methods import Quota
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.core.masks import rank_rows, smallest
+from neuronal_ray.core.masks import rank_rows, smallest, zeros_of
 from neuronal_ray.core.stats import Gram, RunningGram, Statistic
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,10 @@ def solve(
     When the sweep reaches a slab of columns, the lowest W_ij^2 / U_jj^2 of all rows go, by the weights as updated so
     far, until round(removed * stop / columns) have gone in all. Tie rule: the lower row goes first, then the lower
     column. With groups, the lowest of each row's group go when the sweep reaches the group, the lower column first.
+    Zeros of `weight` go whatever has been added to them by then: of a slab, or a group, at least its own zeros go, and
+    so many others that enough is left for the zeros of later slabs; if there are more than `quota.removed`, all go.
     Differs: the authors' code removes all weights up to the one at index floor(numel * rate) of each slab in order, so
-    at least one more; `quota.rate` asks for this.
+    at least one more; `quota.rate` asks for this. It lets zeros become numbers, which `quota.revive` asks for.
     """
     check(slab=slab)
     rows, columns = weight.shape
@@ -94,17 +96,24 @@ def solve(
     work.masked_fill_(factor.dead[:, None], 0)
     errors = torch.empty_like(work[:slab])
     mask = torch.empty_like(errors, dtype=torch.bool)
+    zeros = None if quota.revive else zeros_of(weight.t())  # [columns, rows]
+    counts = _counts_of_slabs(quota, zeros, columns=columns, slab=slab)
     for first in range(0, columns, slab):
         last = min(first + slab, columns)
+        own = None if zeros is None else zeros[first:last]
         if not group:
             importance = work[first:last].square() / scale[first:last].square()
-            mask[: last - first] = _slab_mask(importance, quota, first=first, columns=columns)
+            mask[: last - first] = _slab_mask(importance, quota, counts[first // slab], own)
         for start in range(first, last, leaf):
             stop = min(start + leaf, last)
             here = slice(start - first, stop - first)
             if group:
                 importance = work[start:stop].square() / scale[start:stop].square()
+                if own is not None:
+                    importance.masked_fill_(own[here], -1)  # before all others
                 mask[here] = rank_rows(importance.t()).t() < quota.removed * group // (rows * columns)
+                if own is not None:
+                    mask[here] |= own[here]
             divisor = scale[start:stop] / mask[here].float()  # infinite where a weight stays: its error is 0
             for column in range(start, stop):
                 error = torch.div(work[column], divisor[column - start], out=errors[column - first])
@@ -123,16 +132,34 @@ def check(*, damping: float = 0.01, slab: int = 128) -> None:
         raise BadInput(f"--set method.slab: {slab} given, expected at least 1")
 
 
+def _counts_of_slabs(quota: Quota, zeros: Bool[Tensor, "columns rows"] | None, *, columns: int, slab: int) -> list[int]:
+    """Return how many weights go in each slab: in proportion to its columns, but its zeros go and later ones can."""
+    ends = [min(first + slab, columns) for first in range(0, columns, slab)]
+    of_slab = [0] * len(ends) if zeros is None else [int(part.count_nonzero()) for part in zeros.split(slab)]
+    later = sum(of_slab)
+    removed, gone, counts = max(quota.removed, later), 0, []
+    for end, own in zip(ends, of_slab, strict=True):
+        later -= own
+        count = min(max(round(removed * end / columns) - gone, own), removed - later - gone)
+        counts.append(count)
+        gone += count
+    return counts
+
+
 def _slab_mask(
-    importance: Float32[Tensor, "slab rows"], quota: Quota, *, first: int, columns: int
+    importance: Float32[Tensor, "slab rows"], quota: Quota, count: int, zeros: Bool[Tensor, "slab rows"] | None
 ) -> Bool[Tensor, "slab rows"]:
-    """Return the mask of the slab of columns that begins at `first`."""
-    width = importance.shape[0]
+    """Return the mask of a slab that loses `count` weights, its `zeros` among them."""
     if quota.rate is not None:
+        if zeros is not None:
+            importance = importance.masked_fill(zeros, 0)
         index = min(int(importance.numel() * quota.rate), importance.numel() - 1)
-        return importance <= smallest(importance, index + 1)
-    before, after = (round(quota.removed * column / columns) for column in (first, first + width))
-    return _lowest(importance, after - before)
+        mask = importance <= smallest(importance, index + 1)
+        return mask if zeros is None else mask | zeros
+    if zeros is None:
+        return _lowest(importance, count)
+    others = count - int(zeros.count_nonzero())
+    return _lowest(importance.masked_fill(zeros, torch.nan), others) | zeros  # its bits are above those of infinity
 
 
 def _lowest(importance: Float32[Tensor, "slab rows"], count: int) -> Bool[Tensor, "slab rows"]:

@@ -185,13 +185,14 @@ def test_the_update_lowers_the_error_of_the_layer() -> None:
 def test_the_lowest_go_and_of_equals_the_first_in_order_of_rows(
     rows: int, columns: int, part: float, levels: int, scale: float, seed: int
 ) -> None:
-    """Also where squares are 0 or infinite in float32, and with zeros among the weights."""
+    """Also where squares are 0 or infinite in float32, and with zeros among the weights, which are the first to go."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randint(-levels, levels + 1, (rows, columns), generator=generator) * scale
     removed = round(part * rows * columns)
     found = sparsegpt.solve(weight, independent(columns), Quota(removed=removed))
-    squares = weight.square().flatten().tolist()
-    going = sorted(range(rows * columns), key=lambda index: (squares[index], index))[:removed]
+    squares, zero = weight.square().flatten().tolist(), (weight == 0).flatten().tolist()
+    removed = max(removed, sum(zero))
+    going = sorted(range(rows * columns), key=lambda index: (not zero[index], squares[index], index))[:removed]
     wanted = weight.flatten()
     wanted[going] = 0
     assert torch.equal(found.flatten(), wanted)
