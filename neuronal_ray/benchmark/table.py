@@ -1,12 +1,16 @@
 """Markdown tables of the JSON files of searches and jobs, from any number of runs and machines."""
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from neuronal_ray.benchmark.record import Machine
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.parser import Parser
+from neuronal_ray.cli.read_files import checked, parse_json, read_text
 from neuronal_ray.workers.footprint import GIB
 
 _DESCRIPTION = """Print Markdown tables of files that `benchmark search` and `benchmark job` wrote with --output; of the
@@ -43,6 +47,9 @@ _JOB = (
 _ENDS = (" search", ": dense", ": pruned")
 """The ends of the stages' names that the middle columns sum up."""
 
+_Seconds = Annotated[float, Field(ge=0, le=1e100)]
+_Positive = Annotated[float, Field(gt=0, le=1e100)]
+
 
 def main(argv: Sequence[str]) -> None:
     """Print the tables. Raises BadInput for a file that the benchmark did not write."""
@@ -52,14 +59,84 @@ def main(argv: Sequence[str]) -> None:
     print("\n".join(tables(list(documents.values()))))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """What is read of every measurement."""
+
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Document:
+    """A file of measurements."""
+
+    machine: Machine
+    measured: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    name: str
+    seconds: _Seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Literal:
+    ratio: _Seconds
+    all_statistics: _Seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model(_Entry):
+    name: str
+    blocks: int
+    dtype: str
+    device_bytes: int | None
+    offload: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Search(_Model):
+    stages: tuple[_Stage, ...]
+    samples: int
+    length: int
+    search_s: _Positive
+    forwards_alone_s: _Positive
+    floor_s: _Positive
+    staged_s: _Positive
+    token_forwards: _Seconds
+    formula_bytes: int | None
+    host_bytes: int | None
+    literal: _Literal | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job(_Model):
+    stages: dict[str, _Seconds]
+    total_s: _Seconds
+
+
 def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        document = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{file}: cannot be read as JSON ({type(error).__name__})") from error
+    """Return a file of measurements. Raises BadInput for one in which something that a table shows cannot be."""
+    place = f"FILE: {file}"
+    document = parse_json(read_text(file, flag="FILE"), place=place)
     if not isinstance(document, dict) or not {"machine", "measured"} <= set(document):
-        raise BadInput(f"{file}: expected a file that the benchmark wrote with --output")
+        raise BadInput(f"{place}: expected a file that the benchmark wrote with --output")
+    for number, entry in enumerate(checked(document, _Document, place=place).measured):
+        here = f"{place}: measured.{number}"
+        kind = checked(entry, _Entry, place=here).kind
+        if kind == "SearchMeasured":
+            stages = {stage.name for stage in checked(entry, _Search, place=here).stages}
+            _check_stages(stages, ("ranking",), place=here)
+        elif kind == "JobMeasured":
+            stages = set(checked(entry, _Job, place=here).stages)
+            _check_stages(stages, ("loading", "statistics", "ranking", "checkpoint"), place=here)
     return document
+
+
+def _check_stages(given: set[str], shown: Sequence[str], *, place: str) -> None:
+    if missing := [name for name in shown if name not in given]:
+        raise BadInput(f"{place}: stages lacks {', '.join(missing)}")
 
 
 def tables(documents: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -106,7 +106,7 @@ def setting_value(value: object) -> object:
     if isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return word(value)
+        return word(value) if value else value  # adaptive's `starts = ""`: none
     if isinstance(value, int):
         if abs(value) > _LARGEST:
             raise ValueError("is beyond 64 bits")
