@@ -9,6 +9,7 @@ from torch import Tensor
 from neuronal_ray.cli.atomic import write_json
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.progress import Progress
+from neuronal_ray.core.emptied import emptied, name_emptied
 from neuronal_ray.core.input_zeros import number_of
 from neuronal_ray.core.layout import Layout
 from neuronal_ray.core.plan import Counts, uniform_rates
@@ -61,6 +62,9 @@ def run(
         results,
         zeros=zeros,
         input_zeros=number_of(selected.zeros),
+        without_weights=name_emptied(
+            emptied(layout, allocation.plan, selected.zeros), [spec.linear for spec in layout]
+        ),
         prunable=layout.prunable,
         seconds=progress.seconds,
         devices=pool.each(device_name),

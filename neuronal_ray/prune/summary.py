@@ -24,13 +24,14 @@ def describe_result(
     *,
     zeros: int,
     input_zeros: int,
+    without_weights: str,
     prunable: int,
     seconds: Mapping[str, float],
     devices: Sequence[str],
 ) -> dict[str, object]:
     """Return the content of pruning.json; `zeros` are counted in the saved tensors, `seconds` are by stage.
 
-    `input_zeros` were zero before.
+    `input_zeros` were zero before; `without_weights` names the blocks and linears that have no weight left.
     """
     return {
         "format": 1,
@@ -48,6 +49,7 @@ def describe_result(
             "prunable": prunable,
             "input": input_zeros / prunable,
             "input_zeros": input_zeros,
+            "without_weights": without_weights,
         },
         "search": {
             step.name: {
@@ -111,6 +113,7 @@ def results_table(summary: Mapping[str, Any], output: Path) -> str:
         "",
         f"{summary['model']} pruned to {sparsity['achieved']:.4%} "
         f"({sparsity['pruned']:,} of {sparsity['prunable']:,} weights) with {_what(summary)} ({summary['mode']} mode)",
+        *([f"without any weight: {sparsity['without_weights']}"] if sparsity["without_weights"] else []),
         "",
     ]
     for name, measured in summary["evaluation"].items():

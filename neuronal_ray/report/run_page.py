@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from neuronal_ray.cli.atomic import write_text
+from neuronal_ray.core.emptied import name_emptied
+from neuronal_ray.core.layout import Linear
 from neuronal_ray.report.figures import Canvas, block_figure, row_figure, search_figure, symbol_of
 from neuronal_ray.report.html import Html, fill, joined
 from neuronal_ray.report.inputs import Run, SearchStep, read_run
@@ -56,11 +58,19 @@ def _tally(run: Run) -> Html:
     ]
     items = joined(fill("<div><dt>{name}</dt><dd>{value}</dd></div>", name=name, value=value) for value, name in values)
     tally = fill('<dl class="tally">{items}</dl>', items=items)
+    notes = []
+    names = [Linear(linear.block, linear.path) for linear in run.linears]
+    empty = [
+        name
+        for name, linear in zip(names, run.linears, strict=True)
+        if linear.pruned == linear.columns * len(linear.row_pruned)
+    ]
+    if empty:
+        notes.append(f"Without any weight: {name_emptied(empty, names)}.")
     planned = sum(linear.pruned for linear in run.linears)
-    if planned == run.pruned:
-        return tally
-    note = f"The plan removes {planned:,} weights; the saved tensors hold {run.pruned:,} zeros."
-    return joined([tally, fill("<p>{note}</p>", note=note)])
+    if planned != run.pruned:
+        notes.append(f"The plan removes {planned:,} weights; the saved tensors hold {run.pruned:,} zeros.")
+    return joined([tally, *(fill("<p>{note}</p>", note=note) for note in notes)])
 
 
 def _perplexities(scores: Sequence[Score]) -> Html:

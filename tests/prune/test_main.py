@@ -109,7 +109,15 @@ def test_the_summary_has_the_documented_keys(folder: Path, summary: dict) -> Non
     assert summary["format"] == 1
     assert (summary["model"], summary["method"]) == (str(folder / "model"), "wanda")
     assert (summary["allocation"], summary["mode"]) == ("neuronal", "paper")
-    assert set(summary["sparsity"]) == {"target", "achieved", "pruned", "prunable", "input", "input_zeros"}
+    assert set(summary["sparsity"]) == {
+        "target",
+        "achieved",
+        "pruned",
+        "prunable",
+        "input",
+        "input_zeros",
+        "without_weights",
+    }
     assert set(summary["search"]) == {"block", "row"}
     for step in summary["search"].values():
         assert set(step) == {"noun", "selected", "candidates", "seconds"}
@@ -137,6 +145,7 @@ def test_the_saved_tensors_hold_exactly_the_zeros_of_the_budget(pruned: Path, su
         "prunable": NUM_PRUNABLE,
         "input": 0.0,
         "input_zeros": 0,
+        "without_weights": "",
     }
 
 

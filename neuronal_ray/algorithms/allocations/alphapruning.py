@@ -22,6 +22,7 @@ def allocate(problem: Problem, *, epsilon: float = 0.3, bound: str = "strict") -
     Lu et al., AlphaPruning, NeurIPS 2024: a block's metric is the mean exponent of its linears; a block with a higher
     exponent is sparser. A block without an exponent (see tail_exponent) counts as the mean of the others. `bound` is
     "strict" or "compat", the lower bound of the authors' code.
+    The authors' code has no upper bound: at high targets a block may lose all weights.
     Differs: rates above 1 are left to the exact budget, which bounds them; equal metrics give the target everywhere
     instead of 0 / 0.
     """

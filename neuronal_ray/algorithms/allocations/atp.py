@@ -19,7 +19,8 @@ def allocate(problem: Problem, *, step: float = 0.002, max_candidates: int = 32)
     """Return the progression of least loss among the slopes step, 2 step, ... that keep all rates in [0, 1].
 
     Tie rule: of equal losses the gentler slope wins; a loss that is not finite wins only if no loss is finite. Where no
-    slope fits (one block, or a target next to 0 or 1) the plan is uniform.
+    slope fits (one block, or a target next to 0 or 1) the plan is uniform. The bound of the slopes is the source's own:
+    at the steepest, from a target of 0.5 on, the last block loses all weights.
     Differs: the loss is that of the calibration text; the released script takes the perplexity of WikiText-2's test
     set. At most `max_candidates` slopes are tried (see `slopes`).
     """

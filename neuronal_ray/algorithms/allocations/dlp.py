@@ -26,6 +26,7 @@ def allocate(problem: Problem, *, alpha: float = 0.15) -> Allocation:
 
     Chen et al., DLP: Dynamic Layerwise Pruning in Large Language Models, ICML 2025: the median of a block's scores is
     its unimportance, density ~ 1 - m_b / sum m.
+    The authors' code has no upper bound: at high targets a block may lose all weights.
     Differs: equal medians give the target everywhere instead of 0 / 0.
     """
     check(problem, alpha=alpha)

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 def allocate(problem: Problem, *, lam: float = 0.08, expression: str = PUBLISHED) -> Allocation:
     """Return rates of width 2 * lam over the blocks, larger where `expression` of the block's scores |W| * a is larger.
 
+    The released code has no upper bound: at high targets a block may lose all weights.
     Differs: the search that found the published expression is left out.
     """
     check(problem, lam=lam, expression=expression)

@@ -24,7 +24,7 @@ def allocate(problem: Problem, *, threshold: float = 5.0, lam: float = 0.08) -> 
     """Spread block densities over a width of 2 * lam, rising with the block's share of scores above threshold * mean.
 
     Yin et al., OWL, ICML 2024, section 3 (`threshold` is its M). `authors`: a rate of 0 or less becomes 0.01, of 1 or
-    more 0.99.
+    more 0.99, as in NeuronAL's code. OWL's own code has no upper bound: at high targets a block may lose all weights.
     Differs: equal shares give the target everywhere; the released code divides 0 by 0.
     """
     check(problem, threshold=threshold, lam=lam)
