@@ -40,6 +40,7 @@ def _main(argv: Sequence[str]) -> None:
     from safetensors.torch import save_file
 
     from neuronal_ray.evaluate.inputs import read_windows
+    from neuronal_ray.evaluate.window_start import WindowStart
     from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
 
     options.output.mkdir(parents=True, exist_ok=True)
@@ -53,9 +54,15 @@ def _main(argv: Sequence[str]) -> None:
     checkpoint = open_checkpoint(resolve_model(options.model))
     for name, source in texts.items():
         if source is not None:
-            read = read_windows([source], checkpoint, length=options.sequence_length, trust_remote_code=False)
+            read = read_windows(
+                [source],
+                checkpoint,
+                length=options.sequence_length,
+                trust_remote_code=False,
+                start=WindowStart(used="papers"),
+            )
             (windows,) = read.values()
-            save_file({"input_ids": windows[: options.windows].clone()}, options.output / f"{name}.safetensors")
+            save_file({"input_ids": windows.tokens[: options.windows].clone()}, options.output / f"{name}.safetensors")
 
 
 if __name__ == "__main__":

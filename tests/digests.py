@@ -126,7 +126,12 @@ def digests_of_run(folder: Path) -> dict[str, str]:
         "weights": _weights(folder),
         "plan": digest_of(_rows(folder / "allocation.parquet")),
         "scores": digest_of(_rows(folder / "search.parquet", "seconds")),
-        "perplexities": digest_of(summary["evaluation"]),
+        "perplexities": digest_of(
+            {
+                name: {key: value for key, value in entry.items() if key != "window_start"}
+                for name, entry in summary["evaluation"].items()
+            }
+        ),
     }
 
 

@@ -96,6 +96,17 @@ class RunConfig:
 class BenchmarkConfig(RunConfig):
     """The options of every command that evaluates a model."""
 
+    window_start: Annotated[
+        str | None,
+        Option(
+            "str",
+            "how each sequence of calibration and evaluation text begins. papers: with the text, cut as the papers do; "
+            "bos: with the BOS token, then one token less of the text; auto: bos where the tokenizer adds BOS and the "
+            "dense model reads a few windows better with it, else papers. If absent auto in `best` mode and of a model "
+            "without pruning.json, papers in other modes. Benchmarks and tokenized files stay as they are",
+            choices=("papers", "bos", "auto"),
+        ),
+    ] = None
     few_shot: Annotated[
         int | None,
         Option(

@@ -10,17 +10,25 @@ from torch import Tensor
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.data.text import Documents, calibration_documents, is_tokenized
 from neuronal_ray.data.tokens import check_vocabulary, read_token_rows
+from neuronal_ray.data.window_start import begin_with_bos, without_bos
 
 FLAG = "--calibration"
 
 
 def calibration_tokens(
-    source: str, encode: Callable[[str], list[int]], *, samples: int, sequence_length: int, seed: int, vocabulary: int
+    source: str,
+    encode: Callable[[str], list[int]],
+    *,
+    samples: int,
+    sequence_length: int,
+    seed: int,
+    vocabulary: int,
+    bos: int | None = None,
 ) -> Int64[Tensor, "samples sequence_length"]:
     """Draw sequences from a source as Wanda's (ICLR 2024) data loader does.
 
-    The first k sequences equal a draw of k. A safetensors source is not sampled: its first rows are used as they are,
-    in order, whatever the seed.
+    The first k sequences equal a draw of k. With `bos`, each is this token and a draw of one token less. A safetensors
+    source is not sampled: its first rows are used as they are, in order, whatever the seed.
     Raises BadInput for a source that cannot be read, is too short or has ids outside [0, vocabulary).
     """
     assert sequence_length > 0
@@ -32,7 +40,15 @@ def calibration_tokens(
         documents = calibration_documents(source, flag=FLAG)
         if documents.count == 0:
             raise BadInput(f"{FLAG}: {source!r} is empty, expected at least one document")
-        tokens = _draw(documents, encode, source=source, samples=samples, sequence_length=sequence_length, seed=seed)
+        tokens = _draw(
+            documents,
+            encode if bos is None else without_bos(encode, bos),
+            source=source,
+            samples=samples,
+            sequence_length=sequence_length if bos is None else sequence_length - 1,
+            seed=seed,
+        )
+        tokens = tokens if bos is None else begin_with_bos(tokens, bos)
     check_vocabulary(tokens, vocabulary=vocabulary, flag=FLAG)
     return tokens
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.data.text import evaluation_text, is_file_name, is_tokenized
 from neuronal_ray.data.tokens import check_vocabulary, read_token_rows
+from neuronal_ray.data.window_start import begin_with_bos, without_bos
 
 FLAG = "--evaluate"
 
@@ -18,10 +19,16 @@ logger = logging.getLogger(__name__)
 
 
 def evaluation_windows(
-    source: str, encode: Callable[[str], list[int]], *, sequence_length: int, vocabulary: int
+    source: str,
+    encode: Callable[[str], list[int]],
+    *,
+    sequence_length: int,
+    vocabulary: int,
+    bos: int | None = None,
 ) -> Int64[Tensor, "windows sequence_length"]:
     """Tokenize a source and divide it into consecutive windows, dropping the remainder (GPTQ, ICLR 2023).
 
+    With `bos`, each window is this token and `sequence_length` - 1 tokens of the text.
     The rows of a safetensors source are the windows; their length takes precedence over `sequence_length`.
     Raises BadInput for a source that cannot be read, is too short or has ids outside [0, vocabulary).
     """
@@ -29,7 +36,7 @@ def evaluation_windows(
     if is_tokenized(source):
         windows = _stored_windows(source, sequence_length=sequence_length)
     else:
-        windows = _consecutive_windows(source, encode, sequence_length=sequence_length)
+        windows = _consecutive_windows(source, encode, sequence_length=sequence_length, bos=bos)
     check_vocabulary(windows, vocabulary=vocabulary, flag=FLAG)
     return windows
 
@@ -56,16 +63,18 @@ def _stored_windows(source: str, *, sequence_length: int) -> Int64[Tensor, "wind
 
 
 def _consecutive_windows(
-    source: str, encode: Callable[[str], list[int]], *, sequence_length: int
+    source: str, encode: Callable[[str], list[int]], *, sequence_length: int, bos: int | None
 ) -> Int64[Tensor, "windows sequence_length"]:
     evaluation = evaluation_text(source, flag=FLAG)
-    tokens = encode(evaluation.text)
-    available = len(tokens) // sequence_length
+    tokens = encode(evaluation.text) if bos is None else without_bos(encode, bos)(evaluation.text)
+    length = sequence_length if bos is None else sequence_length - 1  # of the text in a window
+    available = len(tokens) // length
     if available == 0:
         raise BadInput(
             f"{FLAG}: {source!r} has {len(tokens)} tokens, expected at least one window of"
             f" --sequence-length {sequence_length}"
         )
     count = available if evaluation.windows is None else min(available, evaluation.windows)
-    used = torch.tensor(tokens[: count * sequence_length], dtype=torch.int64)
-    return used.view(count, sequence_length)  # [windows * sequence_length] -> [windows, sequence_length]
+    windows = torch.tensor(tokens[: count * length], dtype=torch.int64).view(count, length)
+    # [windows * length] -> [windows, length] -> [windows, sequence_length]
+    return windows if bos is None else begin_with_bos(windows, bos)

@@ -24,9 +24,12 @@ def _main(argv: Sequence[str]) -> None:
     from neuronal_ray.cli.atomic import write_json
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.cli.versions import versions
-    from neuronal_ray.evaluate.benchmark_names import MEAN, ZERO_SHOT
+    from neuronal_ray.data.window_start import AUTO
+    from neuronal_ray.evaluate.benchmark_names import MEAN, ZERO_SHOT, split_names
     from neuronal_ray.evaluate.inputs import read_evaluations, sequence_length
     from neuronal_ray.evaluate.measure import measure
+    from neuronal_ray.evaluate.scores import windows_in_words
+    from neuronal_ray.evaluate.window_start import possible_start, read_both, recorded_start, warn_of_tokenized
     from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
     from neuronal_ray.workers.pools.launch import check_device, open_pool
 
@@ -35,12 +38,27 @@ def _main(argv: Sequence[str]) -> None:
     check_device(config)
     checkpoint = open_checkpoint(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
     length = sequence_length(config, checkpoint)
-    evaluations = read_evaluations(config, config.evaluate, checkpoint, length=length)
+    texts, _ = split_names(config.evaluate)
+    if config.window_start is not None:
+        warn_of_tokenized(texts)
+    start = possible_start(
+        config.window_start or recorded_start(checkpoint.path) or AUTO,
+        texts,
+        checkpoint.path,
+        length=length,
+        trust_remote_code=config.trust_remote_code,
+    )
+    evaluations = read_evaluations(config, config.evaluate, checkpoint, length=length, start=start)
     progress = Progress()
     with open_pool(config, checkpoint) as pool:
+        if evaluations.undecided is not None:
+            start = start.decided(read_both(pool, evaluations.undecided.tokens, start, progress))
+            evaluations = read_evaluations(config, config.evaluate, checkpoint, length=length, start=start)
         scores = measure(pool, evaluations, None, progress, label="as it is")
+    if start.readings is not None:
+        print(f"window start: {start}")
     for name in evaluations.windows:
-        print(f"{name}: perplexity {scores[name].value} ({scores[name].rows} windows of {scores[name].length} tokens)")
+        print(f"{name}: perplexity {scores[name].value} ({windows_in_words(scores[name].summary())})")
     for name in evaluations.benchmarks:
         score = scores[name]
         print(f"{name}: {score.metric} {score.value:.4f} +- {score.error:.4f} ({score.rows} questions)")
@@ -49,7 +67,12 @@ def _main(argv: Sequence[str]) -> None:
         print(f"mean of the {len(ZERO_SHOT)} zero-shot tasks: accuracy {mean.value:.4f} +- {mean.error:.4f}")
     if config.output is not None:
         results = {name: score.summary() for name, score in scores.items()}
-        content = {"model": config.model, "evaluation": results, "versions": versions()}
+        content = {
+            "model": config.model,
+            "window_start": start.summary(),
+            "evaluation": results,
+            "versions": versions(),
+        }
         write_json(config.output, content)
 
 

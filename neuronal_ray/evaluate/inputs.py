@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 
-from jaxtyping import Int64
-from torch import Tensor
-
 from neuronal_ray.cli.config import BenchmarkConfig, RunConfig
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.data.windows import evaluation_name, evaluation_windows
 from neuronal_ray.evaluate.benchmark_names import split_names
-from neuronal_ray.evaluate.measure import Evaluations
+from neuronal_ray.evaluate.measure import Evaluations, Windows
 from neuronal_ray.evaluate.scores import BenchmarkSettings
+from neuronal_ray.evaluate.window_start import WindowStart
 from neuronal_ray.models.checkpoint import Checkpoint, load_encoder
 
 _DEFAULT_LENGTH = 2048
@@ -35,12 +33,12 @@ def context_length(checkpoint: Checkpoint) -> int:
 
 
 def read_evaluations(
-    config: BenchmarkConfig, names: Sequence[str], checkpoint: Checkpoint, *, length: int
+    config: BenchmarkConfig, names: Sequence[str], checkpoint: Checkpoint, *, length: int, start: WindowStart
 ) -> Evaluations:
     """Read the texts among `names` as windows of `length` tokens, and check that the benchmarks' rows can be read."""
     texts, benchmarks = split_names(names)
     settings = BenchmarkSettings(few_shot=config.few_shot, limit=config.task_limit, data=config.task_data)
-    windows = read_windows(texts, checkpoint, length=length, trust_remote_code=config.trust_remote_code)
+    windows = read_windows(texts, checkpoint, length=length, trust_remote_code=config.trust_remote_code, start=start)
     if benchmarks:
         from neuronal_ray.evaluate.benchmarks import check_benchmarks  # lm-eval takes seconds to import
 
@@ -49,20 +47,22 @@ def read_evaluations(
 
 
 def read_windows(
-    sources: Sequence[str], checkpoint: Checkpoint, *, length: int, trust_remote_code: bool
-) -> dict[str, Int64[Tensor, "windows length"]]:
+    sources: Sequence[str], checkpoint: Checkpoint, *, length: int, trust_remote_code: bool, start: WindowStart
+) -> dict[str, Windows]:
     """Return the windows of every source, by the name that results have it under."""
-    windows = {}
+    windows: dict[str, Windows] = {}
     for source in sources:
         name = evaluation_name(source)
         if name in windows:
             raise BadInput(f"--evaluate: two texts are called {name!r}; rename one file")
-        windows[name] = evaluation_windows(
+        tokens = evaluation_windows(
             source,
             load_encoder(checkpoint.path, trust_remote_code=trust_remote_code),
             sequence_length=length,
             vocabulary=checkpoint.config.get_text_config().vocab_size,
+            bos=start.token,
         )
-        if windows[name].shape[1] > context_length(checkpoint):
+        if tokens.shape[1] > context_length(checkpoint):
             raise BadInput(f"--evaluate: rows of {source} are longer than the model's {context_length(checkpoint)}")
+        windows[name] = Windows(tokens=tokens, start=start.of(source))
     return windows

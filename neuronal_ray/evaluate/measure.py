@@ -8,6 +8,7 @@ from torch import Tensor
 
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.plan import Plan
+from neuronal_ray.data.window_start import AUTO
 from neuronal_ray.evaluate.benchmark_names import MEAN, ZERO_SHOT
 from neuronal_ray.evaluate.perplexity import perplexity
 from neuronal_ray.evaluate.scores import PERPLEXITY, BenchmarkSettings, Score, mean_score
@@ -15,7 +16,13 @@ from neuronal_ray.workers.pools.protocol import Pool
 from neuronal_ray.workers.shard import ChainTask, Passing, Steps
 from neuronal_ray.workers.worker import Worker
 
-Windows = Int64[Tensor, "windows length"]
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Windows:
+    """The windows of a text; `start` is how each begins: papers or bos, auto where that is to be decided."""
+
+    tokens: Int64[Tensor, "windows length"]
+    start: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,11 @@ class Evaluations:
     def names(self) -> tuple[str, ...]:
         """The names of texts, then of benchmarks."""
         return (*self.windows, *self.benchmarks)
+
+    @property
+    def undecided(self) -> Windows | None:
+        """The windows of the first text whose start is to be decided."""
+        return next((text for text in self.windows.values() if text.start == AUTO), None)
 
     def without(self, done: set[str]) -> "Evaluations":
         """Return the evaluations whose names are not in `done`."""
@@ -78,5 +90,6 @@ def measured(
                 advance(f"{name}: {score.metric} {score.value:.4g}")
                 yield name, score
     for name, windows in evaluations.windows.items():
-        value = perplexity(pool, windows, plan, progress=progress, stage=f"{name}: {label}")
-        yield name, Score(metric=PERPLEXITY, value=value, rows=len(windows), length=windows.shape[1])
+        value = perplexity(pool, windows.tokens, plan, progress=progress, stage=f"{name}: {label}")
+        rows, length = windows.tokens.shape
+        yield name, Score(metric=PERPLEXITY, value=value, rows=rows, length=length, window_start=windows.start)

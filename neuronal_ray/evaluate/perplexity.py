@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +20,21 @@ from neuronal_ray.workers.tasks.statistics import sequences_per_chunk
 
 
 def window_losses(
-    windows: Int64[Tensor, "windows length"], chunks: Iterator[Float[Tensor, "some length vocabulary"]]
+    windows: Int64[Tensor, "windows length"],
+    chunks: Iterator[Float[Tensor, "some length vocabulary"]],
+    *,
+    skip: int = 0,
 ) -> Float64[Tensor, " windows"]:
-    """Return each window's mean cross-entropy over its length - 1 predictions, in nats, from float32 logits."""
+    """Return each window's mean cross-entropy over its length - 1 predictions, in nats, from float32 logits.
+
+    The first `skip` of them do not count.
+    """
     losses = []
     remaining = windows
     for chunk in chunks:
         inputs, remaining = remaining[: len(chunk)].to(chunk.device), remaining[len(chunk) :]
         for row, tokens in zip(chunk, inputs, strict=True):
-            losses.append(F.cross_entropy(row[:-1].float(), tokens[1:]))
+            losses.append(F.cross_entropy(row[skip:-1].float(), tokens[skip + 1 :]))
     return torch.stack(losses).double().cpu()
 
 
@@ -63,10 +70,13 @@ def perplexity(
     windows: Int64[Tensor, "windows length"],
     plan: Plan | None,
     *,
+    skip: int = 0,
     progress: Progress | None = None,
     stage: str = "perplexity",
 ) -> float:
     """Return exp of the mean of the windows' losses of the model under `plan` (None: dense); infinite on overflow.
+
+    The first `skip` predictions of each window do not count.
 
     The released codes multiply each window's mean over length - 1 predictions by length and divide by all tokens: the
     same number. Differs: they take losses from half-precision logits. Losses are merged in the order of the windows,
@@ -75,7 +85,7 @@ def perplexity(
     tasks = _tasks(pool, windows)
     losses = []
     with (progress or Progress(quiet=True)).stage(stage, len(tasks)) as advance:
-        for of_task in map_in_parallel(pool, logits, tasks, plan, window_losses):
+        for of_task in map_in_parallel(pool, logits, tasks, plan, partial(window_losses, skip=skip)):
             losses.append(of_task)
             advance("")
     mean = float(torch.cat(losses).mean())

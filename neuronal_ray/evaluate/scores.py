@@ -1,9 +1,10 @@
 """The result of an evaluation on one text or benchmark: a number with its metric, standard error and size."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PERPLEXITY = "perplexity"
 
@@ -21,7 +22,8 @@ class BenchmarkSettings:
 class Score:
     """`value` of `metric` over `rows`: windows of `length` tokens of a text, or questions of a benchmark.
 
-    `error` is the standard error, nan if there is none. An accuracy is a fraction.
+    `window_start` is how these windows begin: papers or bos. `error` is the standard error, nan if there is none. An
+    accuracy is a fraction.
     """
 
     metric: str
@@ -29,6 +31,7 @@ class Score:
     error: float = math.nan
     rows: int
     length: int | None = None
+    window_start: str | None = None
 
     def value_summary(self) -> dict[str, object]:
         """Return the number alone, as in pruning.json: null for infinity, which JSON does not have."""
@@ -38,8 +41,17 @@ class Score:
     def summary(self) -> dict[str, object]:
         """Return the whole score as in pruning.json."""
         if self.metric == PERPLEXITY:
-            return self.value_summary() | {"windows": self.rows, "sequence_length": self.length}
+            return self.value_summary() | {
+                "windows": self.rows,
+                "sequence_length": self.length,
+                "window_start": self.window_start,
+            }
         return self.value_summary() | {"rows": self.rows}
+
+
+def windows_in_words(entry: Mapping[str, Any]) -> str:
+    """Return the windows of a perplexity in words, from its entry of pruning.json."""
+    return f"{entry['windows']} windows of {entry['sequence_length']} tokens, window start {entry['window_start']}"
 
 
 def mean_score(scores: Sequence[Score]) -> Score:

@@ -14,6 +14,7 @@ from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.pattern import Pattern, parse_pattern, pattern_target
 from neuronal_ray.core.problem import Terms
 from neuronal_ray.core.stats import SquareSum, Statistic
+from neuronal_ray.data.window_start import AUTO, PAPERS
 from neuronal_ray.prune.config import PruneConfig
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Composition:
     row_step: str | None
     row_settings: dict[str, object]
     pruned_stream: bool
+    window_start: str
 
     @property
     def target(self) -> float:
@@ -150,6 +152,7 @@ def compose(config: PruneConfig) -> Composition:
         row_step=follows,
         row_settings=row_settings,
         pruned_stream=config.mode == "authors" or (config.score_stream or default) == "pruned",
+        window_start=config.window_start or (AUTO if config.mode == "best" else PAPERS),
     )
 
 
@@ -187,6 +190,8 @@ def _check_released(
         raise BadInput(f"--refinement: {config.refinement} {_USE_PAPER}")
     if config.refinement != "none" and allocator.spreads:
         raise BadInput(f"--refinement: {config.refinement} with --allocation {allocation} {_USE_PAPER}")
+    if config.window_start not in (None, PAPERS):
+        raise BadInput(f"--window-start: {config.window_start} {_USE_PAPER}")
     if config.score_stream == "dense":
         raise BadInput("--score-stream: dense is not what the released code does; use --mode paper")
     if config.criterion not in (None, "alignment"):

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import torch
 
+from neuronal_ray.data.window_start import AUTO
+from neuronal_ray.evaluate.window_start import READ
 from neuronal_ray.models.blocks import find_blocks, find_linears, weight_of
 from neuronal_ray.models.checkpoint import empty_model
 from neuronal_ray.models.stored_zeros import stored_zeros
@@ -12,10 +14,16 @@ from neuronal_ray.prune.compose import Composition
 from neuronal_ray.prune.config import PruneConfig
 from neuronal_ray.prune.input_zeros import check_target, describe_zeros
 from neuronal_ray.prune.inputs import Inputs, held_tokens
+from neuronal_ray.prune.window_start import deciding_windows
 from neuronal_ray.workers.footprint import GIB, Devices, Footprint, fit
 from neuronal_ray.workers.pools.launch import local_devices, resolve_address, work_of
 
 _PROBE = 1024
+_START = {
+    "papers": "the papers have them (--window-start papers)",
+    "bos": "BOS and the text (--window-start bos)",
+    "auto": "the dense model reads a few better, with BOS or without (--window-start auto)",
+}
 
 
 def describe_run(config: PruneConfig, inputs: Inputs) -> str:
@@ -48,6 +56,7 @@ def describe_run(config: PruneConfig, inputs: Inputs) -> str:
         f"memory      of all workers: weights {sum(footprint.weights) / GIB:.2f} GiB in the blocks, rankings "
         f"{sum(footprint.ranks) / GIB:.2f}; in each worker {footprint.outside / GIB:.2f} outside the blocks, "
         f"{footprint.passing / GIB:.2f} for activations",
+        f"windows     begin as {_START[inputs.window_start.used]}",
         *(f"tokens      {count:>12,} {stage}" for stage, count in tokens.items()),
         *(f"benchmark   {name}, dense and pruned (not in the time below)" for name in inputs.evaluations.benchmarks),
         f"arithmetic  {flops:.3g} floating-point operations in the blocks",
@@ -79,6 +88,9 @@ def tokens_by_stage(config: PruneConfig, inputs: Inputs) -> dict[str, int]:
     pruner = composition.pruner
     searched = config.search_samples * inputs.sequence_length
     tokens = {}
+    if inputs.window_start.used == AUTO:
+        windows = deciding_windows(config, inputs)[:READ]
+        tokens["window start, few windows without and with BOS"] = 2 * windows.numel() - len(windows)
     if composition.dense_statistic is not None or (pruner.walks and not pruner.solves):
         tokens["dense pass over the calibration text"] = calibration
     passes = 2 if composition.released else 1  # the released code: the dense weights of each block as well
@@ -92,8 +104,8 @@ def tokens_by_stage(config: PruneConfig, inputs: Inputs) -> dict[str, int]:
         tokens["final pass on the pruned stream"] = 2 * calibration
     elif pruner.solves:
         tokens["final pass on the dense stream"] = calibration
-    for name, windows in inputs.evaluations.windows.items():
-        tokens[f"perplexity on {name}, dense and pruned"] = 2 * windows.numel()
+    for name, text in inputs.evaluations.windows.items():
+        tokens[f"perplexity on {name}, dense and pruned"] = 2 * text.tokens.numel()
     return tokens
 
 

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from neuronal_ray.core.pattern import check_pattern
 from neuronal_ray.data.calibration import calibration_tokens
+from neuronal_ray.evaluate.benchmark_names import split_names
 from neuronal_ray.evaluate.inputs import read_evaluations, sequence_length
 from neuronal_ray.evaluate.measure import Evaluations
+from neuronal_ray.evaluate.window_start import WindowStart, possible_start, warn_of_tokenized
 from neuronal_ray.models.checkpoint import Checkpoint, linear_columns, load_encoder, open_checkpoint, resolve_model
 from neuronal_ray.prune.compose import Composition, compose
 from neuronal_ray.prune.config import PruneConfig
@@ -23,6 +25,7 @@ class Inputs:
     sequence_length: int
     calibration: Int64[Tensor, "samples length"]
     evaluations: Evaluations
+    window_start: WindowStart
 
 
 def held_tokens(config: PruneConfig, inputs: Inputs) -> int:
@@ -41,8 +44,11 @@ class Reader:
         self._calibrations: dict[tuple[object, ...], Int64[Tensor, "samples length"]] = {}
         self._evaluations: dict[tuple[object, ...], Evaluations] = {}
 
-    def prepare(self, config: PruneConfig) -> Inputs:
-        """Read and check the checkpoint's headers, the calibration text and the evaluation text."""
+    def prepare(self, config: PruneConfig, start: WindowStart | None = None) -> Inputs:
+        """Read and check the checkpoint's headers, the calibration text and the evaluation text.
+
+        `start` is how sequences begin where that was decided; where it is still auto, they begin with the text.
+        """
         composition = compose(config)
         checkpoint = self._checkpoint(config)
         if composition.pruner.pattern is not None:
@@ -50,12 +56,14 @@ class Reader:
                 linear_columns(checkpoint, trust_remote_code=config.trust_remote_code), composition.pruner.pattern
             )
         length = sequence_length(config, checkpoint)
+        start = start or self._start(config, checkpoint, composition.window_start, length)
         return Inputs(
             composition=composition,
             checkpoint=checkpoint,
             sequence_length=length,
-            calibration=self._calibration(config, checkpoint, length),
-            evaluations=self._evaluated(config, checkpoint, length),
+            calibration=self._calibration(config, checkpoint, length, start),
+            evaluations=self._evaluated(config, checkpoint, length, start),
+            window_start=start,
         )
 
     def _checkpoint(self, config: PruneConfig) -> Checkpoint:
@@ -66,8 +74,18 @@ class Reader:
             )
         return self._checkpoints[key]
 
-    def _calibration(self, config: PruneConfig, checkpoint: Checkpoint, length: int) -> Int64[Tensor, "samples length"]:
-        key = (checkpoint.path, config.calibration, config.calibration_samples, length, config.seed)
+    def _start(self, config: PruneConfig, checkpoint: Checkpoint, asked: str, length: int) -> WindowStart:
+        sources = (config.calibration, *split_names(config.evaluate)[0])
+        if config.window_start is not None:
+            warn_of_tokenized(sources)
+        return possible_start(
+            asked, sources, checkpoint.path, length=length, trust_remote_code=config.trust_remote_code
+        )
+
+    def _calibration(
+        self, config: PruneConfig, checkpoint: Checkpoint, length: int, start: WindowStart
+    ) -> Int64[Tensor, "samples length"]:
+        key = (checkpoint.path, config.calibration, config.calibration_samples, length, config.seed, start.token)
         if key not in self._calibrations:
             self._calibrations[key] = calibration_tokens(
                 config.calibration,
@@ -76,11 +94,13 @@ class Reader:
                 sequence_length=length,
                 seed=config.seed,
                 vocabulary=checkpoint.config.get_text_config().vocab_size,
+                bos=start.token,
             )
         return self._calibrations[key]
 
-    def _evaluated(self, config: PruneConfig, checkpoint: Checkpoint, length: int) -> Evaluations:
-        key = (checkpoint.path, config.evaluate, length, config.few_shot, config.task_limit, config.task_data)
+    def _evaluated(self, config: PruneConfig, checkpoint: Checkpoint, length: int, start: WindowStart) -> Evaluations:
+        rows = config.few_shot, config.task_limit, config.task_data
+        key = (checkpoint.path, config.evaluate, length, rows, start.used)
         if key not in self._evaluations:
-            self._evaluations[key] = read_evaluations(config, config.evaluate, checkpoint, length=length)
+            self._evaluations[key] = read_evaluations(config, config.evaluate, checkpoint, length=length, start=start)
         return self._evaluations[key]

@@ -54,13 +54,13 @@ class Number:
 class _NumberEntry:
     """A line of numbers.jsonl."""
 
-    kind: Literal["kl", "loss", "change"]
+    kind: Literal["kl", "loss", "change", "window start"]
     key: Annotated[str, StringConstraints(pattern="^([0-9a-f]{2})+$")]
     values: tuple[Spelled, ...]
 
     def __post_init__(self) -> None:
         """Raise ValueError when there are too few or too many values."""
-        if not self.values or (self.kind != "kl" and len(self.values) > 1):
+        if not self.values or (self.kind in ("loss", "change") and len(self.values) > 1):
             raise ValueError(f"{len(self.values)} values of {self.kind}")
 
 

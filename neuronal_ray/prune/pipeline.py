@@ -20,10 +20,11 @@ from neuronal_ray.prune.compose import Composition
 from neuronal_ray.prune.config import PruneConfig
 from neuronal_ray.prune.files import begin_model, write_allocation, write_model, write_search
 from neuronal_ray.prune.input_zeros import check_target
-from neuronal_ray.prune.inputs import Inputs
+from neuronal_ray.prune.inputs import Inputs, Reader
 from neuronal_ray.prune.search import Search
 from neuronal_ray.prune.session import Session
 from neuronal_ray.prune.summary import describe_result
+from neuronal_ray.prune.window_start import with_window_start
 from neuronal_ray.workers.pools.protocol import Pool
 from neuronal_ray.workers.tasks import model_files
 from neuronal_ray.workers.tasks.statistics import device_name
@@ -37,6 +38,7 @@ def run(
     Finished candidates are kept in the folder `journal`, and taken from there.
     """
     pool.each(model_files.check_writable, staging)
+    inputs = with_window_start(config, inputs, pool, Reader(), progress, journal=journal)
     session = Session(pool, journal=journal)
     composition, calibration = inputs.composition, inputs.calibration
     selected = plan_run(config, composition, session, calibration, progress)

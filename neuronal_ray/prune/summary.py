@@ -9,7 +9,7 @@ from typing import Any
 
 from neuronal_ray.cli.versions import versions
 from neuronal_ray.core.problem import Allocation
-from neuronal_ray.evaluate.scores import Score
+from neuronal_ray.evaluate.scores import Score, windows_in_words
 from neuronal_ray.prune.config import PruneConfig
 from neuronal_ray.prune.inputs import Inputs
 from neuronal_ray.prune.search import Search, noun_of
@@ -69,8 +69,10 @@ def describe_result(
             "search_samples": config.search_samples,
             "sequence_length": inputs.sequence_length,
             "seed": config.seed,
+            "window_start": inputs.window_start.of(config.calibration),
             "sha256": hashlib.sha256(inputs.calibration.numpy().tobytes()).hexdigest(),
         },
+        "window_start": inputs.window_start.summary(),
         "evaluation": _evaluations(results),
         "seconds": {name: round(spent, 3) for name, spent in seconds.items()},
         "versions": versions(config.method, inputs.composition.allocation, config.row_step or "", config.refinement),
@@ -119,11 +121,7 @@ def results_table(summary: Mapping[str, Any], output: Path) -> str:
     for name, measured in summary["evaluation"].items():
         perplexity = "perplexity" in measured
         metric = "perplexity" if perplexity else next(iter(measured))
-        size = (
-            f"{measured['windows']} windows of {measured['sequence_length']} tokens"
-            if perplexity
-            else (f"{measured['rows']} questions")
-        )
+        size = windows_in_words(measured) if perplexity else f"{measured['rows']} questions"
         lines.append(f"{metric} on {name} ({size})")
         others = [key for key, value in measured.items() if isinstance(value, dict) and key != "dense"]
         rows = [(key, measured[key][metric]) for key in ["dense", *others]]

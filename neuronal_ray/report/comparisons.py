@@ -1,7 +1,7 @@
 """The comparisons of a report on sweeps: the damage of each variant relative to another, case by case.
 
 Damage is ln(perplexity / perplexity of the dense model). A case is a model, a sparsity, a seed and a text, with the
-perplexity of each variant. Ratios of damages are averaged geometrically over cases.
+perplexity of each variant, all of one window start. Ratios of damages are averaged geometrically over cases.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from neuronal_ray.report.schemas import DENSE, Result
-from neuronal_ray.report.study_tables import Mark, Table
+from neuronal_ray.report.study_tables import Mark, Table, in_title
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class Case:
 
     sparsity: float
     evaluation: str
+    start: str
     dense: float
     perplexity: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class Case:
         return Case(
             sparsity=self.sparsity,
             evaluation=self.evaluation,
+            start=self.start,
             dense=self.dense,
             perplexity=self.perplexity | {name: self.perplexity[best]},
             seconds=self.seconds | {name: self.seconds[best]},
@@ -62,12 +64,13 @@ class Comparison:
 
 def cases_of(results: Iterable[Result], combinations: Mapping[str, object]) -> list[Case]:
     """Return the cases of all perplexities; `combinations` by cell are equal for cells that can be compared."""
-    cases: dict[tuple[object, str], Case] = {}
+    cases: dict[tuple[object, str, str], Case] = {}
     for result in results:
         if result.method == DENSE or result.metric != "perplexity" or result.dense is None:
             continue
-        key = (combinations[result.cell], result.evaluation)
-        case = cases.setdefault(key, Case(sparsity=result.sparsity, evaluation=result.evaluation, dense=result.dense))
+        key = (combinations[result.cell], result.evaluation, result.start)
+        new = Case(sparsity=result.sparsity, evaluation=result.evaluation, start=result.start, dense=result.dense)
+        case = cases.setdefault(key, new)
         case.perplexity[result.variant] = math.inf if result.value is None else result.value
         case.seconds[result.variant] = result.search_seconds
     return list(cases.values())
@@ -101,9 +104,10 @@ def comparison_tables(cases: Sequence[Case], references: Iterable[Sequence[str]]
         name = members[0] if len(members) == 1 else f"the best of {', '.join(members)}"
         known = [case.with_best(name, members) for case in cases]
         variants = list(dict.fromkeys(variant for case in cases for variant in case.perplexity))
-        for evaluation in dict.fromkeys(case.evaluation for case in cases):
-            own = [case for case in known if case.evaluation == evaluation]
-            tables.append(_table(own, variants, name, f"Damage on {evaluation} relative to {name}"))
+        for evaluation, start in dict.fromkeys((case.evaluation, case.start) for case in cases):
+            own = [case for case in known if (case.evaluation, case.start) == (evaluation, start)]
+            title = f"Damage on {evaluation} relative to {name}{in_title(start)}"
+            tables.append(_table(own, variants, name, title))
     return [table for table in tables if table.rows]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from neuronal_ray.report.schemas import DENSE, Result
-from neuronal_ray.report.study_tables import searched_lambdas
+from neuronal_ray.report.study_tables import in_title, searched_lambdas
 
 _NOT_VARIED = ("seed", "sparsity", "method", "model", "calibration", "evaluate", "settings", "allocation", "output")
 
@@ -39,14 +39,15 @@ def curves(rows: Sequence[Result]) -> list[Curve]:
             if option not in numbers[row.cell]:
                 continue
             rest = tuple(sorted((k, v) for k, v in numbers[row.cell].items() if k != option))
-            key = (row.model, row.method, row.allocation, row.sparsity, row.evaluation, row.metric, rest)
+            key = (row.model, row.method, row.allocation, row.sparsity, row.evaluation, row.metric, row.start, rest)
             groups.setdefault(key, {}).setdefault(numbers[row.cell][option], []).append(row.value or math.nan)
-        for (model, method, allocation, sparsity, evaluation, metric, rest), values in groups.items():
+        for (model, method, allocation, sparsity, evaluation, metric, start, rest), values in groups.items():
             if len(values) < 3:
                 continue
             others = "".join(f", {name} {value:g}" for name, value in rest if len(seen[name]) > 1)
             title = (
                 f"{Path(model).name}, {method}, {allocation} at {100 * sparsity:g} %{others}: {metric} on {evaluation}"
+                f"{in_title(start)}"
             )
             points = tuple((x, statistics.fmean(ys)) for x, ys in sorted(values.items()))
             selected = _selected(pruned, model, method, sparsity) if option == "block lambda" else None

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -78,6 +78,7 @@ class Score:
     pruned: float
     windows: int
     sequence_length: int
+    window_start: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,7 @@ class _Perplexity:
 class _OnText(_Perplexity):
     windows: Count
     sequence_length: Count
+    window_start: Literal["papers", "bos"] = "papers"  # older runs do not say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +148,7 @@ def _score(name: str, entry: dict[str, Any], place: str) -> Score:
         pruned=_finite(pruned),
         windows=pruned.windows,
         sequence_length=pruned.sequence_length,
+        window_start=pruned.window_start,
     )
 
 

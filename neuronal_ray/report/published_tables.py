@@ -44,6 +44,7 @@ def _published(table: Mapping[str, Any]) -> Table:
         rows=tuple(rows),
         marks=marks,
         metric=metric,
+        start="papers" if metric == "perplexity" else "",
         sparsity=table.get("sparsity"),
         note="; ".join(table.get("notes", ())),
     )

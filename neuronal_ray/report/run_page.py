@@ -88,7 +88,10 @@ def _perplexities(scores: Sequence[Score]) -> Html:
         for score in scores
     ]
     head = ["Text", "Dense", *map(str.capitalize, baselines), "This model", "Ratio"]
-    texts = ", ".join(f"{s.name}: {s.windows:,} windows of {s.sequence_length:,} tokens" for s in scores)
+    texts = "; ".join(
+        f"{s.name}: {s.windows:,} windows of {s.sequence_length:,} tokens, window start {s.window_start}"
+        for s in scores
+    )
     content = scrolled(_table(rows, head=head, kind="scores"))
     return section("Perplexity", joined([content, fill("\n<p><small>{texts}</small></p>", texts=texts)]))
 

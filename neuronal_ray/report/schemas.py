@@ -60,9 +60,10 @@ class Candidate:
 class Result:
     """One row of a sweep's results: one cell and evaluation.
 
-    `value` is None where `problem` says why. `rows` are windows or questions. `seconds` is the time of allocation and
-    refinement without the method's own statistics and ranking; trials that an earlier cell has run count as if they
-    had been repeated. `evaluation_seconds` is the time of this evaluation.
+    `value` is None where `problem` says why. `rows` are windows or questions. `window_start` is how windows begin:
+    papers or bos; None for benchmarks, and for results that are older than this choice. `seconds` is the time of
+    allocation and refinement without the method's own statistics and ranking; trials that an earlier cell has run count
+    as if they had been repeated. `evaluation_seconds` is the time of this evaluation.
     """
 
     cell: CellId
@@ -89,6 +90,7 @@ class Result:
     value: Real | None
     error: Real | None
     rows: Count
+    window_start: str | None = None
     dense: Real | None
     seconds: Seconds
     search_seconds: Seconds
@@ -104,6 +106,11 @@ class Result:
         for name, value in (("value", self.value), ("dense", self.dense)):
             if self.metric == "perplexity" and value is not None and value <= 0:
                 raise ValueError(f"{name} is a perplexity of {value:g}, expected more than 0")
+
+    @property
+    def start(self) -> str:
+        """How the windows of a perplexity begin, "" for a benchmark: values of different starts are not compared."""
+        return (self.window_start or "papers") if self.metric == "perplexity" else ""
 
 
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}

@@ -18,7 +18,7 @@ from neuronal_ray.report.html import Html, fill, joined
 from neuronal_ray.report.inputs import LinearSparsity, read_linears, read_results
 from neuronal_ray.report.published_tables import published_tables
 from neuronal_ray.report.schemas import DENSE, CellId, Result
-from neuronal_ray.report.study_tables import Table, lambda_table, result_tables, seconds_table
+from neuronal_ray.report.study_tables import Table, in_title, lambda_table, result_tables, seconds_table
 
 _MOST_CURVES, _MOST_PLANS = 40, 24
 
@@ -174,7 +174,7 @@ def _marked(text: str, rank: int, strong: str, low: str, high: str) -> str:
 
 
 def _alike(ours: Table, published: Table) -> bool:
-    return (ours.metric, ours.sparsity) == (published.metric, published.sparsity)
+    return (ours.metric, ours.start, ours.sparsity) == (published.metric, published.start, published.sparsity)
 
 
 def _pair(ours: Table, published: Sequence[Table]) -> Html:
@@ -200,17 +200,18 @@ def _table(table: Table) -> Html:
 
 def _runtimes(study: Study) -> list[Html]:
     """Draw perplexity against the seconds of the plan, per model, text and sparsity (the paper's Figure 1)."""
-    groups: dict[tuple[str, str, float, str], list[tuple[str, float, float]]] = {}
+    groups: dict[tuple[str, str, str, float, str], list[tuple[str, float, float]]] = {}
     for row in study.rows:
         if row.method != DENSE and row.metric == "perplexity" and row.value is not None:
-            key = (row.model, row.evaluation, row.sparsity, row.method)
+            key = (row.model, row.evaluation, row.start, row.sparsity, row.method)
             groups.setdefault(key, []).append((row.variant, row.seconds, row.value))
     figures = []
-    for number, ((model, evaluation, sparsity, method), points) in enumerate(groups.items()):
+    for number, ((model, evaluation, start, sparsity, method), points) in enumerate(groups.items()):
         distinct = list(dict.fromkeys(name for name, _, _ in points))
         if not 3 <= len(distinct) <= 12:
             continue
-        label = f"{Path(model).name}, {method}, {100 * sparsity:g} %: perplexity on {evaluation} against seconds"
+        what = f"perplexity on {evaluation}{in_title(start)}"
+        label = f"{Path(model).name}, {method}, {100 * sparsity:g} %: {what}, against seconds"
         canvas = Canvas(key=f"runtime-{number}", width=page.NARROW, label=label)
         figures.append(page.figure(runtime_figure(points, canvas), label))
     return _in_pairs("Perplexity against seconds", figures[:_MOST_CURVES])

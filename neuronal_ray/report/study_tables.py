@@ -27,7 +27,10 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """`rows` are the leading words of each line of `marks`; None is an empty cell."""
+    """`rows` are the leading words of each line of `marks`; None is an empty cell.
+
+    `start` is how the windows of perplexities begin, "" for other metrics.
+    """
 
     title: str
     words: tuple[str, ...]
@@ -35,6 +38,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     marks: tuple[tuple[Mark | None, ...], ...]
     metric: str = ""
+    start: str = ""
     sparsity: float | None = None
     note: str = ""
 
@@ -63,12 +67,15 @@ def ranked(values: Sequence[float | None], metric: str) -> list[int]:
 
 
 def result_tables(rows: Sequence[Result]) -> list[Table]:
-    """Return a table per sparsity and metric: methods and variants against models and evaluations, means over seeds."""
+    """Return a table per sparsity, metric and window start: methods and variants against models and evaluations.
+
+    Values are means over seeds.
+    """
     tables = []
-    kinds = sorted({(row.sparsity, row.metric == "perplexity") for row in rows if row.method != DENSE}, key=_kind)
-    for sparsity, perplexity in kinds:
-        mine = [row for row in rows if row.sparsity == sparsity and (row.metric == "perplexity") == perplexity]
-        dense = [row for row in rows if row.method == DENSE and (row.metric == "perplexity") == perplexity]
+    kinds = sorted({(row.sparsity, row.start) for row in rows if row.method != DENSE}, key=_kind)
+    for sparsity, start in kinds:
+        mine = [row for row in rows if (row.sparsity, row.start) == (sparsity, start)]
+        dense = [row for row in rows if (row.method, row.start) == (DENSE, start)]
         columns = list(dict.fromkeys((row.model, row.evaluation) for row in mine if row.method != DENSE))
         lines = _by_method((row.method, row.variant) for row in mine if row.method != DENSE)
         grid = [[_values(mine, method, variant, column) for column in columns] for method, variant in lines]
@@ -83,12 +90,13 @@ def result_tables(rows: Sequence[Result]) -> list[Table]:
         first = [tuple(_dense_mark(dense, column, metric) for column in columns)] if dense else []
         tables.append(
             Table(
-                title=f"{metric.capitalize()} at {100 * sparsity:g} % sparsity" + ("" if perplexity else " (percent)"),
+                title=f"{metric.capitalize()} at {100 * sparsity:g} % sparsity{in_title(start) or ' (percent)'}",
                 words=("Method", "Top-up"),
                 columns=tuple(f"{Path(model).name} {evaluation}" for model, evaluation in columns),
                 rows=(*ours, *lines),
                 marks=(*first, *marks),
                 metric=metric,
+                start=start,
                 sparsity=sparsity,
                 note="; ".join(filter(None, (_MEANS if several else "", _drift(mine)))),
             )
@@ -111,9 +119,15 @@ def _by_method(lines: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return sorted(distinct, key=lambda line: methods.index(line[0]))
 
 
-def _kind(kind: tuple[float, bool]) -> tuple[bool, float]:
-    """Order tables: perplexity first, then by sparsity."""
-    return not kind[1], kind[0]
+def _kind(kind: tuple[float, str]) -> tuple[bool, float, str]:
+    """Order tables: perplexity first, then by sparsity, then the papers' windows last."""
+    sparsity, start = kind
+    return start == "", sparsity, start
+
+
+def in_title(start: str) -> str:
+    """Return how windows begin, for a title; "" for a metric that has none."""
+    return f", window start {start}" if start else ""
 
 
 def _values(rows: Iterable[Result], method: str, variant: str, column: tuple[str, str]) -> list[float]:

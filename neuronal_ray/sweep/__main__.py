@@ -60,17 +60,19 @@ def _main(argv: Sequence[str]) -> None:
     study = read_study(arguments.file, overrides, output=arguments.output, max_cells=arguments.max_cells)
     # What follows imports torch and transformers: after the file is known to be good.
     from neuronal_ray.cli.progress import Progress
+    from neuronal_ray.prune.inputs import Reader
     from neuronal_ray.sweep.dry_run import describe_study
     from neuronal_ray.sweep.files import open_store
     from neuronal_ray.sweep.inputs import prepare_study
     from neuronal_ray.sweep.pipeline import run_study
 
-    ready = prepare_study(study)
+    reader = Reader()
+    ready = prepare_study(study, reader)
     print(describe_study(study, ready), flush=True)
     if arguments.dry_run:
         return
     store = open_store(study, resume=arguments.resume)
-    outcome = run_study(ready, store, Progress(study.output / "events.jsonl"))
+    outcome = run_study(ready, store, reader, Progress(study.output / "events.jsonl"))
     print(f"{outcome.finished} cells done, {outcome.skipped} were done before, {len(outcome.failed)} failed")
     print(f"results: {study.output / 'results'}/*.parquet")
     print(f"report:  neuronal-ray report {study.output} --output {study.output / 'report.html'}")

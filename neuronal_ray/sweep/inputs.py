@@ -78,9 +78,8 @@ def _versions(*plug_ins: str) -> dict[str, str]:
     return versions(*plug_ins)
 
 
-def prepare_study(study: Study) -> list[Ready]:
+def prepare_study(study: Study, reader: Reader) -> list[Ready]:
     """Check every cell and read every text, each once. Raises BadInput that names the cell."""
-    reader = Reader()
     digests: dict[int, str] = {}  # by the id of a text, which the reader holds and cells share
     budgets = {cell.budget_of for cell in study.cells}
     ready = []

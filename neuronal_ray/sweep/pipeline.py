@@ -18,14 +18,16 @@ from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import Unfinished
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.core.layout import Layout
+from neuronal_ray.data.window_start import BOS
 from neuronal_ray.evaluate.benchmark_names import MEAN, ZERO_SHOT
 from neuronal_ray.evaluate.measure import Evaluations, measured
 from neuronal_ray.evaluate.scores import PERPLEXITY, Score, mean_score
 from neuronal_ray.prune.compose import Composition, compose
 from neuronal_ray.prune.config import PruneConfig
-from neuronal_ray.prune.inputs import held_tokens
+from neuronal_ray.prune.inputs import Reader, held_tokens
 from neuronal_ray.prune.pipeline import plan_run
-from neuronal_ray.prune.session import Session
+from neuronal_ray.prune.session import Session, digest_of
+from neuronal_ray.prune.window_start import with_window_start
 from neuronal_ray.report.schemas import DENSE, Result
 from neuronal_ray.sweep.config import Cell
 from neuronal_ray.sweep.files import Planned, SearchedStep, Store
@@ -46,8 +48,8 @@ class Outcome:
     failed: dict[str, str]
 
 
-def run_study(cells: Sequence[Ready], store: Store, progress: Progress) -> Outcome:
-    """Run the cells that lack a result."""
+def run_study(cells: Sequence[Ready], store: Store, reader: Reader, progress: Progress) -> Outcome:
+    """Run the cells that lack a result; `reader` has read their texts."""
 
     def unfinished(members: Sequence[Ready]) -> list[Ready]:
         return [ready for ready in members if not _is_finished(ready, store)]
@@ -66,7 +68,7 @@ def run_study(cells: Sequence[Ready], store: Store, progress: Progress) -> Outco
                     pruner=widest.inputs.composition.pruner,
                     held=held_tokens(widest.cell.config, widest.inputs),
                 ) as pool:
-                    failed |= _Group(pool, members, store).run(advance)
+                    failed |= _Group(pool, members, store, reader).run(advance)
             except Exception as error:  # the model cannot be loaded, or its workers are gone
                 reason = _report_failure(f"the cells of {widest.cell.config.model}", error)
                 for ready in unfinished(members):
@@ -101,9 +103,9 @@ def _is_internal(error: TaskError) -> bool:
 class _Group:
     """The cells that share a pool, run one after the other."""
 
-    def __init__(self, pool: Pool, members: Sequence[Ready], store: Store) -> None:
-        self._pool, self._members, self._store = pool, members, store
-        self._wanted = self._wanted_statistics()
+    def __init__(self, pool: Pool, members: Sequence[Ready], store: Store, reader: Reader) -> None:
+        self._pool, self._members, self._store, self._reader = pool, members, store, reader
+        self._wanted: dict[str, tuple[type, ...]] = {}
         self._session = self._fresh()
         self._layout: Layout = self._session.layout()
         self._device = self._pool.first(device_name)
@@ -111,7 +113,19 @@ class _Group:
     def run(self, advance: Callable[[str], None]) -> dict[str, str]:
         """Run every cell; return the reasons of those that failed, by id."""
         failed: dict[str, str] = {}
+        members = []
+        quiet, decided = Progress(quiet=True), self._store.path / "decided"
         for ready in self._members:
+            config, inputs = ready.cell.config, ready.inputs
+            try:
+                inputs = with_window_start(config, inputs, self._pool, self._reader, quiet, journal=decided)
+                members.append(replace(ready, inputs=inputs, text=digest_of(inputs.calibration)))
+            except Exception as error:  # reported, and the other cells go on
+                failed[ready.cell.id] = f"{ready.cell}: {_report_failure(str(ready.cell), error)}"
+                advance(failed[ready.cell.id])
+        self._wanted = self._wanted_statistics(members)
+        self._session = self._fresh()
+        for ready in members:
             begin = perf_counter()
             try:
                 self._run_dense(ready)
@@ -126,9 +140,9 @@ class _Group:
     def _fresh(self) -> Session:
         return Session(self._pool, wanted=self._wanted)
 
-    def _wanted_statistics(self) -> dict[str, tuple[type, ...]]:
+    def _wanted_statistics(self, members: Sequence[Ready]) -> dict[str, tuple[type, ...]]:
         wanted: dict[str, dict[type, None]] = {}
-        for ready in self._members:
+        for ready in members:
             kind = ready.inputs.composition.dense_statistic
             if kind is not None and not ready.inputs.composition.released:
                 wanted.setdefault(ready.text, {})[kind] = None
@@ -224,6 +238,7 @@ class _Group:
             few_shot=settings.few_shot,
             task_limit=settings.limit,
             task_data=settings.data,
+            window_start=BOS if ready.inputs.window_start.used == BOS else None,
         )
         return f"{DENSE}-{Cell(variant=DENSE, config=only).id}"
 
@@ -259,6 +274,7 @@ class _Group:
             value=score.value if finite else None,
             error=None if math.isnan(score.error) else score.error,
             rows=score.rows,
+            window_start=score.window_start,
             dense=None if reference is None or not math.isfinite(reference.value) else reference.value,
             seconds=planned.seconds,
             search_seconds=planned.search_seconds,
@@ -278,4 +294,5 @@ def _score_of(row: Result) -> Score:
         error=math.nan if row.error is None else row.error,
         rows=row.rows,
         length=row.sequence_length if row.metric == PERPLEXITY else None,
+        window_start=row.window_start,
     )

@@ -18,6 +18,7 @@ NEEDED = ["--model", "m", "--output", "out"]
 
 RUN_OPTIONS = {
     "few-shot",
+    "window-start",
     "shards",
     "task-timeout",
     "task-limit",

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from tiny import LENGTH, write_model
 
 from neuronal_ray.evaluate.inputs import read_windows
+from neuronal_ray.evaluate.window_start import WindowStart
 from neuronal_ray.models.checkpoint import open_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
@@ -30,6 +31,7 @@ def test_the_first_windows_of_the_held_out_share_are_written(tmp_path: Path) -> 
     assert quality_texts.main(words) == 0
     written = load_file(tmp_path / "texts" / "in-domain.safetensors")["input_ids"]
     held_out = str(tmp_path / "texts" / "held-out.txt")
-    read = read_windows([held_out], open_checkpoint(model), length=LENGTH, trust_remote_code=False)
-    assert torch.equal(written, read["held-out"][:3])
+    start = WindowStart(used="papers")
+    read = read_windows([held_out], open_checkpoint(model), length=LENGTH, trust_remote_code=False, start=start)
+    assert torch.equal(written, read["held-out"].tokens[:3])
     assert "line 399" not in (tmp_path / "texts" / "calibration.txt").read_text()

@@ -34,6 +34,7 @@ KEYS = {
     "sparsity",
     "search",
     "calibration",
+    "window_start",
     "evaluation",
     "seconds",
     "versions",
@@ -125,10 +126,14 @@ def test_the_summary_has_the_documented_keys(folder: Path, summary: dict) -> Non
         best = min(step["candidates"], key=lambda candidate: candidate["alignment"])
         assert step["selected"] == best["lambda"]
     calibration = summary["calibration"]
-    assert set(calibration) == {"source", "samples", "search_samples", "sequence_length", "seed", "sha256"}
+    keys = {"source", "samples", "search_samples", "sequence_length", "seed", "window_start", "sha256"}
+    assert set(calibration) == keys
+    assert summary["window_start"] == {"used": "papers", "perplexity": None}
+    assert calibration["window_start"] == "papers"
     assert (calibration["samples"], calibration["search_samples"], calibration["sequence_length"]) == (6, 2, LENGTH)
     assert set(summary["evaluation"]) == {"evaluation"}
-    assert set(summary["evaluation"]["evaluation"]) == {"perplexity", "windows", "sequence_length", "dense"}
+    entry = {"perplexity", "windows", "sequence_length", "window_start", "dense"}
+    assert set(summary["evaluation"]["evaluation"]) == entry
     assert {"loading", "statistics", "ranking", "block search", "row search", "checkpoint"} <= set(summary["seconds"])
     assert {"neuronal_ray", "python", "torch", "transformers"} <= set(summary["versions"])
     assert len(summary["devices"]) == 1
@@ -345,7 +350,7 @@ def test_a_pruned_model_can_be_pruned_further_in_place(folder: Path, tmp_path: P
 
 def test_baselines_are_measured_at_the_same_budget(folder: Path, tmp_path: Path, summary: dict) -> None:
     measured = prune(folder, tmp_path / "out", baselines="")["evaluation"]["evaluation"]
-    assert set(measured) == {"perplexity", "windows", "sequence_length", "dense", "uniform", "block"}
+    assert set(measured) == {"perplexity", "windows", "sequence_length", "window_start", "dense", "uniform", "block"}
     uniform = prune(folder, tmp_path / "uniform", allocation="uniform")["evaluation"]["evaluation"]
     block = prune(folder, tmp_path / "block", neuronal_steps="block")["evaluation"]["evaluation"]
     assert measured["uniform"] == {"perplexity": uniform["perplexity"]}

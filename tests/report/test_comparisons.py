@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from results import row
@@ -134,8 +135,8 @@ def test_texts_have_tables_of_their_own() -> None:
     )
     tables = comparison_tables(known, [["authors"]])
     assert [table.title for table in tables] == [
-        "Damage on in-domain relative to authors",
-        "Damage on out-of-domain relative to authors",
+        "Damage on in-domain relative to authors, window start papers",
+        "Damage on out-of-domain relative to authors, window start papers",
     ]
     assert [cells(known, ["authors"], at=("70 %", "best"), table=number)[0] for number in (0, 1)] == ["0.500", "2.000"]
 
@@ -144,3 +145,12 @@ def test_dense_rows_and_accuracies_are_no_cases() -> None:
     accuracy = row(cell="a", metric="accuracy")
     dense = row(cell="d", method=DENSE, variant=DENSE)
     assert cases_of([accuracy, dense], {"a": 0, "d": 0}) == []
+
+
+def test_perplexities_of_different_window_starts_are_not_compared() -> None:
+    papers, bos = result("authors", 8.0), result("best", 4.0)
+    known = cases(papers, replace(bos, window_start="bos"), replace(papers, cell=papers.cell, window_start="papers"))
+    assert [(case.start, set(case.perplexity)) for case in known] == [("papers", {"authors"}), ("bos", {"best"})]
+    assert all(compare([case], "best", "authors").cases == 0 for case in known)
+    tables = comparison_tables(known, [["authors"], ["best"]])
+    assert [table.title.rpartition(", ")[2] for table in tables] == ["window start papers", "window start bos"]

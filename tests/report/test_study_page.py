@@ -247,3 +247,18 @@ def test_an_overflow_is_shown_as_one() -> None:
         line[1]: marks[0].text for line, marks in zip(table.rows, table.marks, strict=True) if marks[0] is not None
     }
     assert texts == {"Uniform": "50.00", "OWL": "overflow", "DSnoT": "20.00"}
+
+
+def test_each_window_start_has_a_table_of_its_own() -> None:
+    rows = [
+        row(cell=f"{number:012d}", variant=variant, value=value, window_start=start)
+        for number, (variant, value, start) in enumerate(
+            [("Uniform", 50.0, None), ("OWL", 40.0, "papers"), ("Uniform", 30.0, "bos"), ("OWL", 20.0, "bos")]
+        )
+    ]
+    rows.append(row(cell="dense", variant=DENSE, method=DENSE, sparsity=0.0, value=10.0, window_start="bos"))
+    tables = {table.start: table for table in result_tables(rows)}
+    assert set(tables) == {"papers", "bos"}
+    assert all(f"window start {start}" in table.title for start, table in tables.items())
+    assert [marks[0].value for marks in tables["papers"].marks] == [50.0, 40.0]
+    assert [marks[0].value for marks in tables["bos"].marks] == [10.0, 30.0, 20.0]
