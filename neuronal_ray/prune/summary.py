@@ -111,10 +111,12 @@ def _what(summary: Mapping[str, Any]) -> str:
 def results_table(summary: Mapping[str, Any], output: Path) -> str:
     """Return the results of a run as a table for the terminal."""
     sparsity, search = summary["sparsity"], summary["search"]
+    # Without a search `best` and `paper` do the same.
+    mode = f" ({summary['mode']} mode)" if search or summary["mode"] == "authors" else ""
     lines = [
         "",
         f"{summary['model']} pruned to {sparsity['achieved']:.4%} "
-        f"({sparsity['pruned']:,} of {sparsity['prunable']:,} weights) with {_what(summary)} ({summary['mode']} mode)",
+        f"({sparsity['pruned']:,} of {sparsity['prunable']:,} weights) with {_what(summary)}{mode}",
         *([f"without any weight: {sparsity['without_weights']}"] if sparsity["without_weights"] else []),
         "",
     ]

@@ -18,7 +18,7 @@ def _main(argv: Sequence[str]) -> None:
     parser = Parser(
         prog="neuronal-ray report",
         description="Write report.html of one pruning run again, or a report on the results of one or more sweeps, "
-        "next to the paper's tables. Example: neuronal-ray report runs/small/table3 --output table3.html",
+        "next to the paper's tables. Example: neuronal-ray report runs/small/language --output language.html",
     )
     parser.add_argument(
         "runs",
