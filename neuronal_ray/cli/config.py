@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from neuronal_ray.cli.address import check_form
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.options import Option, check_bounds
 
@@ -85,6 +86,8 @@ class RunConfig:
     def check(self) -> None:
         """Raise BadInput, naming the flag, for values that can never work."""
         check_bounds(self)
+        if self.address is not None:
+            check_form(self.address)
         if self.address == "none" and self.replicas not in (None, 1):
             raise BadInput("--replicas: one process holds one worker; use --address local for more")
 

@@ -1,15 +1,17 @@
-"""How commands end: exit codes, one-line errors, a clean stop on SIGTERM."""
+"""How commands end: exit codes, one-line errors, a clean stop by signals."""
 
 import logging
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from neuronal_ray.cli.errors import BadInput
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, BAD_INPUT = 0, 1, 2
 
 
 class Unfinished(RuntimeError):
@@ -20,6 +22,48 @@ class InternalError(Unfinished):
     """The same for a fault of ours, which is the cause of this error and is printed with its traceback."""
 
 
+class Stop:
+    """The signal that ended the command: Ctrl-C, SIGTERM or SIGHUP; the first one counts, later ones are ignored.
+
+    It is a KeyboardInterrupt, so that temporary files are removed, and workers ended, as after Ctrl-C: Ray makes an
+    error of its own of anything else that is raised while it waits.
+    """
+
+    def __init__(self) -> None:
+        self._first = signal.SIGINT
+        self._begun = False
+
+    @property
+    def code(self) -> int:
+        """The exit code, as shells have it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+        return 128 + self._first
+
+    @property
+    def reason(self) -> str:
+        """What ended the command."""
+        return "interrupted" if self._first == signal.SIGINT else f"stopped by {self._first.name}"
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals in the body, but for those that the parent had this process ignore, as nohup does."""
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    before[number] = signal.signal(number, self._take)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self._begun:
+            return
+        self._begun, self._first = True, signal.Signals(number)
+        raise KeyboardInterrupt
+
+
 def exit_code(prog: str, command: Callable[[], None]) -> int:
     """Run `command` and return its exit code: 0 when done, 2 for bad input (one line), 1 for anything else.
 
@@ -28,9 +72,10 @@ def exit_code(prog: str, command: Callable[[], None]) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"{prog}: %(message)s"))
     logging.getLogger("neuronal_ray").handlers = [handler]  # other libraries' loggers have handlers of their own
-    signal.signal(signal.SIGTERM, _stop)
+    stop = Stop()
     try:
-        command()
+        with stop.listening():
+            command()
     except BadInput as error:
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
@@ -41,16 +86,11 @@ def exit_code(prog: str, command: Callable[[], None]) -> int:
     except Unfinished as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        print(f"{prog}: {stop.reason}{f'; {error}' if str(error) else ''}", file=sys.stderr)
+        return stop.code
     except Exception:
         traceback.print_exc()
         print(f"{prog}: internal error (traceback above)", file=sys.stderr)
         return FAILED
     return DONE
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Turn SIGTERM into an exception, so that temporary files are removed and workers ended."""
-    raise SystemExit(128 + number)

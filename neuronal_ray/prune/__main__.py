@@ -68,6 +68,8 @@ def _main(argv: Sequence[str]) -> None:
             write_report(staging)
     except BadInput:
         raise
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(_KEPT if journal_folder(config.output).exists() else _NOTHING_KEPT) from error
     except Exception as error:
         outcome = _KEPT if journal_folder(config.output).exists() else _NOTHING_KEPT
         if isinstance(error, Unfinished | OSError):  # a full disk, for example, or workers that are gone

@@ -9,9 +9,11 @@ from functools import partial
 import torch
 
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
+from neuronal_ray.cli.address import check_reachable
 from neuronal_ray.cli.config import RunConfig
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.memory import machine_bytes
+from neuronal_ray.cli.threads import check_threads
 from neuronal_ray.models.checkpoint import Checkpoint, empty_model
 from neuronal_ray.workers.footprint import CHUNKS_PER_TASK, Devices, Fit, Footprint, Work, fit
 from neuronal_ray.workers.pools.in_process import InProcessPool
@@ -31,8 +33,13 @@ def resolve_address(config: RunConfig) -> str:
 
 
 def check_device(config: RunConfig) -> None:
-    """Raise BadInput when the device given is not on this machine and the workers would run here."""
-    if config.device == "cuda" and resolve_address(config) in ("none", "local") and not torch.cuda.is_available():
+    """Raise BadInput when the workers' device, threads or Ray are not there, as far as that is known from here."""
+    address = resolve_address(config)
+    if address not in ("none", "local"):
+        check_reachable(address)
+        return
+    check_threads(config.threads)
+    if config.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device: no CUDA device on this machine")
 
 

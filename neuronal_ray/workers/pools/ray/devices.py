@@ -2,16 +2,19 @@
 
 import logging
 import os
-import socket
+import signal
+import threading
 
 import ray
+from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from neuronal_ray.cli.address import check_reachable
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.workers.footprint import Devices
+from neuronal_ray.workers.pools.ray.token import TOKEN_NEEDED, check_token, use_own_token
 
 _OBJECT_STORE_BYTES = 2**30
-_REACH_TIMEOUT_S = 10.0
 _PROBE_TIMEOUT_S = 300.0
 
 
@@ -20,34 +23,32 @@ def connect(address: str) -> None:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of tasks under way when another's error was raised
     if ray.is_initialized():
         return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        _join(address)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which ends the process inside its C++ code
+
+
+def _join(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
+        use_own_token()
         try:
             ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
         except ValueError as error:  # of this machine's memory, or of what RAY_... variables say
             raise BadInput(f"--address: no Ray can be started here ({error}); --address none needs none") from error
         return
-    _check_reachable(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
+    check_reachable(address)
+    check_token(address)
     try:
         ray.init(address=address, **quiet)
+    except AuthenticationError as error:
+        raise BadInput(f"--address: {TOKEN_NEEDED.format(address)}") from error
     except (ConnectionError, ValueError) as error:
         raise BadInput(f"--address: no Ray to join at {address!r}; start one, or use --address local") from error
-
-
-def _check_reachable(address: str) -> None:
-    """Raise BadInput when nothing listens at HOST:PORT or ray://HOST:PORT; Ray itself would try for minutes."""
-    if address == "auto":
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        raise BadInput(
-            f"--address: {address!r} is not an address, expected none, local, auto, HOST:PORT or ray://HOST:PORT"
-        )
-    try:
-        socket.create_connection((host, int(port)), timeout=_REACH_TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
-        raise BadInput(f"--address: nothing to join at {address!r} ({error}); is Ray running there?") from error
 
 
 def disconnect() -> None:
