@@ -59,6 +59,7 @@ PRUNE_OPTIONS = RUN_OPTIONS | {
     "set",
     "overwrite",
     "resume",
+    "revive",
     "dry-run",
 }
 EVALUATE_OPTIONS = RUN_OPTIONS | {"evaluate", "output"}
