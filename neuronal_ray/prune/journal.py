@@ -20,7 +20,7 @@ from typing import Annotated, Literal, cast
 import torch
 from pydantic import StringConstraints
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from neuronal_ray.cli.atomic import staging_of, write_text
 from neuronal_ray.cli.errors import BadInput
@@ -127,8 +127,11 @@ class Journal:
             f"{group.block}.{group.index}": signal.to(torch.float32).contiguous().clone()
             for group, signal in trial.signals.items()
         }
-        save_file(tensors, temporary, metadata={"trial": json.dumps(known)})
-        temporary.replace(path)
+        try:
+            temporary.write_bytes(save(tensors, metadata={"trial": json.dumps(known)}))  # OSError when the disk is full
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def differences(self) -> tuple[str, ...]:
         """Return what differs from the most similar of the other questions in the folder; () if there is no other."""

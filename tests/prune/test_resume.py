@@ -169,6 +169,19 @@ def test_a_journal_gives_back_what_it_was_given_and_nothing_cut_short(tmp_path: 
     assert list(Journal(tmp_path, {"search": "other"}).numbers()) == []
 
 
+def test_a_trial_that_does_not_fit_on_the_disk_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    journal, signals = Journal(tmp_path, {"search": "one"}), {Group(0, 0): torch.ones(1000)}
+    journal.note(Number("loss", b"\x06", (2.0,)))
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, usual[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            journal.keep(b"\x01", Trial(misalignment=1.0, signals=signals, divergences=()))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert {path.name for path in tmp_path.glob("*/*")} == {"question.json", "numbers.jsonl"}
+
+
 @pytest.mark.parametrize("damage", ["no directory", "question", "line"])
 def test_a_journal_that_cannot_be_read_is_left_as_it_was(
     damage: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
