@@ -14,7 +14,7 @@ def _mean(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluated:
-    """A plan with its divergence on each search sequence, and its number in the record."""
+    """A plan with its divergence on each search sequence, and its number in the record, from 1."""
 
     plan: Plan
     divergences: tuple[float, ...]
@@ -68,7 +68,7 @@ class BudgetedSearch:
         assert self.best is not None
         return Step(
             name=self._name,
-            lambdas=tuple(float(number) for number in range(len(self.scores))),
+            lambdas=tuple(float(number) for number in range(1, 1 + len(self.scores))),
             scores=tuple(self.scores),
             selected=float(self.best.number),
         )
@@ -77,13 +77,14 @@ class BudgetedSearch:
         """Return the first plans that the budget pays for, and their numbers in the record; the budget is reduced."""
         plans = plans[: max(0, int(self.left))]
         self.left -= len(plans)
-        return plans, [float(len(self.scores) + index) for index in range(len(plans))]
+        first = len(self.scores) + 1
+        return plans, [float(first + index) for index in range(len(plans))]
 
     def _selected(
         self, plans: Sequence[Plan], divergences: Sequence[tuple[float, ...]], base: Evaluated | None
     ) -> tuple[int, Evaluated] | None:
         """Record the plans; return the best one that betters `base`, and its index."""
-        first = len(self.scores)
+        first = len(self.scores) + 1
         evaluated = [
             Evaluated(plan=plan, divergences=values, number=first + index)
             for index, (plan, values) in enumerate(zip(plans, divergences, strict=True))

@@ -48,7 +48,7 @@ def search_rows(
     if problem.pattern is not None:
         raise BadInput("--pattern: leaves no choice between the rows of a linear, expected no row step")
     if winner is None:
-        (winner,) = problem.probe.tries("before rows", [0.0], [plan])
+        (winner,) = problem.probe.tries("before rows", [1.0], [plan])
     if not all(bool(signal.isfinite().all()) for signal in winner.signals.values()):
         raise BadInput("--model: NaN or infinite activations in the pruned model, rows cannot be compared")
     candidate = partial(row_rates, problem, rates, winner)

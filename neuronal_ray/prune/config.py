@@ -112,8 +112,9 @@ class PruneConfig(BenchmarkConfig):
         int,
         Option(
             "int",
-            "passes of the search text that --allocation adaptive may spend; the result is the best on both halves "
-            "of the search text (NeuronAL spends 29; its block candidates are tried from 42 on, its rows' from 87)",
+            "passes of the search text that --allocation adaptive may spend; no plan that it tried is better than the "
+            "result on both halves of the search text (NeuronAL spends 29; its candidates for blocks are tried from 42 "
+            "on, those for rows from 87)",
             least=1,
             most=_MOST_PASSES,
         ),

@@ -27,15 +27,15 @@ from neuronal_ray.workers.tasks.statistics import rank_on_walk
 P = ParamSpec("P")
 Result = TypeVar("Result", Trial, float, tuple[float, ...])
 Value = TypeVar("Value")
-_BY_LAMBDA = ("block", "row")
-"""Steps whose candidates are named by their lambda; candidates of other steps are named by their number."""
+_VARIED = {"block": "lambda", "row": "lambda", "slope": "slope"}
+"""What the candidates of a step vary; those of other steps are named by their number, from 1."""
 
 Tokens = Int64[Tensor, "sequences length"]
 
 
 def noun_of(step: str) -> str:
-    """Return what the candidates of a step vary: lambda, or no more than their number."""
-    return "lambda" if step in _BY_LAMBDA else "candidate"
+    """Return what the candidates of a step vary, "candidate" where they have no more than a number."""
+    return _VARIED.get(step, "candidate")
 
 
 class Search:

@@ -13,6 +13,7 @@ from neuronal_ray.evaluate.scores import Score, windows_in_words
 from neuronal_ray.prune.config import PruneConfig
 from neuronal_ray.prune.inputs import Inputs
 from neuronal_ray.prune.search import Search, noun_of
+from neuronal_ray.report.pruning_json import mode_matters
 
 
 def describe_result(
@@ -111,8 +112,7 @@ def _what(summary: Mapping[str, Any]) -> str:
 def results_table(summary: Mapping[str, Any], output: Path) -> str:
     """Return the results of a run as a table for the terminal."""
     sparsity, search = summary["sparsity"], summary["search"]
-    # Without a search `best` and `paper` do the same.
-    mode = f" ({summary['mode']} mode)" if search or summary["mode"] == "authors" else ""
+    mode = f" ({summary['mode']} mode)" if mode_matters(summary["mode"], searched=bool(search)) else ""
     lines = [
         "",
         f"{summary['model']} pruned to {sparsity['achieved']:.4%} "

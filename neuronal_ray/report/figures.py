@@ -59,7 +59,7 @@ def search_figure(step: SearchStep, canvas: Canvas) -> Html:
         axes.plot([chosen.lam], [chosen.score], "o", color=Color.INK, ms=8)
         name = symbol_of(step.noun)
         axes.annotate(
-            f"{name} = {chosen.lam:g}" if name != step.noun else f"{chosen.lam:g}",
+            f"{chosen.lam:g}" if step.noun == "candidate" else f"{name} = {chosen.lam:g}",
             (chosen.lam, chosen.score),
             (0, -20),
             textcoords="offset points",

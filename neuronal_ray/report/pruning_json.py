@@ -18,6 +18,11 @@ FORMATS = (1, 2)
 Positive = Annotated[float, Field(gt=0, le=1e300)]
 
 
+def mode_matters(mode: str, *, searched: bool) -> bool:
+    """Return whether the mode has had an effect: without a search, `best` and `paper` do the same."""
+    return searched or mode == "authors"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sparsity:
     """Fractions and numbers of weights removed."""

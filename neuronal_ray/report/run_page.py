@@ -13,7 +13,7 @@ from neuronal_ray.report.figures import Canvas, block_figure, row_figure, search
 from neuronal_ray.report.html import Html, fill, joined
 from neuronal_ray.report.inputs import Run, SearchStep, read_run
 from neuronal_ray.report.page import HALF, at_both_widths, cell, details, facts, figure, page, scrolled, section, table
-from neuronal_ray.report.pruning_json import Benchmark, Score
+from neuronal_ray.report.pruning_json import Benchmark, Score, mode_matters
 
 
 def write_report(directory: Path) -> Path:
@@ -32,11 +32,13 @@ def run_page(run: Run) -> Html:
     sections = [
         fill("<h1>{model}</h1>", model=run.model),
         fill(
-            '<p class="lead">{method} with {parts}, target {target} <small>&middot; mode {mode}</small></p>',
+            '<p class="lead">{method} with {parts}, target {target}{mode}</p>',
             method=run.method,
             parts=", ".join([f"{run.allocation} allocation", *run.additions]),
             target=target,
-            mode=run.mode,
+            mode=fill(" <small>&middot; mode {mode}</small>", mode=run.mode)
+            if mode_matters(run.mode, searched=bool(run.steps))
+            else Html(""),
         ),
         _tally(run),
         _perplexities(run.scores),
@@ -151,7 +153,8 @@ def _step_figure(step: SearchStep, key: str) -> Html:
     label = f"{criterion} of the {count} candidates of the {step.name} step; {selected} is selected"
     drawing = search_figure(step, Canvas(key=key, width=HALF, label=label))
     symbol = symbol_of(step.noun)
-    which = f"{symbol} = {selected} of {count} candidates" if symbol != step.noun else f"{symbol} {selected} of {count}"
+    numbered = step.noun == "candidate"
+    which = f"candidate {selected} of {count}" if numbered else f"{symbol} = {selected} of {count} candidates"
     return figure(drawing, f"{step.name.capitalize()} step: {which}, in {step.seconds:,.1f} s")
 
 

@@ -161,7 +161,7 @@ def test_the_step_follows_any_rates_and_keeps_the_budget(per_row: bool) -> None:
 def test_the_plan_is_tried_first_where_its_trial_is_not_given() -> None:
     problem = problem_of()
     step_after(problem, some_rates(2, per_row=False))
-    assert probe_of(problem).asked == [("before rows", [0.0]), ("row", [0.0, 0.1, 0.2])]
+    assert probe_of(problem).asked == [("before rows", [1.0]), ("row", [0.0, 0.1, 0.2])]
     problem = problem_of()
     step_after(problem, some_rates(2, per_row=False), Trial(misalignment=0.0, signals=signals(0)))
     assert probe_of(problem).asked == [("row", [0.0, 0.1, 0.2])]

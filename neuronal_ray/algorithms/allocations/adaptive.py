@@ -72,10 +72,10 @@ def allocate(
        text; then compare steps of several lengths on all of it (core/directions.py).
     3. Compare spreads over the rows of each linear: by the difference of their outputs, and by the energy they lose.
 
-    A candidate is selected only if it is better on both `halves` of the sequences (without `halves`: in the mean). The
-    uniform plan and NeuronAL's block and row winners (by alignment, as published) are candidates, so that none of them
-    diverges less, up to that rule. An evaluation is one pass of the whole search text; a probe counts by its tokens and
-    blocks.
+    A candidate is selected only if it is better on both `halves` of the sequences (without `halves`: in the mean); so
+    no plan that was tried is better on both. The uniform plan is tried first, and NeuronAL's candidates where they take
+    no more than a third of the budget; its winners, by alignment as published, are baselines. An evaluation is one pass
+    of the whole search text; a probe counts by its tokens and blocks.
     """
     check(problem, budget=budget, starts=starts, iterations=iterations)
     rows = rows and problem.rows_may_differ and problem.row_step is None

@@ -51,7 +51,7 @@ def allocate(
         baselines["block"] = plan
     if steps in ("both", "row"):
         if winner is None:
-            (winner,) = problem.probe.tries("uniform", [0.0], [plan])
+            (winner,) = problem.probe.tries("uniform", [1.0], [plan])
         rows = search_rows(problem, rates, plan, winner, row_lambdas, search=lambda_search)
         records.append(rows.step)
         rates, plan = rows.rates, rows.plan

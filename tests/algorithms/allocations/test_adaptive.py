@@ -67,7 +67,7 @@ class MadeUp:
         signals = {spec.reads: torch.arange(50.0) for spec in LAYOUT}
         found = self.divergences(step, lambdas, plans)
         return [
-            Trial(misalignment=abs(lam - 3), signals=signals, divergences=each)
+            Trial(misalignment=abs(lam - 4), signals=signals, divergences=each)
             for lam, each in zip(lambdas, found, strict=True)
         ]
 
@@ -131,7 +131,27 @@ def test_any_budget_is_kept_and_has_an_answer(budget: int) -> None:
     assert probe.value(result.plan.removed) <= probe.value(result.baselines["uniform"].removed)
     (step,) = result.steps
     assert len(step.scores) == len(step.lambdas) == len(probe.seen)
-    assert probe.seen[int(step.selected)].digest == result.plan.digest
+    assert step.lambdas == tuple(range(1, 1 + len(probe.seen))), "candidates are numbered from 1"
+    assert probe.seen[int(step.selected) - 1].digest == result.plan.digest
+
+
+@pytest.mark.parametrize("budget", [2, 5, 20, 45, 90, 140])
+@pytest.mark.parametrize("noise", [0.02, 0.3])
+def test_no_plan_that_was_tried_is_better_on_both_halves(budget: int, noise: float) -> None:
+    probe = MadeUp(noise=noise)
+    chosen = probe.each(found(probe, budget=budget).plan)
+    halves = (slice(0, None, 2), slice(1, None, 2))
+    for number, plan in enumerate(probe.seen, start=1):
+        tried = probe.each(plan)
+        gains = [sum(chosen[half]) - sum(tried[half]) for half in halves]
+        assert min(gains) <= 0, f"candidate {number} of {len(probe.seen)} is better by {gains}"
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"), [(41, set()), (42, {"block"}), (86, {"block"}), (87, {"block", "neuronal"})]
+)
+def test_neuronal_s_candidates_are_tried_where_they_take_a_third_of_the_budget(budget: int, steps: set[str]) -> None:
+    assert set(found(MadeUp(), budget=budget).baselines) == {"uniform"} | steps
 
 
 def test_the_default_takes_twelve_rounds() -> None:
