@@ -478,7 +478,7 @@ def test_a_row_whose_reader_shrank_most_keeps_most() -> None:
     settings = {"steps": "row", "row_lambdas": (0.0, 0.2)}
     found = allocated("neuronal", 0.6, score=lambda lam: -lam, settings=settings).found
     spec = LAYOUT[Linear(1, "mlp.up")]
-    shrunk = some_signals(0)[spec.consumer]  # of the trial of the uniform plan, lambda 0
+    shrunk = some_signals(1000)[spec.consumer]  # of the trial of the uniform plan, candidate 1
     removed = found.plan.removed[spec.linear]
     assert removed[shrunk.argmax()] == removed.min() < removed.max() == removed[shrunk.argmin()]
 
