@@ -64,6 +64,14 @@ def test_a_model_is_pruned_reported_and_measured(tmp_path: Path) -> None:
     assert (found["offload"], found["candidates"], found["literal"]) == (True, 28, None)
     (found,) = json.loads((tmp_path / "job.json").read_text())["measured"]
     texts = {f"text{number}: {model}" for number in (1, 2, 3) for model in ("dense", "pruned")}
-    stages = {"loading", "statistics", "ranking", "block search", "row search", "checkpoint"} | texts
+    stages = {
+        "loading",
+        "zeros of the input",
+        "statistics",
+        "ranking",
+        "block search",
+        "row search",
+        "checkpoint",
+    } | texts
     assert stages == set(found["stages"])
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["llama-tiny-2"], "the pruned copy is gone"

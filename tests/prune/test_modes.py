@@ -161,7 +161,7 @@ def test_7_the_normalizer_is_the_number_of_features(workers: dict) -> None:
 def test_8_rows_that_shrank_most_keep_most_within_a_width_of_two_lambda(workers: dict, mode: str) -> None:
     found = Tried(workers[mode, "full"], mode=mode, steps="row", row_lambdas=(0.2,))
     gate = found.layout[Linear(0, "mlp.gate_proj")]
-    shrunk = found.trials["uniform"][0.0].signals[gate.consumer]
+    shrunk = found.trials["uniform"][1.0].signals[gate.consumer]
     removed = found.plans["row"][0.2].removed[gate.linear]
     assert int(removed[shrunk.argmax()]) == int(removed.min())
     assert int(removed[shrunk.argmin()]) == int(removed.max())
@@ -176,7 +176,7 @@ def test_9_grouped_query_rows_fold_over_their_heads_or_stay_uniform(workers: dic
     paper = Tried(workers["paper", "grouped"], mode="paper", steps="row", row_lambdas=(0.2,))
     assert attention <= paper.adapted("row", 0.2)
     value = paper.layout[Linear(0, "self_attn.v_proj")]
-    signal = paper.trials["uniform"][0.0].signals[value.consumer].reshape(2, 2, 8)  # [groups, heads of each, dim]
+    signal = paper.trials["uniform"][1.0].signals[value.consumer].reshape(2, 2, 8)  # [groups, heads of each, dim]
     means = signal.mean(dim=1).flatten()
     removed = paper.plans["row"][0.2].removed[value.linear]
     assert int(removed[means.argmax()]) == int(removed.min())
