@@ -9,6 +9,7 @@ from neuronal_ray.data.window_start import AUTO
 from neuronal_ray.evaluate.window_start import READ
 from neuronal_ray.models.blocks import find_blocks, find_linears, weight_of
 from neuronal_ray.models.checkpoint import empty_model
+from neuronal_ray.models.shape_checks import check_shapes
 from neuronal_ray.models.stored_zeros import stored_zeros
 from neuronal_ray.prune.compose import Composition
 from neuronal_ray.prune.config import PruneConfig
@@ -19,6 +20,9 @@ from neuronal_ray.workers.footprint import GIB, Devices, Footprint, fit
 from neuronal_ray.workers.pools.launch import local_devices, resolve_address, work_of
 
 _PROBE = 1024
+_LESS_SAMPLES, _LESS_LENGTH = 32, 512
+_LONG_S, _MUCH = 600.0, 0.75
+"""Runs that are longer than this are offered with less calibration text, if that takes at most this share."""
 _START = {
     "papers": "the papers have them (--window-start papers)",
     "bos": "BOS and the text (--window-start bos)",
@@ -33,6 +37,7 @@ def describe_run(config: PruneConfig, inputs: Inputs) -> str:
     """
     model = empty_model(inputs.checkpoint, trust_remote_code=config.trust_remote_code)
     _, blocks = find_blocks(model)
+    check_shapes(model)
     target = inputs.composition.target
     prunable = sum(weight_of(linear).numel() for block in blocks for linear in find_linears(block).values())
     zeros = stored_zeros(inputs.checkpoint, trust_remote_code=config.trust_remote_code)
@@ -63,9 +68,46 @@ def describe_run(config: PruneConfig, inputs: Inputs) -> str:
     ]
     if address in ("none", "local"):
         rate = _measured_rate(torch.device("cuda" if devices.kind == "GPU" else "cpu"), work.item)
-        seconds = flops / rate / (chosen.replicas if devices.kind == "GPU" else 1)
-        lines.append(f"time        about {seconds:.0f} s at this machine's {rate / 1e9:.0f} GFLOP/s per device")
+        speed = rate * (chosen.replicas if devices.kind == "GPU" else 1)
+        lines.append(f"time        {time_needed(config, inputs, seconds_per_token=2 * prunable / speed)}")
     return "\n".join(lines)
+
+
+def time_needed(config: PruneConfig, inputs: Inputs, *, seconds_per_token: float) -> str:
+    """Return how long the run takes, and where that is long, how long it takes with less calibration text."""
+    seconds = seconds_per_token * sum(tokens_by_stage(config, inputs).values())
+    less = replace(
+        config,
+        calibration_samples=min(_LESS_SAMPLES, config.calibration_samples),
+        search_samples=min(_LESS_SAMPLES, config.search_samples),
+    )
+    length = min(_LESS_LENGTH, inputs.sequence_length)
+    fewer = replace(inputs, calibration=inputs.calibration[: less.calibration_samples, :length], sequence_length=length)
+    quick = seconds_per_token * sum(tokens_by_stage(less, fewer).values())
+    words = f"about {duration(seconds)} at the speed of this machine's matrix products"
+    if seconds < _LONG_S or quick > _MUCH * seconds:
+        return words
+    flags = f"--calibration-samples {less.calibration_samples} --sequence-length {length}"
+    return f"{words}; at {flags} about {duration(quick)}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time with as many digits as an estimate deserves: 40 s, 25 min, 4 h 10 min, 3 days 4 h."""
+    if seconds < 90:
+        return f"{_rounded(seconds, 5 if seconds > 20 else 1)} s"
+    minutes = seconds / 60
+    if minutes < 87.5:
+        return f"{_rounded(minutes, 5 if minutes > 20 else 1)} min"
+    tens = _rounded(minutes, 10)
+    if tens < 48 * 60:
+        return f"{tens // 60} h" + (f" {tens % 60} min" if tens % 60 else "")
+    hours = _rounded(minutes / 60, 1)
+    return f"{hours // 24} days" + (f" {hours % 24} h" if hours % 24 else "")
+
+
+def _rounded(value: float, step: int) -> int:
+    """Return the nearest multiple of `step`, at least one."""
+    return max(step, step * round(value / step))
 
 
 def _cluster_devices(config: PruneConfig) -> Devices:

@@ -23,6 +23,7 @@ from neuronal_ray.__main__ import main as _script
 
 _QUICK = ["--method", "wanda", "--allocation", "uniform", "--mode", "paper", "--search-samples", "2"]
 _READ = ["--sequence-length", str(LENGTH), "--threads", "1", "--address", "none"]
+_TRIES = 5
 _SEARCHED = ["--mode", "paper", "--search-samples", "2", "--row-lambdas", "0,0.1"]
 SWEEP = """# run it in `here`
 title = "A study"
@@ -145,15 +146,20 @@ def _stop_in_search(folder: Path) -> None:
     journal = folder / ".out.journal"
 
     def interrupt() -> None:
-        while len(list(journal.glob("*/*.safetensors"))) < 3:
+        while not (folder / "out").exists():
+            if len(list(journal.glob("*/*.safetensors"))) >= 3:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
             time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGINT)
 
-    watch = threading.Thread(target=interrupt, daemon=True)
-    watch.start()
-    code = command_line(*_prune(folder), *_SEARCHED, "--block-lambdas", ",".join(f"{i / 400}" for i in range(400)))
-    if code != 130 or not journal.is_dir():
-        raise RuntimeError(f"the interrupted run ended with {code}")
+    lambdas = ",".join(f"{number / 1000}" for number in range(1000))
+    for _ in range(_TRIES):  # on a busy machine the search may be done before the thread looks
+        threading.Thread(target=interrupt, daemon=True).start()
+        code = command_line(*_prune(folder), *_SEARCHED, "--block-lambdas", lambdas)
+        if code == 130 and journal.is_dir():
+            return
+        shutil.rmtree(folder / "out", ignore_errors=True)
+    raise RuntimeError(f"the interrupted run ended with {code}")
 
 
 def prepare(command: str, good: Path, folder: Path) -> list[str]:

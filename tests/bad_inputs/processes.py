@@ -61,7 +61,8 @@ def _serve(requests: Connection, folder: Path) -> None:
     good = folder / "good"
     with silenced():
         if not good.exists():
-            write_good(good)
+            write_good(folder / f"good-{os.getpid()}")
+            (folder / f"good-{os.getpid()}").rename(good)
         warm_up(good)
     for number in itertools.count():
         try:
