@@ -10,8 +10,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import IO
 
 ON_RAY = ("worker", "hung", "node", "memory")
 _MARK = "NEURONAL_RAY_SOAK"
@@ -19,6 +20,8 @@ _ACTOR = b"ray::ShardActor"
 _LONGEST_S = 600
 _MARGIN_BYTES, _TAKEN_BYTES, _TAKEN_S = 2**31, 3 * 2**30, 2.0
 _TAKE = f"import numpy, time; taken = numpy.ones({_TAKEN_BYTES}, dtype=numpy.uint8); time.sleep({_TAKEN_S})"
+_IMPORTED = ("prune.pipeline", "prune.dry_run", "sweep.pipeline", "sweep.dry_run", "report.run_page")
+_IMPORTED = (*(f"neuronal_ray.{name}" for name in _IMPORTED), "transformers.models.llama.modeling_llama")
 # In a process of its own, because Ray remembers the token of the first cluster that a process meets.
 _CLUSTER = """
 import os, sys, threading, time
@@ -55,49 +58,87 @@ os._exit(code)
 """
 
 
+class _Forked:
+    """A fork of this process that runs a command; it prints into a pipe, which holds more than a command prints."""
+
+    def __init__(self, words: Sequence[str], *, limit: int | None) -> None:
+        for module in _IMPORTED:
+            import_module(module)
+        main = import_module(f"neuronal_ray.{words[0]}.__main__").main
+        self.returncode: int | None = None
+        reader, writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.dup2(writer, 1)
+            os.dup2(writer, 2)
+            if limit is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            code = main(words[1:])
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        os.close(writer)
+        self.printed = os.fdopen(reader)
+
+    def poll(self) -> int | None:
+        """Return the exit code of a command that has ended, negative for a signal."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = None if pid == 0 else os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float) -> None:
+        """Wait until the command has ended."""
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise TimeoutError(f"a command has not ended after {timeout:.0f} s")
+            time.sleep(0.02)
+
+
 class DisturbedRun:
-    """A command in a process of its own, with everything that it prints in a file."""
+    """A command in a process of its own; without Ray a fork of this one, which spares it the imports."""
 
     def __init__(
         self,
         words: Sequence[str],
         place: Path,
         *,
+        on_ray: bool,
         limit: int | None = None,
         node_s: float | None = None,
         memory: bool = False,
     ) -> None:
-        self._place, self._mark, self._text = place, f"{os.getpid()}-{time.monotonic_ns()}", ""
+        self._place, self._mark = place, f"{os.getpid()}-{time.monotonic_ns()}"
         self._output = Path(words[words.index("--output") + 1])
         self._sockets = tempfile.TemporaryDirectory(prefix="nr")
+        self._process: _Forked | subprocess.Popen[str]
+        self._printed: IO[str]
+        if not on_ray:
+            self._process = _Forked(words, limit=limit)
+            self._printed = self._process.printed
+            return
         command = [sys.executable, "-m", f"neuronal_ray.{words[0]}", *words[1:]]
         if node_s is not None:
             begun = str(place / "begun")
             command = [sys.executable, "-c", _CLUSTER, begun, str(node_s), self._sockets.name, *words]
         environment = {**os.environ, _MARK: self._mark, **(_watched_memory() if memory else {})}
-        # Through a pipe where the size of files is limited; a pipe would be held open by what a killed driver leaves.
-        self._printed = None if limit else (place / "printed").open("w+")
-        bound = None if limit is None else partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+        self._printed = (place / "printed").open("w+")
         self._process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE if self._printed is None else self._printed,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            preexec_fn=bound,
-            text=True,
+            command, stdout=self._printed, stderr=subprocess.STDOUT, env=environment, text=True
         )
 
     @property
     def code(self) -> int:
         """The exit code of the command, which has ended."""
-        return int(self._process.returncode)
+        assert self._process.returncode is not None
+        return self._process.returncode
 
     def text(self) -> str:
-        """Return what was printed."""
-        if self._printed is not None:
+        """Return what was printed, once."""
+        if self._printed.seekable():
             self._printed.seek(0)
-            self._text = self._printed.read()
-        return self._text
+        return self._printed.read()
 
     def wait_after_start(self) -> float:
         """Wait for the end; return the seconds since work began."""
@@ -138,10 +179,7 @@ class DisturbedRun:
             time.sleep(0.02)
 
     def _end(self) -> None:
-        if self._printed is None:
-            self._text = self._process.communicate(timeout=_LONGEST_S)[0]
-        else:
-            self._process.wait(timeout=_LONGEST_S)
+        self._process.wait(timeout=_LONGEST_S)
 
 
 def _hurt(fault: str, victim: int) -> None:

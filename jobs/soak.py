@@ -36,7 +36,7 @@ from safetensors.torch import load_file
 from neuronal_ray.data.text import evaluation_text
 
 _FAULTS = ("worker", "hung", "node", "driver", "terminated", "disk")
-_WEIGHTS = (4, 2, 3, 3, 4, 4)
+_WEIGHTS = (3, 1, 2, 4, 5, 5)
 _RESUMED = ("driver", "terminated", "disk")
 _TASK_TIMEOUT_S = 8
 _TEXTS = ["--model", "builtin", "--calibration", "builtin", "--sequence-length", "128", "--calibration-samples", "16"]
@@ -145,7 +145,7 @@ def _settings(folder: Path) -> dict[str, list[str]]:
 
 def _undisturbed(words: Sequence[str], place: Path) -> _Usual:
     place.mkdir(parents=True)
-    run = DisturbedRun([*words, "--output", str(place / "out"), "--address", "none"], place)
+    run = DisturbedRun([*words, "--output", str(place / "out"), "--address", "none"], place, on_ray=False)
     seconds = run.wait_after_start()
     if run.code != 0:
         raise RuntimeError(f"the undisturbed run of {words} ended with {run.code}: {run.text()[-2000:]}")
@@ -157,7 +157,7 @@ def _round(name: str, words: Sequence[str], fault: str, usual: _Usual, place: Pa
     """Run a command, disturb it, and repeat it if the fault ends it."""
     place.mkdir()
     begin = time.monotonic()
-    on_ray = fault in ON_RAY or (fault != "disk" and source.random() < 0.3)
+    on_ray = fault in ON_RAY or (fault != "disk" and source.random() < 0.2)
     address = ["--address", "local"] if on_ray and fault != "node" else [] if fault == "node" else ["--address", "none"]
     sharded = on_ray and words[0] == "prune" and source.random() < 0.4
     workers = _SHARDED if sharded else ["--replicas", "2"] if on_ray else []
@@ -168,13 +168,18 @@ def _round(name: str, words: Sequence[str], fault: str, usual: _Usual, place: Pa
     )
     limit = int(math.exp(source.uniform(math.log(300), math.log(usual.largest_bytes)))) if fault == "disk" else None
     run = DisturbedRun(
-        command, place, limit=limit, node_s=moments[0] if fault == "node" else None, memory=fault == "memory"
+        command,
+        place,
+        on_ray=on_ray,
+        limit=limit,
+        node_s=moments[0] if fault == "node" else None,
+        memory=fault == "memory",
     )
     faults_s = run.disturb(fault, moments, on_ray=on_ray, source=source)
     codes, texts = [run.code], [run.text()]
     done = words[0] == "prune" and (place / "out").exists()  # the signal came after the last rename
     if fault in _RESUMED and run.code != 0 and not done:
-        again = DisturbedRun([*command, "--resume"], place)
+        again = DisturbedRun([*command, "--resume"], place, on_ray=on_ray)
         again.disturb("none", [], on_ray=on_ray, source=source)
         codes.append(again.code)
         texts.append(again.text())

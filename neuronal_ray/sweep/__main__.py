@@ -71,8 +71,12 @@ def _main(argv: Sequence[str]) -> None:
     print(describe_study(study, ready), flush=True)
     if arguments.dry_run:
         return
-    store = open_store(study, resume=arguments.resume)
-    outcome = run_study(ready, store, reader, Progress(study.output / "events.jsonl"))
+    try:
+        store = open_store(study, resume=arguments.resume)
+        outcome = run_study(ready, store, reader, Progress(study.output / "events.jsonl"))
+    except OSError as error:  # a full disk, for example
+        kept = "--resume goes on" if (study.output / "sweep.json").is_file() else "nothing was written"
+        raise Unfinished(f"{error}; {kept}") from error
     print(f"{outcome.finished} cells done, {outcome.skipped} were done before, {len(outcome.failed)} failed")
     print(f"results: {study.output / 'results'}/*.parquet")
     print(f"report:  neuronal-ray report {study.output} --output {study.output / 'report.html'}")

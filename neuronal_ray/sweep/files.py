@@ -187,12 +187,19 @@ def open_store(study: Study, *, resume: bool) -> Store:
         store.read_journal()
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise BadInput(f"--output: {path} is no directory of a sweep; name another")
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]  # innermost first
     try:
-        for folder in (path, path / "results", path / "plans"):
-            folder.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"--output: cannot write to {path}: {error.strerror}") from error
-    write_json(index, _index(study))
+    try:
+        write_json(index, _index(study))  # first: a directory that has it can be resumed
+    except OSError:  # a full disk
+        for folder in missing:
+            folder.rmdir()
+        raise
+    for folder in (path / "results", path / "plans"):
+        folder.mkdir(exist_ok=True)
     for cell in {known for known, _ in store.rows}:
         store.publish(cell)
     return store

@@ -85,7 +85,7 @@ def _is_finished(ready: Ready, store: Store) -> bool:
 def _report_failure(what: str, error: Exception) -> str:
     """Log a failure, with its traceback if the error is internal, and return it in one line."""
     lines = str(error).strip().splitlines() or [""]
-    if isinstance(error, BadInput | Unfinished) or (isinstance(error, TaskError) and not _is_internal(error)):
+    if isinstance(error, BadInput | Unfinished | OSError) or (isinstance(error, TaskError) and not _is_internal(error)):
         line = " ".join(" ".join(lines).split())
         logger.error("%s failed: %s", what, line)
         return line

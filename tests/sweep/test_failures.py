@@ -1,5 +1,6 @@
 """A cell that fails is reported, by a traceback if the error is ours, and the others go on; --resume runs it again."""
 
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -168,3 +169,25 @@ def test_the_traceback_of_a_worker_on_ray_is_printed_once(file: Path, tmp_path: 
     assert finished.stderr.count("\nKeyError: 'planted'\n") == 1, finished.stderr
     assert finished.stderr.count("in broken_task") == 1, finished.stderr
     assert "1 cells done, 0 were done before, 1 failed" in finished.stdout
+
+
+@pytest.mark.parametrize("largest", [100, 700, 4000])
+def test_a_full_disk_is_one_line_and_the_sweep_is_resumed(file: Path, tmp_path: Path, largest: int) -> None:
+    whole, output = tmp_path / "whole", tmp_path / "new" / "out"
+    assert neuronal_ray.sweep.__main__.main([str(file), "--output", str(whole)]) == 0
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    run = subprocess.run(
+        [sys.executable, "-m", "neuronal_ray.sweep", str(file), "--output", str(output)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, usual[1])),
+    )
+    assert run.returncode == 1, run.stderr
+    assert "File too large" in run.stderr, run.stderr
+    assert "Traceback" not in run.stderr, run.stderr
+    assert (tmp_path / "new").exists() == (output / "sweep.json").is_file(), "nothing is left, or it can be resumed"
+    assert neuronal_ray.sweep.__main__.main([str(file), "--output", str(output), "--resume"]) == 0
+    rows = [{(row.cell, row.evaluation): row.value for row in read_results([path])} for path in (whole, output)]
+    assert rows[0] == rows[1]
