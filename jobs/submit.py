@@ -19,7 +19,8 @@ import time
 from collections.abc import Sequence
 
 COMMANDS = ("prune", "sweep", "evaluate")
-STOPPED = 130
+BAD_INPUT, STOPPED = 2, 130
+TOKEN_NEEDED = "wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE"
 SECONDS_BETWEEN_LOOKS = 1.0
 
 
@@ -64,9 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if argv is None else argv)
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)  # they would win over --address
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    client = JobSubmissionClient(options.address)
+    try:
+        client = JobSubmissionClient(options.address)
+    except AuthenticationError:
+        print(f"submit.py: error: --address: {options.address} {TOKEN_NEEDED}", file=sys.stderr)
+        return BAD_INPUT
+    except ConnectionError:
+        print(f"submit.py: error: --address: no Ray answers at {options.address}", file=sys.stderr)
+        return BAD_INPUT
     runtime: dict[str, object] = {"env_vars": {name: os.environ[name] for name in options.names}}
     if options.working_dir is not None:
         runtime |= {"working_dir": options.working_dir, "excludes": options.exclude}

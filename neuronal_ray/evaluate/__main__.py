@@ -31,12 +31,13 @@ def _main(argv: Sequence[str]) -> None:
     from neuronal_ray.evaluate.scores import windows_in_words
     from neuronal_ray.evaluate.window_start import possible_start, read_both, recorded_start, warn_of_tokenized
     from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
-    from neuronal_ray.workers.pools.launch import check_device, open_pool
+    from neuronal_ray.workers.pools.launch import check_device, check_workers, open_pool
 
     if config.output is not None and not config.output.absolute().parent.is_dir():
         raise BadInput(f"--output: no directory {config.output.absolute().parent}")
     check_device(config)
     checkpoint = open_checkpoint(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
+    check_workers(config, checkpoint)
     length = sequence_length(config, checkpoint)
     texts, _ = split_names(config.evaluate)
     if config.window_start is not None:

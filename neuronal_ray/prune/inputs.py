@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from jaxtyping import Int64
 from torch import Tensor
 
+from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.memory import machine_bytes
 from neuronal_ray.core.pattern import check_pattern
 from neuronal_ray.data.calibration import calibration_tokens
 from neuronal_ray.evaluate.benchmark_names import split_names
@@ -14,6 +16,9 @@ from neuronal_ray.evaluate.window_start import WindowStart, possible_start, warn
 from neuronal_ray.models.checkpoint import Checkpoint, linear_columns, load_encoder, open_checkpoint, resolve_model
 from neuronal_ray.prune.compose import Composition, compose
 from neuronal_ray.prune.config import PruneConfig
+from neuronal_ray.workers.pools.launch import check_workers
+
+_TOKEN_BYTES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,16 @@ def held_tokens(config: PruneConfig, inputs: Inputs) -> int:
     return inputs.calibration.numel() if walks else config.search_samples * inputs.sequence_length
 
 
+def _check_memory(config: PruneConfig, length: int) -> None:
+    """Raise BadInput for a calibration text that this machine cannot hold."""
+    needed = config.calibration_samples * length * _TOKEN_BYTES
+    if needed > machine_bytes():
+        raise BadInput(
+            f"--calibration-samples: {config.calibration_samples} sequences of {length} tokens take "
+            f"{needed / 2**30:,.0f} GiB, this machine has {machine_bytes() / 2**30:.0f}"
+        )
+
+
 class Reader:
     """Reads and checks what runs need before any weight is loaded; what several runs share is read once."""
 
@@ -51,11 +66,13 @@ class Reader:
         """
         composition = compose(config)
         checkpoint = self._checkpoint(config)
+        check_workers(config, checkpoint)
         if composition.pruner.pattern is not None:
             check_pattern(
                 linear_columns(checkpoint, trust_remote_code=config.trust_remote_code), composition.pruner.pattern
             )
         length = sequence_length(config, checkpoint)
+        _check_memory(config, length)
         start = start or self._start(config, checkpoint, composition.window_start, length)
         return Inputs(
             composition=composition,

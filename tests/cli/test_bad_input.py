@@ -283,6 +283,11 @@ def test_two_evaluation_texts_of_one_name(capfd: pytest.CaptureFixture[str], fol
         ("--calibration-samples", {"calibration_samples": "0", "search_samples": "0"}),
         ("--block-lambdas", {"block_lambdas": "2"}),
         ("--replicas", {"replicas": "2", "address": "none"}),
+        ("--shards", {"shards": "4", "address": "none"}),
+        ("--shards", {"shards": "4", "address": "local"}),
+        ("--threads", {"threads": "1000000000"}),
+        ("--threads", {"threads": "1000000000", "address": "local"}),
+        ("--calibration-samples", {"calibration_samples": "1000000000000"}),
         ("--output", {"output": None}),
         ("--sparcity", {"sparcity": "0.5"}),
     ],
@@ -396,7 +401,8 @@ def test_cuda_on_a_machine_without(
         ("ray://127.0.0.1:9", "nothing to join at 'ray://127.0.0.1:9'"),
         ("somewhere", "HOST:PORT"),
         ("somewhere:", "HOST:PORT"),
-        ("http://127.0.0.1", "HOST:PORT"),
+        ("http://127.0.0.1:8265", "ray job submit --address http://127.0.0.1:8265 -- python -m"),
+        ("127.0.0.1:99999", "HOST:PORT"),
     ],
 )
 def test_a_ray_that_is_not_there(

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import pytest
 import ray.job_submission
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus
 
 SCRIPT = Path(__file__).parents[2] / "jobs" / "submit.py"
@@ -135,3 +136,30 @@ def test_bad_input_is_refused_before_anything_is_submitted(
     assert refused.value.code == 2
     assert reason in capsys.readouterr().err
     assert not cluster.job
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            AuthenticationError("Unauthorized"),
+            "--address: http://127.0.0.1:8265 wants its token: set RAY_AUTH_MODE=token",
+        ),
+        (ConnectionError("refused"), "--address: no Ray answers at http://127.0.0.1:8265"),
+    ],
+    ids=str,
+)
+def test_a_ray_that_cannot_be_asked_is_one_line(
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    expected: str,
+) -> None:
+    def refuse(address: str) -> None:
+        raise error
+
+    monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", refuse)
+    assert script.main(COMMAND) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"submit.py: error: {expected}")

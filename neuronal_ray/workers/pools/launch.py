@@ -1,6 +1,7 @@
 """From options to a pool: where workers run, on which devices and in which dtype."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,11 +37,26 @@ def check_device(config: RunConfig) -> None:
     """Raise BadInput when the workers' device, threads or Ray are not there, as far as that is known from here."""
     address = resolve_address(config)
     if address not in ("none", "local"):
+        from neuronal_ray.workers.pools.ray.token import check_token
+
         check_reachable(address)
+        check_token(address)
         return
     check_threads(config.threads)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device: no CUDA device on this machine")
+
+
+def check_workers(config: RunConfig, checkpoint: Checkpoint) -> None:
+    """Raise BadInput for more shards than the model has blocks, or more workers than a Ray of this machine has CPUs."""
+    num_blocks, shards = checkpoint.config.get_text_config().num_hidden_layers, config.shards or 1
+    if shards > num_blocks:
+        raise BadInput(f"--shards: {shards} shards of a model of {num_blocks} blocks; a shard has at least one")
+    workers, cores = (config.replicas or 1) * shards, os.cpu_count() or 1
+    joined = "ray" in sys.modules  # a Ray that this process has started may have more than the machine
+    if resolve_address(config) == "local" and workers > cores and not joined:
+        flag = "--replicas" if config.replicas is not None else "--shards"
+        raise BadInput(f"{flag}: {workers} workers need {workers} CPUs, this machine has {cores}")
 
 
 def work_of(config: RunConfig, checkpoint: Checkpoint, pruner: LinearPruner | None, *, held: int, on_gpu: bool) -> Work:

@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import ray
+import torch
 from ray.util.metrics import Counter, Gauge
 
+from neuronal_ray.workers.pools.ray.gpus import own_device
 from neuronal_ray.workers.pools.ray.tensors import send_bytes_of_tensors
 from neuronal_ray.workers.shard import run_task, task_name
 from neuronal_ray.workers.spec import WorkerSpec
@@ -47,6 +49,9 @@ class ShardActor:
 
     def build(self, spec: WorkerSpec, before: Sequence[ray.actor.ActorHandle]) -> None:
         """Load the shard from the node's copy of the checkpoint; `before` are the earlier actors of the chain."""
+        if spec.device == "cuda":
+            spec = replace(spec, device=own_device())
+            torch.cuda.set_device(spec.device)  # for kernels that launch on the current device
         self._worker = Worker.build(spec)
         if before:
             self._worker.upstream = partial(_pass_along, before)

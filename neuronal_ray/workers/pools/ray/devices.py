@@ -81,5 +81,7 @@ def find_devices(device: str) -> Devices:
 def _gpu_memory() -> int:
     import torch
 
-    _, total = torch.cuda.mem_get_info()
+    from neuronal_ray.workers.pools.ray.gpus import own_device
+
+    _, total = torch.cuda.mem_get_info(torch.device(own_device()))
     return int(total)

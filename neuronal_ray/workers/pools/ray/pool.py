@@ -17,6 +17,7 @@ from neuronal_ray.workers.pools.protocol import ResourceError
 from neuronal_ray.workers.pools.ray.actor import Call
 from neuronal_ray.workers.pools.ray.chain import Chain, WorkerLost, new_call, new_chain, result_of
 from neuronal_ray.workers.pools.ray.devices import connect, find_devices
+from neuronal_ray.workers.pools.ray.gpus import check_distinct, gpu_identity
 from neuronal_ray.workers.pools.ray.tensors import send_bytes_of_tensors
 from neuronal_ray.workers.shard import Handover, task_name
 from neuronal_ray.workers.spec import WorkerSpec
@@ -287,5 +288,8 @@ class RayPool:
         self._chains = [self._new_chain() for _ in range(count)]
         for chain in list(self._chains):
             self._built(chain)
+        if on_gpu:
+            check_distinct(self.each(gpu_identity), shared=per_gpu > 1)
+            self.begin()
         if spec.shards > 1:
             self.each(keep_layout, self.first(trace))

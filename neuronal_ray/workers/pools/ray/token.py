@@ -1,17 +1,22 @@
 """Ray's token: one of its own for a Ray that this process starts, and a clear word where a Ray wants another."""
 
 import atexit
+import logging
 import os
 import secrets
 import shutil
 import tempfile
 from pathlib import Path
 
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
-from ray.exceptions import AuthenticationError, RayError
+import grpc  # type: ignore[import-untyped]
 
 from neuronal_ray.cli.errors import BadInput
 
+logger = logging.getLogger(__name__)
+
+_RAY_S, _CLIENT_S = "/ray.rpc.NodeInfoGcsService/GetClusterId", "/ray.rpc.RayletDriver/ClusterInfo"
+"""Questions that a Ray, and its server for clients, answer to those with the token."""
+_ANSWER_TIMEOUT_S = 10.0
 _GIVEN_BY = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 TOKEN_NEEDED = (
     "the Ray at {!r} wants its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that has it "
@@ -35,14 +40,35 @@ def use_own_token() -> None:
 
 
 def check_token(address: str) -> None:
-    """Raise BadInput when the Ray at HOST:PORT wants a token that is not given; `ray.init` would try for 20 s."""
+    """Raise BadInput when there is no Ray at HOST:PORT or ray://HOST:PORT, or when it wants another token.
+
+    `ray.init` would try for 20 s to 2 minutes, and say nothing of tokens. With TLS only `ray.init` itself can tell.
+    """
     if address == "auto" and os.environ.get("RAY_ADDRESS"):
         address = os.environ["RAY_ADDRESS"]
-    if address == "auto" or address.startswith("ray://"):
+    if address == "auto" or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
         return
-    try:
-        GcsClient(address=address)
-    except AuthenticationError as error:
-        raise BadInput(f"--address: {TOKEN_NEEDED.format(address)}") from error
-    except (RayError, OSError, RuntimeError) as error:
-        raise BadInput(f"--address: no Ray to join at {address!r} ({str(error).splitlines()[0]})") from error
+    token = _given_token()
+    headers = () if token is None else (("authorization", f"Bearer {token}"),)
+    server, question = address.removeprefix("ray://"), _CLIENT_S if address.startswith("ray://") else _RAY_S
+    with grpc.insecure_channel(server, options=(("grpc.enable_http_proxy", 0),)) as channel:
+        try:
+            channel.unary_unary(question)(b"", timeout=_ANSWER_TIMEOUT_S, metadata=headers)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise BadInput(f"--address: {TOKEN_NEEDED.format(address)}") from error
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise BadInput(
+                    f"--address: what listens at {address!r} is no Ray to join; is it the port of its dashboard?"
+                ) from error
+            logger.debug("an answer that is no refusal: %s", error)
+
+
+def _given_token() -> str | None:
+    """Return the token that Ray would send, None where it would send none."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return None
+    if "RAY_AUTH_TOKEN" in os.environ:
+        return os.environ["RAY_AUTH_TOKEN"].strip()
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.read_text().strip() if path.is_file() else None

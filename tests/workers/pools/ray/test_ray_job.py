@@ -34,6 +34,7 @@ class Cluster:
     """A Ray head of our own on this machine."""
 
     address: str
+    head: str
     metrics: str
     environment: dict[str, str]
 
@@ -89,7 +90,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     }
     head, dashboard, agent, agent_grpc, client, runtime, metrics = free_ports(7)
     cluster = Cluster(
-        address=f"http://127.0.0.1:{dashboard}", metrics=f"http://127.0.0.1:{metrics}", environment=environment
+        address=f"http://127.0.0.1:{dashboard}",
+        head=f"127.0.0.1:{head}",
+        metrics=f"http://127.0.0.1:{metrics}",
+        environment=environment,
     )
     sockets = tempfile.mkdtemp(prefix="nr")  # sockets need short paths
     try:
@@ -175,6 +179,22 @@ def test_a_submission_without_the_token_is_refused(cluster: Cluster, folder: Pat
         assert submitted.returncode != 0
         assert re.search("token|auth", submitted.stdout + submitted.stderr, flags=re.IGNORECASE)
         assert "refused" not in cluster.ray("job", "list", "--address", cluster.address, timeout_s=START_S).stdout
+    assert not (folder / "out").exists()
+
+
+def test_a_command_without_the_token_says_so_in_one_line(cluster: Cluster, folder: Path) -> None:
+    nameless = {key: value for key, value in cluster.environment.items() if not key.startswith("RAY_AUTH")}
+    ended = subprocess.run(
+        [sys.executable, "-m", "neuronal_ray.prune", *prune_arguments(folder, folder / "out", address=cluster.head)],
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+        env=nameless,
+        cwd=REPOSITORY,
+    )
+    assert ended.returncode == 2, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"neuronal-ray prune: error: --address: the Ray at '{cluster.head}' wants its token"), line
     assert not (folder / "out").exists()
 
 
