@@ -1,5 +1,6 @@
 """The options that several commands share, as frozen dataclasses that are checked once; errors name the flag."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -134,5 +135,5 @@ class BenchmarkConfig(RunConfig):
     def check(self) -> None:
         """Raise BadInput, naming the flag, for values that can never work."""
         super().check()
-        if self.task_data is not None and not self.task_data.is_dir():
+        if self.task_data is not None and not os.path.isdir(self.task_data):  # noqa: PTH112  (never raises)
             raise BadInput(f"--task-data: no directory {self.task_data}")

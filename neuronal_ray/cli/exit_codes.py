@@ -11,6 +11,7 @@ from types import FrameType
 
 from neuronal_ray.cli.errors import BadInput
 
+_LONGEST_LINE = 1000
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 
 
@@ -64,6 +65,13 @@ class Stop:
         raise KeyboardInterrupt
 
 
+def one_line(message: str) -> str:
+    """Return a message as a line that a terminal can show: control characters escaped, the middle of a long one cut."""
+    words = " ".join(message.split())
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
+    return shown if len(shown) <= _LONGEST_LINE else f"{shown[: _LONGEST_LINE // 2]} ... {shown[-_LONGEST_LINE // 2 :]}"
+
+
 def exit_code(prog: str, command: Callable[[], None]) -> int:
     """Run `command` and return its exit code: 0 when done, 2 for bad input (one line), 1 for anything else.
 
@@ -77,7 +85,7 @@ def exit_code(prog: str, command: Callable[[], None]) -> int:
         with stop.listening():
             command()
     except BadInput as error:
-        print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{prog}: error: {one_line(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except InternalError as error:
         traceback.print_exception(error.__cause__)

@@ -55,6 +55,8 @@ class Parser(argparse.ArgumentParser):
                 raise BadInput(f"{_cut(flag)}: unknown flag{near or ' (see --help)'}")
             if action is not None:
                 given.add(flag)
+                if argument == f"{flag}=--":  # which argparse takes out
+                    raise BadInput(f"{flag}: '--' is no value")
             words.append(argument)
         return words
 

@@ -285,6 +285,8 @@ def read_override(text: str) -> tuple[str, object]:
         value: object = tomllib.loads(f"value = {word}")["value"]
     except tomllib.TOMLDecodeError:
         value = word
+    except RecursionError as error:
+        raise BadInput(f"--option: {key} is nested too deeply") from error
     accepts_lists = options[name].kind in ("numbers", "names")
     if isinstance(value, list) and (not accepts_lists or any(isinstance(item, list) for item in value)):
         return name, [option_value(item, options[name], where=f"--option: {key}") for item in value]

@@ -107,7 +107,11 @@ def cases() -> Iterator[Case]:
 
 def _flag(command: str, flag: str, value: str) -> Case:
     shown = value if len(value) < 50 else f"{value[:20]}... ({len(value)})"
-    named = (flag.split("=")[0], *(("FILE", "sweep.toml") if command == "sweep" else ()))
+    named = (
+        flag,
+        *{"--calibration-samples": ("--search-samples",)}.get(flag, ()),
+        *{"sweep": ("FILE", "sweep.toml"), "export": ("--output",)}.get(command, ()),
+    )
     return Case(reader="flags", what=f"{flag} {shown!a}", command=command, named=named, damage=flags(f"{flag}={value}"))
 
 
@@ -123,13 +127,11 @@ def _report_and_table() -> Iterator[Case]:
             ("report RUN", "report STUDY"),
             reader="flags",
             what=f"also {shown}",
-            named=("RUNS",),
-            damage=flags("--", value),
+            named=("RUNS", "unexpected argument"),
+            damage=flags(value),
         )
-        yield Case(
-            reader="flags", what=f"report {shown}", command="", named=("RUNS",), damage=flags("report", "--", value)
-        )
-        table = flags("benchmark", "table", "--", value)
+        yield Case(reader="flags", what=f"report {shown}", command="", named=("RUNS",), damage=flags("report", value))
+        table = flags("benchmark", "table", value)
         named = ("FILE", value.strip()[:20] or "FILE", "here")
         if value != "FOLDER/search.json":
             yield Case(reader="flags", what=f"benchmark table {shown}", command="", named=named, damage=table)

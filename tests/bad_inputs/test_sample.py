@@ -13,8 +13,8 @@ from bad_inputs.harness import run_case
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-READERS = {"command line", "benchmark"}
-SIZE, SEED = 60, 20
+READERS = {"command line", "benchmark", "--config"}
+SIZE, SEED = 120, 20
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ def _sweep_options() -> Iterator[Case]:
                 if value in ("-1", "-0.5", '"nope"', "nan", '"a\\u0000b"', '""') or where == "options":
                     yield Case(
                         reader="sweep file", what=f"[{where}] with {line[:60]}", command="sweep",
-                        named=("FILE", "sweep.toml"), damage=_edited(lambda _, content=content: content),
+                        named=("FILE", "sweep.toml", flag_of(name)), damage=_edited(lambda _, content=content: content),
                     )  # fmt: skip
 
 
