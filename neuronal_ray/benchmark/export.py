@@ -15,13 +15,14 @@ from neuronal_ray.benchmark.record import check_output, publish
 from neuronal_ray.benchmark.shapes import kept_or_temporary
 from neuronal_ray.cli.memory import peak_bytes, reset_peak, resident_bytes
 from neuronal_ray.cli.parser import Parser
+from neuronal_ray.cli.read_headers import Kind
 from neuronal_ray.core.packing import pack_words, unpack_words
 from neuronal_ray.models.checkpoint import open_checkpoint
 from neuronal_ray.models.formats.packed_files import open_packed, write_packed
 from neuronal_ray.models.formats.packed_loading import load_packed
 from neuronal_ray.models.output_files import copy_descriptions
 from neuronal_ray.models.synthetic import empty_llama
-from neuronal_ray.models.tensor_files import Kind, Written, checksum, write_tensors
+from neuronal_ray.models.tensor_files import Written, checksum, write_tensors
 
 _ROUNDS = 3
 _SPARSITY = 0.7

@@ -6,6 +6,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.read_headers import read_header
 from neuronal_ray.data.text import check_source, one_line
 
 TENSOR = "input_ids"
@@ -20,6 +21,7 @@ def read_token_rows(source: str, *, first: int | None, flag: str) -> Int64[Tenso
 
     check_source(source, flag=flag)
     path = Path(source)
+    read_header(path, flag=flag)
     try:
         with safe_open(path, framework="pt") as file:
             names = sorted(file.keys())

@@ -1,7 +1,7 @@
 """Checkpoints on disk: finding, checking and loading them. Only safetensors files are read."""
 
 import functools
-import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,15 +23,19 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from neuronal_ray.cli.errors import BadInput, UnsupportedModel
+from neuronal_ray.cli.read_headers import Stored, read_header
 from neuronal_ray.core.layout import Linear
 from neuronal_ray.models.blocks import find_blocks, find_linears, refusals, weight_of
 from neuronal_ray.models.experts import split_experts
-from neuronal_ray.models.tensor_files import Stored, read_header
+from neuronal_ray.models.tensor_files import WORD_BYTES
+from neuronal_ray.models.weight_files import find_weight_files
 
 _BUILTIN = Path(__file__).parents[1] / "data" / "builtin" / "model"
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 _UNWANTED = ["original/*", "*.bin", "*.pth", "*.msgpack", "*.h5", "*.gguf", "*.onnx"]
-INDEX = "model.safetensors.index.json"
+
+logger = logging.getLogger(__name__)
+
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -56,6 +60,8 @@ class Checkpoint:
     path: Path
     config: PretrainedConfig
     tensors: dict[str, Stored]
+    index: Path | None = None
+    """The index that lists the tensors' files; None for a single file."""
 
     @property
     def files(self) -> list[Path]:
@@ -109,10 +115,39 @@ def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoin
         raise UnsupportedModel("--model: encoder-decoder models are not supported, expected a decoder")
     if "quantization_config" in config.to_dict():
         raise UnsupportedModel("--model: the checkpoint is quantized; prune the original, quantize afterwards")
+    if "transformers_weights" in config.to_dict():
+        raise UnsupportedModel(
+            f"--model: config.json in {path} names its weights by transformers_weights; rename them to "
+            "model.safetensors and take the key out"
+        )
+    files = find_weight_files(path)
     tensors: dict[str, Stored] = {}
-    for file in _safetensors_files(path):
-        tensors |= read_header(file).tensors
-    return Checkpoint(path=path, config=config, tensors=tensors)
+    for file in files.paths:
+        found = read_header(file).tensors
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise BadInput(f"--model: {twice[0]!r:.80} is in {tensors[twice[0]].path} and in {file.name}")
+        tensors |= found
+    for name, stored in tensors.items():
+        if _is_weight(name, stored) and stored.dtype not in WORD_BYTES:
+            raise UnsupportedModel(
+                f"--model: {name!r:.80} in {stored.path} is stored as {stored.dtype}, expected weights in one of "
+                f"{', '.join(WORD_BYTES)}"
+            )
+    if (line := files.ignored_in_words()) is not None:
+        _say_once(line)
+    return Checkpoint(path=path, config=config, tensors=tensors, index=files.index)
+
+
+def _is_weight(name: str, stored: Stored) -> bool:
+    """Return whether a tensor is a matrix or a stack of them by which a module multiplies: masks may be integers."""
+    last = name.rpartition(".")[2]
+    return len(stored.shape) >= 2 and (last == "weight" or last.endswith("proj") or stored.dtype.startswith("F"))
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    """Warn of files that are ignored: once in a process, however often a checkpoint is opened there."""
+    logger.warning("--model: %s", line)
 
 
 def read_config(path: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -129,23 +164,6 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PretrainedCon
     except TypeError as error:  # raised by transformers 5.10 and 5.17 for JSON other than an object
         raise BadInput(f"--model: config.json in {path} is no object with a model_type") from error
     return config
-
-
-def _safetensors_files(path: Path) -> list[Path]:
-    index = path / INDEX
-    if index.is_file():
-        try:
-            files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"--model: {index} is not the index of a sharded checkpoint") from error
-    else:
-        files = [path / "model.safetensors"]
-    for file in files:
-        if not file.is_file():
-            if any(path.glob("packed*.safetensors")):
-                raise BadInput(f"--model: {path} is a packed model; neuronal_ray.load_packed reads it")
-            raise BadInput(f"--model: {file} is missing; only safetensors checkpoints are read")
-    return files
 
 
 def load_model(

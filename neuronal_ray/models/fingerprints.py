@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from neuronal_ray.models.tensor_files import Kind, Stored
+from neuronal_ray.cli.read_headers import Kind, Stored
 
 _SAMPLED_BYTES = 4096
 _IGNORED_KEYS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}

@@ -14,9 +14,10 @@ from neuronal_ray.cli.atomic import write_json
 from neuronal_ray.cli.errors import UnsupportedModel
 from neuronal_ray.core.layout import Layout, LinearSpec
 from neuronal_ray.models.blocks import find_blocks, find_linears, is_transposed, weight_of
-from neuronal_ray.models.checkpoint import INDEX, WANTED, Checkpoint, empty_model
+from neuronal_ray.models.checkpoint import WANTED, Checkpoint, empty_model
 from neuronal_ray.models.experts import Expert, stack_name
 from neuronal_ray.models.tensor_files import FILE_BYTES, consecutive_runs, file_name
+from neuronal_ray.models.weight_files import INDEX, is_weight_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +107,10 @@ def write_index(directory: Path, names: Mapping[str, Iterable[str]], *, total_si
 
 
 def copy_descriptions(checkpoint: Checkpoint, target: Path) -> None:
-    """Copy all files but the weights and their index: configuration, tokenizer, and records such as pruning.json."""
+    """Copy all files but weights and their indexes, used or not: configuration, tokenizer, and records."""
     for file in sorted(checkpoint.path.iterdir()):
         wanted = any(file.match(pattern) for pattern in WANTED)
-        if file.is_file() and wanted and file.suffix != ".safetensors" and file.name != INDEX:
+        if file.is_file() and wanted and not is_weight_file(file.name):
             shutil.copyfile(file, target / file.name)
 
 
@@ -119,10 +120,10 @@ def copy_whole(checkpoint: Checkpoint, target: Path, *, advance: Callable[[str],
     for file in checkpoint.files:
         shutil.copyfile(file, target / file.name)
         advance(file.name)
-    if (checkpoint.path / INDEX).is_file():
-        shutil.copyfile(checkpoint.path / INDEX, target / INDEX)
+    if checkpoint.index is not None:
+        shutil.copyfile(checkpoint.index, target / INDEX)
     tensors = {name: replace(stored, path=target / stored.path.name) for name, stored in checkpoint.tensors.items()}
-    return replace(checkpoint, path=target, tensors=tensors)
+    return replace(checkpoint, path=target, tensors=tensors, index=None if checkpoint.index is None else target / INDEX)
 
 
 def stored_tensors(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

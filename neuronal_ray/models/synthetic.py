@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from neuronal_ray.cli.read_headers import Kind
 from neuronal_ray.models.checkpoint import DTYPES
 from neuronal_ray.models.output_files import write_index
-from neuronal_ray.models.tensor_files import FILE_BYTES, Kind, begin_file, check_room, consecutive_runs, file_name
+from neuronal_ray.models.tensor_files import FILE_BYTES, begin_file, check_room, consecutive_runs, file_name
 
 _SLICE = 2**22  # weights per random seed; slices are drawn in parallel
 _ROOM = 2**26  # bytes in addition to the tensors: headers, configuration, the directory itself

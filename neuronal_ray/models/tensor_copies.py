@@ -21,9 +21,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from neuronal_ray.cli.errors import BadInput, UnsupportedModel
+from neuronal_ray.cli.read_headers import Stored, read_header
 from neuronal_ray.models.checkpoint import DTYPES, Checkpoint
 from neuronal_ray.models.output_files import OutputFile
-from neuronal_ray.models.tensor_files import WORD_BYTES, Stored, begin_file, fill, read_header
+from neuronal_ray.models.tensor_files import WORD_BYTES, begin_file, fill
 
 _PIECE_BYTES = 2**19
 _MOST_THREADS = 8
@@ -43,7 +44,7 @@ def begin_output_file(checkpoint: Checkpoint, file: OutputFile, target: Path) ->
     """
     path, tensors = target / file.file, ((name, checkpoint.tensors[name]) for name in file.names)
     begin_file(path, ((stored.kind(name), stored.num_bytes) for name, stored in tensors))
-    return replace(checkpoint, path=target, tensors=read_header(path).tensors)
+    return replace(checkpoint, path=target, tensors=read_header(path).tensors, index=None)
 
 
 def copy_tensors(source: Checkpoint, written: Checkpoint, names: Collection[str]) -> None:

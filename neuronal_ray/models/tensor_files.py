@@ -1,4 +1,4 @@
-"""Safetensors files as bytes: their headers, and reading and writing one tensor at a time, with checksums."""
+"""Safetensors files as bytes: reading and writing one tensor at a time, with checksums."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.read_headers import Kind, Stored
 
 CHECKSUMS = "crc32"
 """The key of a file's metadata for its tensors' checksums, as JSON."""
@@ -26,48 +27,6 @@ _FARTHEST = 10**15  # no offset in a file has more digits
 _ALIGNMENT = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """A tensor's name, shape and dtype, without its bytes; the dtype is safetensors' name of it."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stored:
-    """A tensor in a file: path, byte range, shape, and safetensors' name of its dtype."""
-
-    path: Path
-    start: int
-    stop: int
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def num_bytes(self) -> int:
-        """Size in bytes."""
-        return self.stop - self.start
-
-    def kind(self, name: str) -> Kind:
-        """Return the tensor's description under `name`."""
-        return Kind(name=name, dtype=self.dtype, shape=self.shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """The tensors and the metadata of one safetensors file."""
-
-    tensors: dict[str, Stored]
-    metadata: dict[str, str]
-
-    def check_format(self, path: Path, name: str, version: str, *, flag: str) -> None:
-        """Raise BadInput unless the metadata of the file at `path` name this format and version."""
-        if self.metadata.get("format") != name or self.metadata.get("version") != version:
-            raise BadInput(f"{flag}: {path} is not of format {name!r}, version {version}")
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Written:
     """A tensor to be written: its description, its bytes [bytes], and their checksum."""
@@ -80,33 +39,6 @@ class Written:
     def of(cls, kind: Kind, data: np.ndarray) -> Self:
         """Compute the checksum of a tensor to be written."""
         return cls(kind=kind, data=data, checksum=checksum(data))
-
-
-def read_header(path: Path, *, flag: str = "--model") -> Header:
-    """Read the header of one safetensors file. Raises BadInput when the file's size contradicts it."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= size - 8:
-            raise BadInput(f"{flag}: {path} is truncated or not a safetensors file")
-        try:
-            header = json.loads(file.read(length))
-            metadata = {str(key): str(value) for key, value in (header.pop("__metadata__", None) or {}).items()}
-            tensors = {name: _stored(path, 8 + length, entry) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"{flag}: {path} is not a safetensors file (unreadable header)") from error
-    listed = max((stored.stop for stored in tensors.values()), default=8 + length)
-    if listed != size:
-        raise BadInput(f"{flag}: {path} is truncated or damaged: {size:,} bytes, its header lists {listed:,}")
-    return Header(tensors=tensors, metadata=metadata)
-
-
-def _stored(path: Path, data: int, entry: dict[str, list[int]]) -> Stored:
-    """Convert one entry of the header of a file whose data begin at byte `data`."""
-    start, stop = entry["data_offsets"]
-    return Stored(
-        path=path, start=data + start, stop=data + stop, shape=tuple(entry["shape"]), dtype=str(entry["dtype"])
-    )
 
 
 def read_bytes(stored: Stored, *, ahead: int = 0) -> np.ndarray:

@@ -163,10 +163,14 @@ def test_a_header_longer_than_the_file_is_refused(folder: Path) -> None:
     assert "truncated or not a safetensors file" in refusal(folder)
 
 
-@pytest.mark.parametrize("text", ["{nope", "{}", "[]", '{"weight_map": []}'])
-def test_a_garbage_index_is_refused(folder: Path, text: str) -> None:
-    (folder / "model.safetensors.index.json").write_text(text)
-    assert "not the index of a sharded checkpoint" in refusal(folder)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn])
+def test_linears_that_are_not_stored_as_floats_are_refused(folder: Path, dtype: torch.dtype) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].to(dtype)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    message = refusal(folder, UnsupportedModel)
+    assert "model.layers.1.mlp.up_proj.weight" in message
+    assert "F16, BF16, F32, F64" in message
 
 
 # -- shards

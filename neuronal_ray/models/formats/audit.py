@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.models.checkpoint import INDEX, Checkpoint
+from neuronal_ray.models.checkpoint import Checkpoint
 from neuronal_ray.models.output_files import stored_linears
 from neuronal_ray.models.tensor_copies import count_zeros
 from neuronal_ray.models.tensor_files import WORD_BYTES, read_bytes
@@ -68,8 +68,8 @@ def audit(
 
 def _check_index(checkpoint: Checkpoint) -> None:
     """Raise BadInput when the index does not list exactly the tensors of the files, each in its file."""
-    path = checkpoint.path / INDEX
-    if not path.is_file():
+    path = checkpoint.index
+    if path is None:
         return
     listed = {name: checkpoint.path / file for name, file in json.loads(path.read_text())["weight_map"].items()}
     stored = {name: tensor.path for name, tensor in checkpoint.tensors.items()}

@@ -17,21 +17,12 @@ import torch
 from torch import Tensor
 
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.read_headers import Kind, Stored, read_header
 from neuronal_ray.core.packing import pack_words
 from neuronal_ray.models.checkpoint import Checkpoint
 from neuronal_ray.models.fingerprints import config_fingerprint
 from neuronal_ray.models.tensor_copies import zero_masked
-from neuronal_ray.models.tensor_files import (
-    CHECKSUMS,
-    WORD_BYTES,
-    Kind,
-    Stored,
-    Written,
-    checksum,
-    read_bytes,
-    read_header,
-    write_tensors,
-)
+from neuronal_ray.models.tensor_files import CHECKSUMS, WORD_BYTES, Written, checksum, read_bytes, write_tensors
 
 _FORMAT, _VERSION = "neuronal_ray masks", "1"
 

@@ -18,20 +18,11 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.read_headers import Kind, Stored, read_header
 from neuronal_ray.core.packing import pack_words
 from neuronal_ray.models.checkpoint import DTYPES, Checkpoint, read_config
 from neuronal_ray.models.fingerprints import config_fingerprint, tensors_fingerprint, weights_fingerprint
-from neuronal_ray.models.tensor_files import (
-    CHECKSUMS,
-    WORD_BYTES,
-    Kind,
-    Stored,
-    Written,
-    file_name,
-    read_bytes,
-    read_header,
-    write_tensors,
-)
+from neuronal_ray.models.tensor_files import CHECKSUMS, WORD_BYTES, Written, file_name, read_bytes, write_tensors
 
 _FORMAT, _VERSION = "neuronal_ray packed", "1"
 READER = "load_packed"

@@ -9,10 +9,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.read_headers import Stored
 from neuronal_ray.core.packing import unpack_words
 from neuronal_ray.models.checkpoint import DTYPES, quiet_loading, refuse_absent
 from neuronal_ray.models.formats.packed_files import READER, PackedTensor, open_packed
-from neuronal_ray.models.tensor_files import WORD_BYTES, Stored, checksum, read_bytes
+from neuronal_ray.models.tensor_files import WORD_BYTES, checksum, read_bytes
 
 _AHEAD = 2**26
 """Bytes that the system prefetches while a tensor is unpacked."""

@@ -86,10 +86,11 @@ def test_a_weight_that_is_not_there_is_found(folder: Path) -> None:
     assert UP in refusal(folder)
 
 
-@pytest.mark.parametrize("listed", [{UP: "model.safetensors", "more": "model.safetensors"}, {}])
+@pytest.mark.parametrize("listed", [{UP: "shard.safetensors", "more": "shard.safetensors"}, {}])
 def test_an_index_that_lists_other_tensors_is_found(folder: Path, listed: dict[str, str]) -> None:
     names = [name for name in load_file(folder / "model.safetensors") if name != UP]
-    index = {"weight_map": dict.fromkeys(names, "model.safetensors") | listed}
+    (folder / "model.safetensors").rename(folder / "shard.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "shard.safetensors") | listed}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "disagree about 1 tensors" in refusal(folder)
 

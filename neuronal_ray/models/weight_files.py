@@ -1,0 +1,87 @@
+"""Which files of a model's directory have its weights: transformers' choice, made here for all readers and writers.
+
+transformers takes model.safetensors if there is one, and otherwise the files that model.safetensors.index.json lists.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.read_files import read_json
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx")
+_SHOWN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFiles:
+    """The files that a model is loaded from, the index that lists them, and the names of weights that are ignored."""
+
+    paths: tuple[Path, ...]
+    index: Path | None
+    ignored: tuple[str, ...]
+
+    def ignored_in_words(self) -> str | None:
+        """Return one line that says what is loaded and what is ignored; None when nothing is."""
+        if not self.ignored:
+            return None
+        taken = self.paths[0].name if self.index is None else f"the files of {self.index.name}"
+        more = f" and {len(self.ignored) - _SHOWN} more" if len(self.ignored) > _SHOWN else ""
+        return (
+            f"{self.paths[0].parent} has weights twice or in several forms: {taken} is used, as transformers does; "
+            f"ignored and not copied: {', '.join(self.ignored[:_SHOWN])}{more}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Index:
+    """What is used of an index."""
+
+    metadata: dict[str, Any]
+    weight_map: dict[str, str]
+
+
+def is_weight_file(name: str) -> bool:
+    """Return whether a file of this name has weights or lists files that do; all others describe the model."""
+    return name.endswith(_WEIGHTS)
+
+
+def find_weight_files(path: Path, *, flag: str = "--model") -> WeightFiles:
+    """Choose among the weights in the directory `path`. Raises BadInput when there are none that can be read."""
+    index = path / INDEX
+    if (path / SINGLE).is_file():
+        taken, index_used = [path / SINGLE], None
+    elif index.is_file():
+        taken, index_used = listed_files(index, flag=flag), index
+    else:
+        raise BadInput(f"{flag}: {_what_is_there(path)}")
+    used = {file.name for file in taken} | ({INDEX} if index_used else set())
+    names = sorted(file.name for file in path.iterdir() if file.is_file() and is_weight_file(file.name))
+    return WeightFiles(paths=tuple(taken), index=index_used, ignored=tuple(name for name in names if name not in used))
+
+
+def listed_files(index: Path, *, flag: str) -> list[Path]:
+    """Return the files of an index, sorted. Raises BadInput unless all of them lie in its directory."""
+    names = sorted(set(read_json(index, _Index, flag=flag).weight_map.values()))
+    if not names:
+        raise BadInput(f"{flag}: {index} is not the index of a sharded checkpoint: it lists no tensors")
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise BadInput(f"{flag}: {index} lists {name!r:.60}, expected names of safetensors files in its directory")
+        if not (index.parent / name).is_file():
+            raise BadInput(f"{flag}: {index.parent / name} is missing, and {index.name} lists it")
+    return [index.parent / name for name in names]
+
+
+def _what_is_there(path: Path) -> str:
+    """Say why a directory without the weights of transformers' names cannot be read."""
+    if any(path.glob("packed*.safetensors")):
+        return f"{path} is a packed model; neuronal_ray.load_packed reads it"
+    if (path / SINGLE).is_symlink() or (path / INDEX).is_symlink():
+        return f"the weights in {path} are a link to a file that does not exist"
+    others = sorted(file.name for file in path.iterdir() if file.is_file() and is_weight_file(file.name))
+    found = f"; {path} has {', '.join(others[:_SHOWN])}" if others else ""
+    return f"{path / SINGLE} is missing; only safetensors checkpoints are read{found}"
