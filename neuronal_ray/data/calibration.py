@@ -1,56 +1,81 @@
 """The token sequences that a model is calibrated on."""
 
-import random
-from collections.abc import Callable
+import logging
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.data.draw import Draw, Rule, draw_windows, num_distinct
+from neuronal_ray.data.encoder import Encoder
 from neuronal_ray.data.text import Documents, calibration_documents, is_tokenized
 from neuronal_ray.data.tokens import check_vocabulary, read_token_rows
-from neuronal_ray.data.window_start import begin_with_bos, without_bos
+from neuronal_ray.data.window_start import WithoutBos, begin_with_bos
 
 FLAG = "--calibration"
+AUTO, ON, OFF = "auto", "on", "off"
+RELEASED = "released"
+"""The draw of the released code: nothing is packed, and sequences may be drawn again."""
+PACKINGS = (AUTO, ON, OFF, RELEASED)
+_OVERLAP = 0.9
+"""`auto` packs when fewer than this fraction of the drawn tokens would be different ones."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The sequences, how many of them differ, and whether short documents were joined for them."""
+
+    tokens: Int64[Tensor, "samples sequence_length"]
+    distinct: int
+    packed: bool
 
 
 def calibration_tokens(
     source: str,
-    encode: Callable[[str], list[int]],
+    encode: Encoder,
     *,
     samples: int,
     sequence_length: int,
     seed: int,
     vocabulary: int,
+    packing: str = AUTO,
     bos: int | None = None,
-) -> Int64[Tensor, "samples sequence_length"]:
-    """Draw sequences from a source as Wanda's (ICLR 2024) data loader does.
+) -> Calibration:
+    """Draw sequences from a source as Wanda's (ICLR 2024) data loader does; see `draw_windows`.
 
-    The first k sequences equal a draw of k. With `bos`, each is this token and a draw of one token less. A safetensors
-    source is not sampled: its first rows are used as they are, in order, whatever the seed.
-    Raises BadInput for a source that cannot be read, is too short or has ids outside [0, vocabulary).
+    Differs: a sequence is not drawn twice, and short documents may be joined, unless `packing` is "released". The first
+    k sequences equal a draw of k with the same packing. With `bos`, each is this token and a draw of one token less. A
+    safetensors source is not sampled: its first rows are used as they are, in order, whatever the seed.
+    Raises BadInput for a source that cannot be read, has too few sequences or ids outside [0, vocabulary).
     """
     assert sequence_length > 0
+    assert packing in PACKINGS
     if samples < 1:
         raise BadInput(f"--calibration-samples: {samples} leaves {FLAG} empty, expected at least 1")
+    packed = False
     if is_tokenized(source):
         tokens = _first_rows(source, samples=samples, sequence_length=sequence_length)
+        if packing == ON:
+            logger.warning("--calibration-packing: ignored, the sequences of %r are used as they are", source)
     else:
         documents = calibration_documents(source, flag=FLAG)
         if documents.count == 0:
             raise BadInput(f"{FLAG}: {source!r} is empty, expected at least one document")
-        tokens = _draw(
-            documents,
-            encode if bos is None else without_bos(encode, bos),
-            source=source,
-            samples=samples,
-            sequence_length=sequence_length if bos is None else sequence_length - 1,
-            seed=seed,
-        )
+        text = encode if bos is None else WithoutBos(encode, bos)
+        length = sequence_length if bos is None else sequence_length - 1
+        drawing = _Source(source, documents, text, samples=samples, length=length, seed=seed)
+        draw, packed = drawing.draw(packing)
+        tokens = torch.stack(draw.windows)
         tokens = tokens if bos is None else begin_with_bos(tokens, bos)
     check_vocabulary(tokens, vocabulary=vocabulary, flag=FLAG)
-    return tokens
+    distinct = num_distinct(tokens)
+    if distinct < samples:
+        logger.warning("%s: only %d of the %d sequences from %r are distinct", FLAG, distinct, samples, source)
+    return Calibration(tokens=tokens, distinct=distinct, packed=packed)
 
 
 def _first_rows(source: str, *, samples: int, sequence_length: int) -> Int64[Tensor, "samples sequence_length"]:
@@ -65,40 +90,78 @@ def _first_rows(source: str, *, samples: int, sequence_length: int) -> Int64[Ten
     return tokens
 
 
-def _draw(
-    documents: Documents,
-    encode: Callable[[str], list[int]],
-    *,
-    source: str,
-    samples: int,
-    sequence_length: int,
-    seed: int,
-) -> Int64[Tensor, "samples sequence_length"]:
-    """Draw, for each sample in turn, documents until one is longer than a sequence, then a start in it.
+class _Source:
+    """A source of which sequences are drawn, packed or not."""
 
-    A document is tokenized when it is first drawn; for documents that are too short only the index is kept.
-    """
-    generator = random.Random(seed)
-    accepted: dict[int, Tensor] = {}
-    rejected: set[int] = set()
-    longest = 0
-    sequences: list[Tensor] = []
-    while len(sequences) < samples:
-        index = 0 if documents.continuous else generator.randint(0, documents.count - 1)
-        if index in rejected:
-            continue
-        if index not in accepted:
-            document = encode(documents.read(index))
-            if len(document) <= sequence_length:
-                rejected.add(index)
-                longest = max(longest, len(document))
-                if len(rejected) == documents.count:
-                    raise BadInput(
-                        f"{FLAG}: {source!r} is too short, its longest document has {longest} tokens,"
-                        f" expected more than --sequence-length {sequence_length}"
-                    )
-                continue
-            accepted[index] = torch.tensor(document, dtype=torch.int64)
-        start = generator.randint(0, len(accepted[index]) - sequence_length - 1)
-        sequences.append(accepted[index][start : start + sequence_length])
-    return torch.stack(sequences)
+    def __init__(
+        self, name: str, documents: Documents, encode: Encoder, *, samples: int, length: int, seed: int
+    ) -> None:
+        self._name, self._documents, self._encode = name, documents, encode
+        self._samples, self._length, self._seed = samples, length, seed
+
+    def draw(self, packing: str) -> tuple[Draw, bool]:
+        """Return the draw, and whether it is packed. Raises BadInput when there are too few sequences."""
+        if self._documents.continuous and packing == ON:
+            logger.warning("--calibration-packing: ignored, %r is one text", self._name)
+        if packing == ON and not self._documents.continuous:
+            return self._checked(self._windows(Rule(packed=True)), packing), True
+        may_pack = packing == AUTO and not self._documents.continuous
+        alone = self._windows(Rule(repeats=packing == RELEASED, patient=not may_pack))
+        few = self._overlaps(alone) and alone.short > alone.long
+        if few and may_pack:
+            packed = self._windows(Rule(packed=True))
+            if len(packed.windows) == self._samples:
+                logger.info(
+                    "--calibration-packing auto: on, %d of the %d documents of %r that were drawn are not longer than "
+                    "--sequence-length %d; they are joined",
+                    packed.short,
+                    packed.short + packed.long,
+                    self._name,
+                    self._length,
+                )
+                return packed, True
+            if len(alone.windows) < self._samples:
+                return self._checked(packed, ON), True
+        self._checked(alone, packing)
+        if few and packing != RELEASED:
+            logger.warning(
+                "%s: the %d sequences from %r have only %s different tokens of %s, because most documents are not "
+                "longer than --sequence-length %d; --calibration-packing on joins them",
+                FLAG,
+                self._samples,
+                self._name,
+                f"{alone.covered:,}",
+                f"{self._samples * self._length:,}",
+                self._length,
+            )
+        return alone, False
+
+    def _windows(self, rule: Rule) -> Draw:
+        return draw_windows(
+            self._documents, self._encode, rule, samples=self._samples, length=self._length, seed=self._seed
+        )
+
+    def _overlaps(self, draw: Draw) -> bool:
+        return draw.covered < _OVERLAP * self._samples * self._length
+
+    def _checked(self, draw: Draw, packing: str) -> Draw:
+        """Return `draw` if it is complete. Raises BadInput with the number of sequences that there are."""
+        found = len(draw.windows)
+        if found == self._samples:
+            return draw
+        short = packing == OFF and draw.short > 0 and not self._documents.continuous
+        hint = "; --calibration-packing on joins short documents" if short else ""
+        if found == 0 and packing == ON:
+            raise BadInput(
+                f"{FLAG}: {self._name!r} is too short, its documents have {draw.tokens} tokens in all,"
+                f" expected at least --sequence-length {self._length}"
+            )
+        if found == 0:
+            raise BadInput(
+                f"{FLAG}: {self._name!r} is too short, its longest document has {draw.longest} tokens,"
+                f" expected more than --sequence-length {self._length}{hint}"
+            )
+        raise BadInput(
+            f"{FLAG}: {self._name!r} has only {found} distinct sequences of --sequence-length {self._length} tokens,"
+            f" expected --calibration-samples {self._samples}; give more text or --calibration-samples {found}{hint}"
+        )

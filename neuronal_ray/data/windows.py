@@ -1,7 +1,6 @@
 """The token windows that perplexity is measured on."""
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,9 +8,10 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.data.encoder import Encoder
 from neuronal_ray.data.text import evaluation_text, is_file_name, is_tokenized
 from neuronal_ray.data.tokens import check_vocabulary, read_token_rows
-from neuronal_ray.data.window_start import begin_with_bos, without_bos
+from neuronal_ray.data.window_start import WithoutBos, begin_with_bos
 
 FLAG = "--evaluate"
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 def evaluation_windows(
     source: str,
-    encode: Callable[[str], list[int]],
+    encode: Encoder,
     *,
     sequence_length: int,
     vocabulary: int,
@@ -63,10 +63,10 @@ def _stored_windows(source: str, *, sequence_length: int) -> Int64[Tensor, "wind
 
 
 def _consecutive_windows(
-    source: str, encode: Callable[[str], list[int]], *, sequence_length: int, bos: int | None
+    source: str, encode: Encoder, *, sequence_length: int, bos: int | None
 ) -> Int64[Tensor, "windows sequence_length"]:
     evaluation = evaluation_text(source, flag=FLAG)
-    tokens = encode(evaluation.text) if bos is None else without_bos(encode, bos)(evaluation.text)
+    tokens = encode(evaluation.text) if bos is None else WithoutBos(encode, bos)(evaluation.text)
     length = sequence_length if bos is None else sequence_length - 1  # of the text in a window
     available = len(tokens) // length
     if available == 0:

@@ -9,7 +9,8 @@ from neuronal_ray.evaluate.benchmark_names import split_names
 from neuronal_ray.evaluate.measure import Evaluations, Windows
 from neuronal_ray.evaluate.scores import BenchmarkSettings
 from neuronal_ray.evaluate.window_start import WindowStart
-from neuronal_ray.models.checkpoint import Checkpoint, load_encoder
+from neuronal_ray.models.checkpoint import Checkpoint
+from neuronal_ray.models.encoder import load_encoder
 
 _DEFAULT_LENGTH = 2048
 

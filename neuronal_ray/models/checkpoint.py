@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,17 +273,3 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrained
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         raise BadInput(f"--model: no tokenizer in {path}: {first_line(error)}") from error
-
-
-def load_encoder(path: Path, *, trust_remote_code: bool = False) -> Callable[[str], list[int]]:
-    """Return a function from text to the checkpoint's token ids, special tokens included.
-
-    The tokenizer is loaded at the first call.
-    """
-
-    def encode(text: str) -> list[int]:
-        tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-        tokens: list[int] = tokenizer(text, verbose=False).input_ids
-        return tokens
-
-    return encode

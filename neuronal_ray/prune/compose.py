@@ -194,6 +194,8 @@ def _check_released(
         raise BadInput(f"--window-start: {config.window_start} {_USE_PAPER}")
     if config.score_stream == "dense":
         raise BadInput("--score-stream: dense is not what the released code does; use --mode paper")
+    if config.calibration_packing == "on":
+        raise BadInput(f"--calibration-packing: on {_USE_PAPER}")
     if config.criterion not in (None, "alignment"):
         raise BadInput(f"--criterion: {config.criterion} {_USE_PAPER}")
 

@@ -148,7 +148,20 @@ class PruneConfig(BenchmarkConfig):
         str,
         Option("str", "text: c4, wikitext2, ptb, builtin, or a .txt, .jsonl, .parquet or tokenized .safetensors file"),
     ] = "c4"
-    calibration_samples: Annotated[int, Option("int", "number of sequences for the scores", least=1)] = 128
+    calibration_samples: Annotated[
+        int, Option("int", "number of sequences for the scores, no two of them equal", least=1)
+    ] = 128
+    calibration_packing: Annotated[
+        str,
+        Option(
+            "str",
+            "join documents that are not longer than --sequence-length, in the order in which they are drawn, into "
+            "sequences; each with the special tokens that the tokenizer adds or, if it adds none, EOS at its end. off: "
+            "sequences only from longer documents, as in the papers. auto: in `best` mode on where most documents are "
+            "short and the long ones too few, otherwise off",
+            choices=("auto", "on", "off"),
+        ),
+    ] = "auto"
     search_samples: Annotated[int, Option("int", "number of these sequences, the first ones, for the search")] = 8
     seed: Annotated[int, Option("int", "random seed for the choice of calibration sequences")] = 0
     evaluate: Annotated[

@@ -82,7 +82,8 @@ def time_needed(config: PruneConfig, inputs: Inputs, *, seconds_per_token: float
         search_samples=min(_LESS_SAMPLES, config.search_samples),
     )
     length = min(_LESS_LENGTH, inputs.sequence_length)
-    fewer = replace(inputs, calibration=inputs.calibration[: less.calibration_samples, :length], sequence_length=length)
+    drawn = replace(inputs.drawn, tokens=inputs.calibration[: less.calibration_samples, :length])
+    fewer = replace(inputs, drawn=drawn, sequence_length=length)
     quick = seconds_per_token * sum(tokens_by_stage(less, fewer).values())
     words = f"about {duration(seconds)} at the speed of this machine's matrix products"
     if seconds < _LONG_S or quick > _MUCH * seconds:

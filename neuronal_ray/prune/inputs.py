@@ -8,12 +8,13 @@ from torch import Tensor
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.memory import machine_bytes
 from neuronal_ray.core.pattern import check_pattern
-from neuronal_ray.data.calibration import calibration_tokens
+from neuronal_ray.data.calibration import AUTO, OFF, RELEASED, Calibration, calibration_tokens
 from neuronal_ray.evaluate.benchmark_names import split_names
 from neuronal_ray.evaluate.inputs import read_evaluations, sequence_length
 from neuronal_ray.evaluate.measure import Evaluations
 from neuronal_ray.evaluate.window_start import WindowStart, possible_start, warn_of_tokenized
-from neuronal_ray.models.checkpoint import Checkpoint, linear_columns, load_encoder, open_checkpoint, resolve_model
+from neuronal_ray.models.checkpoint import Checkpoint, linear_columns, open_checkpoint, resolve_model
+from neuronal_ray.models.encoder import load_encoder
 from neuronal_ray.prune.compose import Composition, compose
 from neuronal_ray.prune.config import PruneConfig
 from neuronal_ray.workers.pools.launch import check_workers
@@ -28,9 +29,14 @@ class Inputs:
     composition: Composition
     checkpoint: Checkpoint
     sequence_length: int
-    calibration: Int64[Tensor, "samples length"]
+    drawn: Calibration
     evaluations: Evaluations
     window_start: WindowStart
+
+    @property
+    def calibration(self) -> Int64[Tensor, "samples length"]:
+        """The sequences that the model is calibrated on."""
+        return self.drawn.tokens
 
 
 def held_tokens(config: PruneConfig, inputs: Inputs) -> int:
@@ -51,12 +57,19 @@ def _check_memory(config: PruneConfig, length: int) -> None:
         )
 
 
+def _packing(config: PruneConfig) -> str:
+    """Return how calibration sequences are drawn: `paper` and `authors` mode join no documents unless told to."""
+    if config.mode == "authors":
+        return RELEASED
+    return OFF if config.mode == "paper" and config.calibration_packing == AUTO else config.calibration_packing
+
+
 class Reader:
     """Reads and checks what runs need before any weight is loaded; what several runs share is read once."""
 
     def __init__(self) -> None:
         self._checkpoints: dict[tuple[str, bool], Checkpoint] = {}
-        self._calibrations: dict[tuple[object, ...], Int64[Tensor, "samples length"]] = {}
+        self._calibrations: dict[tuple[object, ...], Calibration] = {}
         self._evaluations: dict[tuple[object, ...], Evaluations] = {}
 
     def prepare(self, config: PruneConfig, start: WindowStart | None = None) -> Inputs:
@@ -78,7 +91,7 @@ class Reader:
             composition=composition,
             checkpoint=checkpoint,
             sequence_length=length,
-            calibration=self._calibration(config, checkpoint, length, start),
+            drawn=self._calibration(config, checkpoint, length, start),
             evaluations=self._evaluated(config, checkpoint, length, start),
             window_start=start,
         )
@@ -99,10 +112,17 @@ class Reader:
             asked, sources, checkpoint.path, length=length, trust_remote_code=config.trust_remote_code
         )
 
-    def _calibration(
-        self, config: PruneConfig, checkpoint: Checkpoint, length: int, start: WindowStart
-    ) -> Int64[Tensor, "samples length"]:
-        key = (checkpoint.path, config.calibration, config.calibration_samples, length, config.seed, start.token)
+    def _calibration(self, config: PruneConfig, checkpoint: Checkpoint, length: int, start: WindowStart) -> Calibration:
+        packing = _packing(config)
+        key = (
+            checkpoint.path,
+            config.calibration,
+            config.calibration_samples,
+            length,
+            config.seed,
+            packing,
+            start.token,
+        )
         if key not in self._calibrations:
             self._calibrations[key] = calibration_tokens(
                 config.calibration,
@@ -112,6 +132,7 @@ class Reader:
                 seed=config.seed,
                 vocabulary=checkpoint.config.get_text_config().vocab_size,
                 bos=start.token,
+                packing=packing,
             )
         return self._calibrations[key]
 

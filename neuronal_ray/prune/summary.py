@@ -67,6 +67,8 @@ def describe_result(
         "calibration": {
             "source": config.calibration,
             "samples": config.calibration_samples,
+            "distinct": inputs.drawn.distinct,
+            "packed": inputs.drawn.packed,
             "search_samples": config.search_samples,
             "sequence_length": inputs.sequence_length,
             "seed": config.seed,

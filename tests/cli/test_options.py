@@ -51,6 +51,7 @@ PRUNE_OPTIONS = RUN_OPTIONS | {
     "lambda-search",
     "score-stream",
     "calibration",
+    "calibration-packing",
     "calibration-samples",
     "search-samples",
     "seed",

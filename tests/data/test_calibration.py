@@ -18,15 +18,31 @@ from safetensors.torch import save_file
 
 import neuronal_ray.data.calibration
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.data.calibration import calibration_tokens
+from neuronal_ray.data.calibration import Calibration, calibration_tokens
 
 VOCABULARY = 256
 BUILTIN = Path(neuronal_ray.data.calibration.__file__).parent / "builtin" / "calibration.txt"
 RELAXED = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+END = 255
+
+
 def encode(text: str) -> list[int]:
     return list(text.encode("utf-8"))
+
+
+class Encoding:
+    """A tokenizer that adds nothing to a text, and ends documents with END."""
+
+    def __init__(self, encoder: Callable[[str], list[int]]) -> None:
+        self._encoder = encoder
+
+    def __call__(self, text: str) -> list[int]:
+        return self._encoder(text)
+
+    def end_of_document(self) -> list[int]:
+        return [END]
 
 
 def wanda_document_draw(documents: list[str], samples: int, length: int, seed: int) -> list[list[int]]:
@@ -51,7 +67,7 @@ def wanda_running_draw(text: str, samples: int, length: int, seed: int) -> list[
     return [tokens[start : start + length] for start in starts]
 
 
-def draw(
+def calibrate(
     source: str,
     samples: int = 5,
     length: int = 8,
@@ -59,10 +75,21 @@ def draw(
     *,
     vocabulary: int = VOCABULARY,
     encoder: Callable[[str], list[int]] = encode,
-) -> torch.Tensor:
+    packing: str = "off",
+) -> Calibration:
     return calibration_tokens(
-        source, encoder, samples=samples, sequence_length=length, seed=seed, vocabulary=vocabulary
+        source,
+        Encoding(encoder),
+        samples=samples,
+        sequence_length=length,
+        seed=seed,
+        vocabulary=vocabulary,
+        packing=packing,
     )
+
+
+def draw(source: str, *arguments: int, **keywords: object) -> torch.Tensor:
+    return calibrate(source, *arguments, **keywords).tokens  # type: ignore[arg-type]
 
 
 def message_of(function: Callable[[], object], *expected: str) -> None:
@@ -97,23 +124,27 @@ def some_documents(seed: int, count: int = 40) -> list[str]:
 def test_rows_are_drawn_as_wanda_draws_c4(tmp_path: Path, write: Callable[..., str], seed: int) -> None:
     documents = some_documents(seed)
     source = write(tmp_path / f"a.{write.__name__.removeprefix('write_')}", documents)
-    tokens = draw(source, samples=50, length=11, seed=seed)
+    tokens = draw(source, samples=50, length=11, seed=seed, packing="released")
     assert tokens.dtype == torch.int64
-    assert tokens.tolist() == wanda_document_draw(documents, 50, 11, seed)
+    expected = wanda_document_draw(documents, 50, 11, seed)
+    assert tokens.tolist() == expected
+    # and the other draws until one is drawn again
+    first = next(number for number in range(51) if number == 50 or expected[number] in expected[:number])
+    assert draw(source, samples=first, length=11, seed=seed).tolist() == expected[:first]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 12345])
 def test_a_text_file_is_drawn_as_wanda_draws_wikitext2(tmp_path: Path, seed: int) -> None:
     text = "\n".join(some_documents(seed))
     (tmp_path / "a.txt").write_bytes(text.encode())
-    tokens = draw(str(tmp_path / "a.txt"), samples=50, length=11, seed=seed)
+    tokens = draw(str(tmp_path / "a.txt"), samples=50, length=11, seed=seed, packing="released")
     assert tokens.tolist() == wanda_running_draw(text, 50, 11, seed)
 
 
 def test_a_single_row_is_still_drawn_as_a_document(tmp_path: Path) -> None:
     text = "one document, longer than a sequence"
     source = write_jsonl(tmp_path / "a.jsonl", [text])
-    assert draw(source, samples=20).tolist() == wanda_document_draw([text], 20, 8, 0)
+    assert draw(source, samples=20, packing="released").tolist() == wanda_document_draw([text], 20, 8, 0)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +161,7 @@ def test_the_hub_s_data_sets_are_drawn_from(
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     expected = wanda_running_draw(" ".join(rows), 20, 8, 5) if continuous else wanda_document_draw(rows, 20, 8, 5)
-    assert draw(source, samples=20, seed=5).tolist() == expected
+    assert draw(source, samples=20, seed=5, packing="released").tolist() == expected
 
 
 def test_builtin_is_drawn_from() -> None:
@@ -154,14 +185,129 @@ def test_the_first_samples_of_a_draw_are_a_smaller_draw(
     write_jsonl(rows, documents)
     text.write_text(" ".join(documents))
     for source in (str(rows), str(text)):
-        tokens = draw(source, samples=samples, length=length, seed=seed)
-        assert tokens.shape == (samples, length)
-        assert torch.equal(tokens, draw(source, samples=samples, length=length, seed=seed))
-        few = min(first, samples)
-        assert torch.equal(tokens[:few], draw(source, samples=few, length=length, seed=seed))
-    assert draw(str(rows), samples=samples, length=length, seed=seed).tolist() == wanda_document_draw(
-        documents, samples, length, seed
+        for packing in ("released", "off", "on"):
+            try:
+                tokens = draw(source, samples=samples, length=length, seed=seed, packing=packing)
+            except BadInput:
+                assert packing != "released"
+                continue
+            assert tokens.shape == (samples, length)
+            assert packing == "released" or len(tokens.unique(dim=0)) == samples, (packing, tokens)
+            assert torch.equal(tokens, draw(source, samples=samples, length=length, seed=seed, packing=packing))
+            few = min(first, samples)
+            assert torch.equal(tokens[:few], draw(source, samples=few, length=length, seed=seed, packing=packing))
+    released = draw(str(rows), samples=samples, length=length, seed=seed, packing="released")
+    assert released.tolist() == wanda_document_draw(documents, samples, length, seed)
+
+
+# No sequence twice, and short documents joined
+
+
+def all_windows(documents: list[str], length: int) -> set[tuple[int, ...]]:
+    """Every sequence that the released code can draw."""
+    return {
+        tuple(encode(text)[start : start + length])
+        for text in documents
+        for start in range(max(0, len(encode(text)) - length))
+    }
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_distinct_sequence_is_drawn_before_the_source_is_refused(tmp_path: Path, seed: int) -> None:
+    documents = ["aaaaaaaaaaaaaaaaaaaaaaaa", "abcabcabcabcabcabcabc", "x", "abcabcabcabc", "0123456789", "0123456789"]
+    source = write_jsonl(tmp_path / "a.jsonl", documents)
+    there = all_windows(documents, 8)
+    found = calibrate(source, samples=len(there), seed=seed)
+    assert {tuple(row) for row in found.tokens.tolist()} == there
+    assert (found.distinct, found.packed) == (len(there), False)
+    more = len(there) + 1
+    message_of(
+        lambda: draw(source, samples=more, seed=seed),
+        f"only {len(there)} distinct",
+        f"--calibration-samples {more}",
+        "--calibration-packing",
     )
+
+
+def test_one_window_in_a_million_starts_is_found_quickly(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a" * 1_000_000 + "b" + "c" * 20)
+    start_s = time.perf_counter()
+    tokens = draw(str(tmp_path / "a.txt"), samples=21, length=20)
+    elapsed_s = time.perf_counter() - start_s
+    assert len(tokens.unique(dim=0)) == 21, tokens
+    assert elapsed_s < 10, elapsed_s
+
+
+def test_short_documents_are_joined_in_the_order_of_the_draw(tmp_path: Path) -> None:
+    documents = ["abc", "", "defgh", "ij", "klmnopq", "r"]
+    source = write_jsonl(tmp_path / "a.jsonl", documents)
+    generator, order = random.Random(3), []
+    while len(order) < len(documents):
+        index = generator.randint(0, len(documents) - 1)
+        if index not in order:
+            order.append(index)
+    text = [token for index in order if documents[index] for token in [*encode(documents[index]), END]]
+    windows = [text[start : start + 7] for start in range(0, len(text) - 6, 7)]
+    assert draw(source, samples=len(windows), length=7, seed=3, packing="on").tolist() == windows
+    message_of(
+        lambda: draw(source, samples=9, length=7, seed=3, packing="on"), "only 3 distinct", "--calibration-samples 9"
+    )
+
+
+def test_joined_documents_leave_room_for_windows_of_longer_ones(tmp_path: Path) -> None:
+    documents = ["abc"] * 10 + ["0123456789"]
+    source = write_jsonl(tmp_path / "a.jsonl", documents)
+    found = {bytes(row) for row in draw(source, samples=3, length=8, packing="on").tolist()}
+    assert found == {b"01234567", b"12345678", b"abc\xff" * 2}
+    message_of(lambda: draw(source, samples=4, length=8, packing="on"), "only 3 distinct")
+
+
+class TestAutomaticPacking:
+    def test_few_long_documents_among_short_ones(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        documents = [f"{n} short" for n in range(500)] + ["0123456789abcdef"] * 2
+        source = write_jsonl(tmp_path / "a.jsonl", documents)
+        with caplog.at_level("INFO"):
+            found = calibrate(source, samples=20, length=15, packing="auto")
+        assert (found.packed, found.distinct) == (True, 20)
+        assert torch.equal(found.tokens, draw(source, samples=20, length=15, packing="on"))
+        (line,) = caplog.messages
+        assert "--calibration-packing auto: on" in line, line
+
+    def test_only_short_documents(self, tmp_path: Path) -> None:
+        source = write_jsonl(tmp_path / "a.jsonl", [f"{n} short" for n in range(500)])
+        assert calibrate(source, samples=20, length=15, packing="auto").packed
+
+    def test_long_documents_are_drawn_as_ever_however_many_are_short(self, tmp_path: Path) -> None:
+        documents = [f"{n} short" for n in range(900)] + [f"document {n} is much longer" for n in range(200)]
+        source = write_jsonl(tmp_path / "a.jsonl", documents)
+        found = calibrate(source, samples=10, length=20, packing="auto")
+        assert not found.packed
+        assert found.tokens.tolist() == wanda_document_draw(documents, 10, 20, 0)
+
+    def test_a_text_is_never_packed(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("one text of a few words")
+        assert not calibrate(str(tmp_path / "a.txt"), samples=10, packing="auto").packed
+        message_of(lambda: draw(str(tmp_path / "a.txt"), samples=16, packing="auto"), "only 15 distinct")
+
+    def test_too_few_in_any_way(self, tmp_path: Path) -> None:
+        source = write_jsonl(tmp_path / "a.jsonl", ["abc"] * 3)
+        message_of(lambda: draw(source, samples=9, packing="auto"), "only 1 distinct", "--calibration-samples 9")
+        message_of(lambda: draw(source, samples=9, length=99, packing="auto"), "too short", "9 tokens in all")
+
+    def test_not_on_means_a_warning(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        source = write_jsonl(tmp_path / "a.jsonl", [f"{n} short" for n in range(500)] + ["0123456789abcdefghijklm"])
+        draw(source, samples=5, length=15, packing="off")
+        (line,) = caplog.messages
+        for part in ("--calibration:", "different tokens of 75", "--calibration-packing on"):
+            assert part in line, line
+
+
+def test_the_released_draw_repeats_itself_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", ["short"] * 50 + ["012345678"])
+    found = calibrate(source, samples=12, packing="released")
+    assert (found.distinct, found.tokens.tolist()) == (1, [encode("01234567")] * 12)
+    (line,) = caplog.messages
+    assert "only 1 of the 12" in line, line
 
 
 def test_the_global_generators_are_left_alone(tmp_path: Path) -> None:
@@ -187,13 +333,13 @@ def test_a_document_is_tokenized_at_most_once(tmp_path: Path) -> None:
         seen[text] += 1
         return encode(text)
 
-    draw(source, samples=300, encoder=counting)
+    draw(source, samples=100, encoder=counting)
     assert seen, seen.most_common(3)
     assert max(seen.values()) == 1, seen.most_common(3)
 
 
 def test_only_drawn_documents_are_tokenized(tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path / "a.jsonl", ["a document long enough"] * 1000)
+    source = write_jsonl(tmp_path / "a.jsonl", ["a document that is long enough"] * 1000)
     seen: list[str] = []
 
     def counting(text: str) -> list[int]:
@@ -209,7 +355,7 @@ def test_one_long_document_in_a_thousand_is_found_quickly(tmp_path: Path) -> Non
     documents[617] = "the only document that is longer than a sequence"
     source = write_jsonl(tmp_path / "a.jsonl", documents)
     start_s = time.perf_counter()
-    tokens = draw(source, samples=128, length=20)
+    tokens = draw(source, samples=128, length=20, packing="released")
     elapsed_s = time.perf_counter() - start_s
     assert tokens.tolist() == wanda_document_draw(documents, 128, 20, 0)
     assert elapsed_s < 5, elapsed_s
@@ -223,14 +369,14 @@ def test_documents_that_are_all_too_short_are_refused(tmp_path: Path, write: Cal
     documents = ["abc"] * 500 + ["exactly8"] + ["ab"] * 500
     source = write(tmp_path / f"a.{write.__name__.removeprefix('write_')}", documents)
     message_of(lambda: draw(source, length=8), repr(source), "too short", "8 tokens", "--sequence-length 8")
-    assert draw(source, length=7).shape == (5, 7)
+    assert draw(source, samples=1, length=7).shape == (1, 7)
 
 
 def test_a_text_that_is_too_short_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("exactly8")
     message_of(lambda: draw(str(path), length=8), "too short", "8 tokens", "--sequence-length 8")
-    assert draw(str(path), length=7).tolist() == [encode("exactly")] * 5
+    assert draw(str(path), samples=1, length=7).tolist() == [encode("exactly")]
 
 
 def test_an_empty_calibration_is_refused(tmp_path: Path) -> None:
@@ -253,8 +399,12 @@ def test_no_samples_are_refused(tmp_path: Path, samples: int) -> None:
 def test_ids_outside_the_vocabulary_are_refused(tmp_path: Path, bad: int) -> None:
     path = tmp_path / "a.txt"
     path.write_text("x" * 50)
-    message_of(lambda: draw(str(path), vocabulary=100, encoder=lambda _: [99, 0, bad] * 20), f"id {bad} ", "size 100")
-    assert draw(str(path), vocabulary=100, encoder=lambda _: [99, 0] * 20).max() == 99
+    message_of(
+        lambda: draw(str(path), samples=3, vocabulary=100, encoder=lambda _: [99, 0, bad] * 20),
+        f"id {bad} ",
+        "size 100",
+    )
+    assert draw(str(path), samples=2, vocabulary=100, encoder=lambda _: [99, 0] * 20).max() == 99
 
 
 def test_an_unknown_source_names_the_flag() -> None:

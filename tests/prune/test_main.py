@@ -126,8 +126,9 @@ def test_the_summary_has_the_documented_keys(folder: Path, summary: dict) -> Non
         best = min(step["candidates"], key=lambda candidate: candidate["alignment"])
         assert step["selected"] == best["lambda"]
     calibration = summary["calibration"]
-    keys = {"source", "samples", "search_samples", "sequence_length", "seed", "window_start", "sha256"}
-    assert set(calibration) == keys
+    numbers = {"samples", "distinct", "packed", "search_samples", "sequence_length", "seed"}
+    assert set(calibration) == numbers | {"source", "window_start", "sha256"}
+    assert (calibration["distinct"], calibration["packed"]) == (6, False)
     assert summary["window_start"] == {"used": "papers", "perplexity": None}
     assert calibration["window_start"] == "papers"
     assert (calibration["samples"], calibration["search_samples"], calibration["sequence_length"]) == (6, 2, LENGTH)
