@@ -32,8 +32,8 @@ from ray._private import state
 from ray.cluster_utils import Cluster
 
 begun, moment, sockets, command, *arguments = sys.argv[1:]
-checks = dict(health_check_initial_delay_ms=0, health_check_period_ms=500, health_check_timeout_ms=1000,
-              health_check_failure_threshold=3)
+checks = dict(health_check_initial_delay_ms=0, health_check_period_ms=1000, health_check_timeout_ms=5000,
+              health_check_failure_threshold=5)
 shared = dict(object_store_memory=100 * 2**20, include_dashboard=False)
 head = dict(num_cpus=0, _system_config=checks, temp_dir=sockets, **shared)
 cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -38,7 +38,8 @@ from neuronal_ray.data.text import evaluation_text
 _FAULTS = ("worker", "hung", "node", "driver", "terminated", "disk")
 _WEIGHTS = (3, 1, 2, 4, 5, 5)
 _RESUMED = ("driver", "terminated", "disk")
-_TASK_TIMEOUT_S = 8
+_TASK_TIMEOUT = {"prune": ["--task-timeout", "20"], "sweep": ["--option", "task-timeout=20"]}
+"""Where a worker hangs. Healthy tasks take seconds, on a busy machine as well."""
 _TEXTS = ["--model", "builtin", "--calibration", "builtin", "--sequence-length", "128", "--calibration-samples", "16"]
 _LETTERS = 20_000
 """So much of the built-in evaluation text is evaluated."""
@@ -60,7 +61,6 @@ sequence-length = 128
 calibration-samples = 16
 threads = 1
 mode = "paper"
-task-timeout = 8
 [grid]
 sparsity = [0.6, 0.7]
 [[variant]]
@@ -161,7 +161,7 @@ def _round(name: str, words: Sequence[str], fault: str, usual: _Usual, place: Pa
     address = ["--address", "local"] if on_ray and fault != "node" else [] if fault == "node" else ["--address", "none"]
     sharded = on_ray and words[0] == "prune" and source.random() < 0.4
     workers = _SHARDED if sharded else ["--replicas", "2"] if on_ray else []
-    timeout = ["--task-timeout", str(_TASK_TIMEOUT_S)] if words[0] == "prune" else []
+    timeout = _TASK_TIMEOUT[words[0]] if fault == "hung" else []
     command = [*words, "--output", str(place / "out"), *workers, *address, *timeout]
     moments = sorted(
         source.uniform(0, usual.seconds) for _ in range(2 if fault == "worker" and source.random() < 0.5 else 1)

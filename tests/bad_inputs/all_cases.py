@@ -3,10 +3,10 @@
 import random
 from collections.abc import Sequence
 
-from bad_inputs import flags, model_files, paths, tensors, texts, toml_files
+from bad_inputs import flags, model_files, paths, results, tensors, texts, toml_files
 from bad_inputs.case import Case
 
-_SOURCES = (model_files, tensors, flags, toml_files, texts, paths)
+_SOURCES = (model_files, tensors, flags, toml_files, texts, paths, results)
 
 
 def all_cases() -> list[Case]:

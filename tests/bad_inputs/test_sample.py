@@ -13,8 +13,17 @@ from bad_inputs.harness import run_case
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-READERS = {"command line", "benchmark", "--config"}
-SIZE, SEED = 120, 20
+READERS = {
+    "command line",
+    "benchmark",
+    "--config",
+    "pruning.json",
+    "search.parquet",
+    "allocation.parquet",
+    "sweep.json",
+}
+READERS |= {"results/*.parquet", "journal.jsonl", "search.json"}
+SIZE, SEED = 150, 20
 
 
 @pytest.fixture(scope="module")
