@@ -41,7 +41,8 @@ def _main(argv: Sequence[str]) -> None:
 
     from neuronal_ray.evaluate.inputs import read_windows
     from neuronal_ray.evaluate.window_start import WindowStart
-    from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
+    from neuronal_ray.models.checkpoint import open_checkpoint
+    from neuronal_ray.models.hub import resolve_model
 
     options.output.mkdir(parents=True, exist_ok=True)
     texts = {"in-domain": options.in_domain, "out-of-domain": options.out_of_domain}

@@ -155,7 +155,8 @@ def _names(listed: str | None, *, deepsparse: bool) -> list[str]:
 
 
 def _checkpoints(against: str, model: str) -> "tuple[Checkpoint, Checkpoint]":
-    from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
+    from neuronal_ray.models.checkpoint import open_checkpoint
+    from neuronal_ray.models.hub import resolve_model
 
     checkpoints = []
     for flag, name in (("--against", against), ("--model", model)):

@@ -12,7 +12,7 @@ import torch
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.parser import Parser
 from neuronal_ray.cli.threads import check_threads
-from neuronal_ray.models.checkpoint import resolve_model
+from neuronal_ray.models.hub import resolve_model
 from neuronal_ray.models.synthetic import write_random_llama
 
 BUILTIN = "builtin"

@@ -30,7 +30,8 @@ def _main(argv: Sequence[str]) -> None:
     from neuronal_ray.evaluate.measure import measure
     from neuronal_ray.evaluate.scores import windows_in_words
     from neuronal_ray.evaluate.window_start import possible_start, read_both, recorded_start, warn_of_tokenized
-    from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
+    from neuronal_ray.models.checkpoint import open_checkpoint
+    from neuronal_ray.models.hub import resolve_model
     from neuronal_ray.workers.pools.launch import check_device, check_workers, open_pool
 
     if config.output is not None and not config.output.absolute().parent.is_dir():

@@ -25,7 +25,8 @@ def _main(argv: Sequence[str]) -> None:
     # The imports below load torch and transformers: only once the options are known to be good.
     from neuronal_ray.cli.atomic import check_output
     from neuronal_ray.export.formats import WRITERS
-    from neuronal_ray.models.checkpoint import open_checkpoint, resolve_model
+    from neuronal_ray.models.checkpoint import open_checkpoint
+    from neuronal_ray.models.hub import resolve_model
 
     if config.output is not None:
         if config.output.exists():

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -27,12 +26,9 @@ from neuronal_ray.cli.read_headers import Stored, read_header
 from neuronal_ray.core.layout import Linear
 from neuronal_ray.models.blocks import find_blocks, find_linears, refusals, weight_of
 from neuronal_ray.models.experts import split_experts
+from neuronal_ray.models.hub import first_line
 from neuronal_ray.models.tensor_files import WORD_BYTES
 from neuronal_ray.models.weight_files import find_weight_files
-
-_BUILTIN = Path(__file__).parents[1] / "data" / "builtin" / "model"
-WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
-_UNWANTED = ["original/*", "*.bin", "*.pth", "*.msgpack", "*.h5", "*.gguf", "*.onnx"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,28 +77,6 @@ class Checkpoint:
         if len(names) != 1:
             raise UnsupportedModel(f"--model: {name} is stored under {len(names)} names in {self.path}")
         return names[0]
-
-
-def resolve_model(model: str) -> Path:
-    """Return the local directory of `model`: "builtin", a directory, or an id to download from the hub.
-
-    Raises BadInput when there is no such directory and the hub does not provide one.
-    """
-    if model == "builtin":
-        return _BUILTIN
-    if Path(model).is_dir():
-        return Path(model).resolve()
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise BadInput(f"--model: no directory {model}")
-    try:
-        return Path(snapshot_download(model, allow_patterns=WANTED, ignore_patterns=_UNWANTED))
-    except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise BadInput(f"--model: {model!r} is neither a directory nor on the hub ({first_line(error)})") from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of a library's error message."""
-    return str(error).strip().splitlines()[0]
 
 
 def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoint:

@@ -14,8 +14,9 @@ from neuronal_ray.cli.atomic import write_json
 from neuronal_ray.cli.errors import UnsupportedModel
 from neuronal_ray.core.layout import Layout, LinearSpec
 from neuronal_ray.models.blocks import find_blocks, find_linears, is_transposed, weight_of
-from neuronal_ray.models.checkpoint import WANTED, Checkpoint, empty_model
+from neuronal_ray.models.checkpoint import Checkpoint, empty_model
 from neuronal_ray.models.experts import Expert, stack_name
+from neuronal_ray.models.hub import WANTED
 from neuronal_ray.models.tensor_files import FILE_BYTES, consecutive_runs, file_name
 from neuronal_ray.models.weight_files import INDEX, is_weight_file
 

@@ -13,8 +13,9 @@ from neuronal_ray.evaluate.benchmark_names import split_names
 from neuronal_ray.evaluate.inputs import read_evaluations, sequence_length
 from neuronal_ray.evaluate.measure import Evaluations
 from neuronal_ray.evaluate.window_start import WindowStart, possible_start, warn_of_tokenized
-from neuronal_ray.models.checkpoint import Checkpoint, linear_columns, open_checkpoint, resolve_model
+from neuronal_ray.models.checkpoint import Checkpoint, linear_columns, open_checkpoint
 from neuronal_ray.models.encoder import load_encoder
+from neuronal_ray.models.hub import resolve_model
 from neuronal_ray.prune.compose import Composition, compose
 from neuronal_ray.prune.config import PruneConfig
 from neuronal_ray.workers.pools.launch import check_workers

@@ -270,10 +270,15 @@ class Replica:
                 set_weight(modules[linear], weight)
 
     def _check_weights(self) -> None:
+        """Raise BadInput for a weight that is NaN or infinite, in the blocks or outside, the head's included."""
         for block, linears in self.linears.items():
             for path, module in linears.items():
                 if not bool(torch.isfinite(weight_of(module)).all()):
                     raise BadInput(f"--model: NaN or infinite weights in {Linear(block, path)}")
+        checked = {id(module.weight) for linears in self.linears.values() for module in linears.values()}
+        for name, parameter in self.stream.model.named_parameters():
+            if id(parameter) not in checked and not bool(torch.isfinite(parameter).all()):
+                raise BadInput(f"--model: NaN or infinite weights in {name}")
 
 
 def _dtype_of(checkpoint: Checkpoint, name: str, device: torch.device) -> torch.dtype:

@@ -59,6 +59,8 @@ def write_bad_models(folder: Path) -> None:
     first, embedding = "model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"
     variant("nan-first", good | {first: torch.full_like(good[first], torch.nan)})
     variant("nan-embedding", good | {embedding: torch.full_like(good[embedding], torch.nan)})
+    for name, key in (("nan-head", "lm_head.weight"), ("nan-norm", "model.norm.weight")):
+        variant(name, good | {key: torch.full_like(good[key], torch.nan)})
     variant("infinite", good | {down: torch.full_like(nan, torch.inf)})
     variant("overflowing", good | {up: good[up] * 1e38})
     variant("lacking", {name: tensor for name, tensor in good.items() if name != up})
@@ -171,7 +173,9 @@ def test_sparsity(capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Pat
         ("misshapen", "model.layers.1.mlp.up_proj.weight"),
         ("nan", "NaN or infinite weights in block 1 mlp.down_proj"),
         ("nan-first", "NaN or infinite weights in block 0 mlp.up_proj"),
-        ("nan-embedding", "NaN or infinite activations in block 0"),
+        ("nan-embedding", "NaN or infinite weights in model.embed_tokens.weight"),
+        ("nan-head", "NaN or infinite weights in lm_head.weight"),
+        ("nan-norm", "NaN or infinite weights in model.norm.weight"),
         ("infinite", "NaN or infinite weights in block 1 mlp.down_proj"),
         ("overflowing", "NaN or infinite activations in block"),
         ("quantized", "quantized"),

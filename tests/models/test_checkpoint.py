@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from neuronal_ray.cli.errors import BadInput, UnsupportedModel
 from neuronal_ray.models.blocks import Stream, find_blocks, find_linears, weight_of
-from neuronal_ray.models.checkpoint import Checkpoint, empty_model, load_model, open_checkpoint, resolve_model
+from neuronal_ray.models.checkpoint import Checkpoint, empty_model, load_model, open_checkpoint
 from neuronal_ray.models.experts import Expert
+from neuronal_ray.models.hub import resolve_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

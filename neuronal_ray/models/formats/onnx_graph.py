@@ -13,7 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from neuronal_ray.cli.errors import BadInput, UnsupportedModel
-from neuronal_ray.models.checkpoint import first_line, load_model, open_checkpoint, quiet_loading
+from neuronal_ray.models.checkpoint import load_model, open_checkpoint, quiet_loading
+from neuronal_ray.models.hub import first_line
 
 logger = logging.getLogger(__name__)
 
