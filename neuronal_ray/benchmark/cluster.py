@@ -9,7 +9,8 @@ import torch
 
 from neuronal_ray.algorithms.allocations import neuronal
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
-from neuronal_ray.benchmark.record import check_output, publish
+from neuronal_ray.benchmark.output import add_output, check_figures
+from neuronal_ray.benchmark.record import publish
 from neuronal_ray.benchmark.shapes import kept_or_temporary, length_of, model_path
 from neuronal_ray.cli.memory import private_bytes
 from neuronal_ray.cli.parser import Parser
@@ -69,9 +70,9 @@ def main(argv: Sequence[str]) -> None:
         prog="neuronal-ray benchmark cluster",
         description="Time one search in this process and on one replica, two replicas and two shards of a local Ray.",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the figures and the machine to")
+    add_output(parser)
     arguments = parser.parse_args(argv)
-    check_output(arguments.output)
+    check_figures(arguments)
     with kept_or_temporary(None) as folder:
         measured = measure_cluster(model_path("wide", folder), name="wide", length=length_of("wide"))
     print("\n".join(measured.lines()), flush=True)

@@ -11,7 +11,8 @@ from statistics import median
 import numpy as np
 import torch
 
-from neuronal_ray.benchmark.record import check_output, publish
+from neuronal_ray.benchmark.output import add_output, check_figures
+from neuronal_ray.benchmark.record import publish
 from neuronal_ray.benchmark.shapes import kept_or_temporary
 from neuronal_ray.cli.memory import peak_bytes, reset_peak, resident_bytes
 from neuronal_ray.cli.parser import Parser
@@ -97,9 +98,9 @@ def main(argv: Sequence[str]) -> None:
         prog="neuronal-ray benchmark export",
         description="Time packing and loading a 16-bit checkpoint of 1.5 GB, and plain reading and writing.",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the figures and the machine to")
+    add_output(parser)
     arguments = parser.parse_args(argv)
-    check_output(arguments.output)
+    check_figures(arguments)
     with kept_or_temporary(None) as folder:
         measured = measure_export(folder)
     print("\n".join(measured.lines()), flush=True)

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neuronal_ray.benchmark.output import FORMAT, add_output, check_figures
 from neuronal_ray.benchmark.runtimes import RUNTIMES, missing
 from neuronal_ray.benchmark.shapes import check_counts
 from neuronal_ray.cli.errors import BadInput
@@ -60,15 +61,14 @@ def main(argv: Sequence[str]) -> None:
         metavar="PATH",
         help="Python of an environment with deepsparse 1.8, onnx and numpy; without it deepsparse is left out",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the figures to")
+    add_output(parser)
     arguments = parser.parse_args(argv)
     check_counts(arguments, rounds=1, prompt=1, tokens=1, threads=1)
     if arguments.deepsparse_python is not None and not arguments.deepsparse_python.is_file():
         raise BadInput(f"--deepsparse-python: no file {arguments.deepsparse_python}")
     batches = _batches(arguments.batches)
     names = _names(arguments.runtimes, deepsparse=arguments.deepsparse_python is not None)
-    if arguments.output is not None and not arguments.output.absolute().parent.is_dir():
-        raise BadInput(f"--output: no directory {arguments.output.absolute().parent}")
+    check_figures(arguments, models=[arguments.model, arguments.against])
 
     from neuronal_ray.benchmark.runtimes.measured import REPEATABLE, header
     from neuronal_ray.benchmark.runtimes.pair import Rounds, RuntimeFailed
@@ -101,6 +101,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"{pair.runtime}: decode repeatable within {pair.repeatability:.1%}{verdict}")
     if arguments.output is not None:
         content = {
+            "format": FORMAT,
             "model": arguments.model,
             "against": arguments.against,
             "zeros": zeros,

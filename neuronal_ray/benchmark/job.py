@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from neuronal_ray.benchmark.device import device_peak, forget_peak
-from neuronal_ray.benchmark.record import check_output, machine, publish
+from neuronal_ray.benchmark.output import check_figures
+from neuronal_ray.benchmark.record import machine, publish
 from neuronal_ray.benchmark.shapes import (
     add_model_options,
     check_counts,
@@ -94,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
         raise BadInput(f"--shape: {arguments.shape}, expected one name")
     check_counts(arguments, search_samples=1, calibration_samples=arguments.search_samples, length=2, threads=1)
     windows = tuple(_count(words) for words in arguments.windows.split(","))
-    check_output(arguments.output)
+    check_figures(arguments)
     print(machine(), flush=True)
     with kept_or_temporary(arguments.checkpoints) as folder, TemporaryDirectory(dir=folder, prefix="job-") as scratch:
         measured = measure_job(

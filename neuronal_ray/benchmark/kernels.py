@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor
 from torch.sparse import to_sparse_semi_structured
 
 from neuronal_ray.benchmark.device import measure_ceilings, seconds
-from neuronal_ray.benchmark.record import check_output, publish
+from neuronal_ray.benchmark.output import add_output, check_figures
+from neuronal_ray.benchmark.record import publish
 from neuronal_ray.benchmark.shapes import device_of
 from neuronal_ray.cli.parser import Parser
 from neuronal_ray.core.kernels.freed_memory import keep_freed_memory
@@ -71,9 +71,9 @@ def main(argv: Sequence[str]) -> None:
         "gate, and their definitions in torch.",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the figures and the machine to")
+    add_output(parser)
     arguments = parser.parse_args(argv)
-    check_output(arguments.output)
+    check_figures(arguments)
     measured = measure_kernels(torch.device(device_of(arguments.device)))
     print("\n".join(measured.lines()), flush=True)
     publish([measured], arguments.output)

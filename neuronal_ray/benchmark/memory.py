@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from neuronal_ray.benchmark.live_bytes import LiveBytes
-from neuronal_ray.benchmark.record import check_output, machine, publish
+from neuronal_ray.benchmark.output import add_output, check_figures
+from neuronal_ray.benchmark.record import machine, publish
 from neuronal_ray.benchmark.shapes import SHAPES, check_counts, kept_or_temporary
 from neuronal_ray.benchmark.timed import Setting, random_tokens, timed_search, worker_of
 from neuronal_ray.cli.parser import Parser
@@ -91,10 +91,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--samples", type=int, default=4, metavar="N", help="search sequences (default: 4)")
     parser.add_argument("--length", type=int, default=1024, metavar="N", help="tokens of each (default: 1024)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the figures and the machine to")
+    add_output(parser)
     arguments = parser.parse_args(argv)
     check_counts(arguments, samples=1, length=2, threads=1)
-    check_output(arguments.output)
+    check_figures(arguments)
     print(machine(), flush=True)
     lived = []
     with kept_or_temporary(None) as folder:

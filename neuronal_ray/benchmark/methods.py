@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
@@ -16,7 +15,8 @@ from neuronal_ray.algorithms import registry
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.algorithms.methods import Quota, sparsegpt
 from neuronal_ray.benchmark.literal import literal_spectrum, literal_tail_exponent
-from neuronal_ray.benchmark.record import check_output, publish
+from neuronal_ray.benchmark.output import add_output, check_figures
+from neuronal_ray.benchmark.record import publish
 from neuronal_ray.benchmark.shapes import check_counts, device_of, kept_or_temporary, length_of, model_path
 from neuronal_ray.cli.parser import Parser
 from neuronal_ray.cli.progress import Progress
@@ -97,10 +97,10 @@ def main(argv: Sequence[str]) -> None:
         "the matrix work that they need.",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the figures and the machine to")
+    add_output(parser)
     arguments = parser.parse_args(argv)
     check_counts(arguments, threads=1)
-    check_output(arguments.output)
+    check_figures(arguments)
     with kept_or_temporary(None) as folder:
         spec = WorkerSpec(
             model_path=model_path("wide", folder),

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from neuronal_ray.benchmark.output import FORMAT
 from neuronal_ray.cli.atomic import write_json
-from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.memory import machine_bytes
 
 
@@ -72,15 +72,9 @@ def _named(figures: Measured) -> dict[str, object]:
     return {"kind": type(figures).__name__} | asdict(figures)
 
 
-def check_output(path: Path | None) -> None:
-    """Raise BadInput, before anything is measured, when the file cannot be written."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise BadInput(f"--output: no directory {path.absolute().parent}")
-
-
 def publish(measured: Sequence[Measured], output: Path | None) -> None:
     """Write the figures as JSON, if there is an output file."""
     if output is None:
         return
-    document = {"machine": asdict(machine()), "measured": [_named(figures) for figures in measured]}
+    document = {"format": FORMAT, "machine": asdict(machine()), "measured": [_named(figures) for figures in measured]}
     write_json(output, document)

@@ -16,7 +16,8 @@ import torch
 
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
 from neuronal_ray.benchmark.device import measure_ceilings
-from neuronal_ray.benchmark.record import check_output, publish
+from neuronal_ray.benchmark.output import add_output, check_figures
+from neuronal_ray.benchmark.record import publish
 from neuronal_ray.benchmark.shapes import SHAPES
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.parser import Parser
@@ -103,9 +104,9 @@ def main(argv: Sequence[str]) -> None:
         prog="neuronal-ray benchmark scaling",
         description="Predict the time of a search on 1 to 64 devices, from costs measured here and an assumed speed.",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the figures and the machine to")
+    add_output(parser)
     arguments = parser.parse_args(argv)
-    check_output(arguments.output)
+    check_figures(arguments)
     scaling = predictions()
     print("\n".join(scaling.lines()), flush=True)
     publish([scaling], arguments.output)

@@ -14,7 +14,8 @@ import torch
 
 from neuronal_ray.benchmark.device import Ceilings, device_peak, forget_peak, measure_ceilings, seconds, settle
 from neuronal_ray.benchmark.literal import literal_candidate
-from neuronal_ray.benchmark.record import check_output, machine, publish
+from neuronal_ray.benchmark.output import check_figures
+from neuronal_ray.benchmark.record import machine, publish
 from neuronal_ray.benchmark.shapes import (
     add_model_options,
     check_counts,
@@ -164,7 +165,7 @@ def main(argv: Sequence[str]) -> None:
     names, device = shape_names(arguments.shape), device_of(arguments.device)
     check_counts(arguments, samples=1, length=2, calibration_samples=arguments.samples, repeats=1)
     check_counts(arguments, literal_candidates=0, threads=1)
-    check_output(arguments.output)
+    check_figures(arguments)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     print(machine(), flush=True)

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from neuronal_ray.benchmark.output import add_output
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.parser import Parser
 from neuronal_ray.cli.threads import check_threads
@@ -124,7 +125,7 @@ def add_model_options(parser: Parser, *, shape: str) -> None:
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: float32)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the figures and the machine to")
+    add_output(parser)
 
 
 def shape_names(text: str) -> list[str]:

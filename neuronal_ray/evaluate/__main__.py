@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 
-from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import exit_code
 from neuronal_ray.cli.options import parse_config
 from neuronal_ray.evaluate.config import EvaluateConfig
@@ -11,6 +10,7 @@ from neuronal_ray.evaluate.config import EvaluateConfig
 _DESCRIPTION = """Measure a model's perplexity by the protocol of the pruning papers (consecutive windows, losses in
 float32) and its accuracy on the benchmarks of lm-eval. Example:
 neuronal-ray evaluate --model pruned --evaluate wikitext2,c4,ptb,zero-shot"""
+_FORMAT = "neuronal_ray evaluation"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> None:
     config = parse_config(EvaluateConfig, argv, prog="neuronal-ray evaluate", description=_DESCRIPTION)
     # The imports below load torch and transformers: only once the options are known to be good.
-    from neuronal_ray.cli.atomic import write_json
+    from neuronal_ray.cli.atomic import check_apart, check_output, has_format, write_json
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.cli.versions import versions
     from neuronal_ray.data.window_start import AUTO
@@ -34,10 +34,19 @@ def _main(argv: Sequence[str]) -> None:
     from neuronal_ray.models.hub import resolve_model
     from neuronal_ray.workers.pools.launch import check_device, check_workers, open_pool
 
-    if config.output is not None and not config.output.absolute().parent.is_dir():
-        raise BadInput(f"--output: no directory {config.output.absolute().parent}")
+    if config.output is not None:
+        check_output(
+            config.output,
+            kind="file",
+            overwrite=config.overwrite,
+            earlier=lambda path: has_format(path, _FORMAT),
+            models=[config.model],
+            inputs=[*config.evaluate, *([] if config.task_data is None else [config.task_data])],
+        )
     check_device(config)
     checkpoint = open_checkpoint(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
+    if config.output is not None:
+        check_apart(config.output, models=[checkpoint.path])  # known by now, also for a name on the hub
     check_workers(config, checkpoint)
     length = sequence_length(config, checkpoint)
     texts, _ = split_names(config.evaluate)
@@ -70,6 +79,7 @@ def _main(argv: Sequence[str]) -> None:
     if config.output is not None:
         results = {name: score.summary() for name, score in scores.items()}
         content = {
+            "format": _FORMAT,
             "model": config.model,
             "window_start": start.summary(),
             "evaluation": results,

@@ -22,8 +22,14 @@ class EvaluateConfig(BenchmarkConfig):
         ),
     ] = ("wikitext2",)
     output: Annotated[
-        Path | None, Option("path", "JSON file that receives the results, which are printed in any case")
+        Path | None,
+        Option(
+            "path",
+            "JSON file that receives the results, which are printed in any case; it must not exist yet, unless this "
+            "command wrote it",
+        ),
     ] = None
+    overwrite: Annotated[bool, Option("switch", "replace the output file, whatever it is")] = False
 
     def check(self) -> None:
         """Raise BadInput, naming the flag, for values that can never work."""

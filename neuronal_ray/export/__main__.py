@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 
-from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import Unfinished, exit_code
 from neuronal_ray.cli.options import parse_config
 from neuronal_ray.export.config import ExportConfig
@@ -23,16 +22,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> None:
     config = parse_config(ExportConfig, argv, prog="neuronal-ray export", description=_DESCRIPTION)
     # The imports below load torch and transformers: only once the options are known to be good.
-    from neuronal_ray.cli.atomic import check_output
+    from neuronal_ray.cli.atomic import check_apart, check_output
     from neuronal_ray.export.formats import WRITERS
     from neuronal_ray.models.checkpoint import open_checkpoint
     from neuronal_ray.models.hub import resolve_model
 
     if config.output is not None:
-        if config.output.exists():
-            raise BadInput(f"--output: {config.output} exists already; name another")
-        check_output(config.output, overwrite=False)
+        check_output(
+            config.output,
+            kind="file" if config.format == "masks" else "directory",
+            overwrite=config.overwrite,
+            models=[config.model],
+            inputs=[] if config.masks is None else [config.masks],
+        )
     checkpoint = open_checkpoint(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
+    if config.output is not None:
+        check_apart(config.output, models=[checkpoint.path])  # known by now, also for a name on the hub
     try:
         lines = WRITERS[config.format](config, checkpoint)
     except OSError as error:

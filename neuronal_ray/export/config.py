@@ -29,6 +29,9 @@ class ExportConfig:
         Path | None,
         Option("path", "what to write: a directory, or for masks a .safetensors file; it must not exist yet"),
     ] = None
+    overwrite: Annotated[
+        bool, Option("switch", "replace the output if it exists: a directory that an earlier run wrote, or a file")
+    ] = False
     masks: Annotated[
         Path | None,
         Option(

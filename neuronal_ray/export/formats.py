@@ -26,7 +26,7 @@ def _dense(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
         linears = _audit(checkpoint, config, progress)
     if config.output is None:
         return _sparsity(linears)
-    with staged(config.output) as staging:
+    with staged(config.output, overwrite=config.overwrite) as staging:
         with progress.stage("copying", len(checkpoint.files)) as advance:
             written = copy_whole(checkpoint, staging, advance=advance)
         if masks is not None:
@@ -45,7 +45,7 @@ def _audit(checkpoint: Checkpoint, config: ExportConfig, progress: Progress) -> 
 def _packed(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
     """Write bits and values in place of sparse tensors, for `neuronal_ray.load_packed`."""
     assert config.output is not None
-    with staged(config.output) as staging:
+    with staged(config.output, overwrite=config.overwrite) as staging:
         copy_descriptions(checkpoint, staging)
         with Progress().stage("packing", len(checkpoint.files)) as advance:
             write_packed(checkpoint, staging, advance=advance)
@@ -66,7 +66,7 @@ def _onnx(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
     """Write a graph that generates, with a key/value cache, for ONNX Runtime and others."""
     assert config.output is not None
     check_needs()
-    with staged(config.output) as staging, Progress().stage("onnx", 1) as advance:
+    with staged(config.output, overwrite=config.overwrite) as staging, Progress().stage("onnx", 1) as advance:
         export_onnx(checkpoint.path, staging)
         advance("")
     size = sum(file.stat().st_size for file in config.output.glob(f"{FILE}*"))

@@ -27,7 +27,7 @@ def _main(argv: Sequence[str]) -> None:
     if config.output is None and not config.dry_run:
         raise BadInput("--output: missing, expected the directory to write")
     # The imports below load torch and transformers: only once the options are known to be good.
-    from neuronal_ray.cli.atomic import check_output, staged
+    from neuronal_ray.cli.atomic import check_apart, check_output, staged
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.cli.versions import code_version
     from neuronal_ray.models.tensor_files import check_room
@@ -40,10 +40,12 @@ def _main(argv: Sequence[str]) -> None:
     from neuronal_ray.workers.pools.launch import check_device, open_pool
 
     if config.output is not None:
-        check_output(config.output, overwrite=config.overwrite)
+        texts = [name for name in (config.calibration, *config.evaluate, config.task_data) if name is not None]
+        check_output(config.output, kind="directory", overwrite=config.overwrite, models=[config.model], inputs=texts)
     check_device(config)
     inputs = Reader().prepare(config)
     if config.output is not None:
+        check_apart(config.output, models=[inputs.checkpoint.path])  # known by now, also for a name on the hub
         check_room(config.output, inputs.checkpoint.num_bytes, flag="--output")
     if config.output is None or config.dry_run:
         print(describe_run(config, inputs))
@@ -51,7 +53,7 @@ def _main(argv: Sequence[str]) -> None:
     version = code_version(config.method, config.refinement)
     try:
         with (
-            staged(config.output) as staging,
+            staged(config.output, overwrite=config.overwrite) as staging,
             journaled(config.output, resume=config.resume, version=version) as journal,
             ExitStack() as stack,
         ):

@@ -4,9 +4,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from neuronal_ray.cli.atomic import check_output, write_text
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import exit_code
 from neuronal_ray.cli.parser import Parser
+from neuronal_ray.report.style import MARK
+
+_BEGINNING = 1000
+"""Bytes of a report within which it has MARK."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,26 +35,40 @@ def _main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--output", metavar="FILE", type=Path, help="file ending in .html or .md; if absent, report.html in RUNS"
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the file, also if it is no report (a report always is)"
+    )
     arguments = parser.parse_args(argv)
     runs: list[Path] = arguments.runs
     if all((path / "sweep.json").is_file() for path in runs):
         output: Path = arguments.output or runs[0] / "report.html"
-        _write_study(runs, output)
+        _write_study(runs, output, overwrite=arguments.overwrite)
         print(output)
         return
     if len(runs) > 1 or arguments.output is not None:
         raise BadInput(f"RUNS: {runs[0]} has no sweep.json; several directories, and --output, are for sweeps")
     from neuronal_ray.report.run_page import write_report  # imports pyarrow
 
+    _check(runs[0] / "report.html", flag="RUNS", overwrite=arguments.overwrite)
     print(write_report(runs[0]))
 
 
-def _write_study(runs: Sequence[Path], output: Path) -> None:
+def _check(path: Path, *, flag: str, overwrite: bool) -> None:
+    """Raise BadInput when the report cannot be written to `path`, or would replace what is no report."""
+    check_output(path, kind="file", overwrite=overwrite, earlier=_is_report, flag=flag)
+
+
+def _is_report(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return MARK.encode() in file.read(_BEGINNING)
+
+
+def _write_study(runs: Sequence[Path], output: Path, *, overwrite: bool) -> None:
     if output.suffix not in (".html", ".md"):
         raise BadInput(f"--output: {output} ends in neither .html nor .md")
-    if not output.absolute().parent.is_dir():
-        raise BadInput(f"--output: no directory {output.absolute().parent}")
-    from neuronal_ray.cli.atomic import write_text
+    _check(output, flag="--output", overwrite=overwrite)
     from neuronal_ray.report.study_page import read_studies, study_markdown, study_page  # imports pyarrow
 
     study = read_studies(runs)

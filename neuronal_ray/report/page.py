@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from neuronal_ray.report.figures import Canvas
 from neuronal_ray.report.html import Html, fill, html_of, joined
-from neuronal_ray.report.style import STYLE
+from neuronal_ray.report.style import MARK, STYLE
 
 WIDE, HALF, NARROW = 736, 352, 340
 """Widths of figures in CSS pixels: the page, half of it, a phone."""
@@ -20,9 +20,11 @@ def page(title: str, sections: Iterable[str], *, script: Html = Html("")) -> Htm
     """Return the whole page."""
     return fill(
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="generator" content="{mark}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         "<title>{title}</title>\n<style>{style}</style>\n</head>\n"
         "<body>\n<main>\n{sections}\n</main>{script}\n</body>\n</html>\n",
+        mark=MARK,
         title=title,
         style=Html(STYLE),
         sections=joined(sections, "\n"),

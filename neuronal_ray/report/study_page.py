@@ -19,6 +19,7 @@ from neuronal_ray.report.inputs import LinearSparsity, read_linears, read_result
 from neuronal_ray.report.published_tables import published_tables
 from neuronal_ray.report.schemas import DENSE, CellId, Result
 from neuronal_ray.report.study_tables import Table, in_title, lambda_table, result_tables, seconds_table
+from neuronal_ray.report.style import MARK
 
 _MOST_CURVES, _MOST_PLANS = 40, 24
 
@@ -109,7 +110,7 @@ def read_studies(paths: Sequence[Path]) -> Study:
 
 def study_markdown(study: Study) -> str:
     """Return every table as Markdown: the best bold, the second best underlined."""
-    parts = [f"# {_plain(study.title)}", _plain(_lead(study))]
+    parts = [f"<!-- {MARK} -->", f"# {_plain(study.title)}", _plain(_lead(study))]
     for table in [*_ours(study), *_published(study)]:
         head = [*map(_plain, table.words), *map(_plain, table.columns)]
         parts.append(f"## {_plain(table.title)}")

@@ -2,6 +2,9 @@
 
 from enum import StrEnum
 
+MARK = "neuronal_ray report"
+"""What every report says near its beginning, so that the command knows what it wrote before."""
+
 
 class Color(StrEnum):
     """The palette, as on a light screen; a page has each color as the CSS variable of its name."""

@@ -62,17 +62,18 @@ def _main(argv: Sequence[str]) -> None:
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.prune.inputs import Reader
     from neuronal_ray.sweep.dry_run import describe_study
-    from neuronal_ray.sweep.files import open_store
+    from neuronal_ray.sweep.files import begin_store, find_store
     from neuronal_ray.sweep.inputs import prepare_study
     from neuronal_ray.sweep.pipeline import run_study
 
+    store = find_store(study, resume=arguments.resume or arguments.dry_run)
     reader = Reader()
     ready = prepare_study(study, reader)
     print(describe_study(study, ready), flush=True)
     if arguments.dry_run:
         return
     try:
-        store = open_store(study, resume=arguments.resume)
+        begin_store(study, store)
         outcome = run_study(ready, store, reader, Progress(study.output / "events.jsonl"))
     except OSError as error:  # a full disk, for example
         kept = "--resume goes on" if (study.output / "sweep.json").is_file() else "nothing was written"

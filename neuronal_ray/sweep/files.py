@@ -7,6 +7,7 @@ row per evaluation, is what pandas, polars and DuckDB read; `DIR/plans/*.parquet
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from neuronal_ray.cli.atomic import staged_file, write_json
+from neuronal_ray.cli.atomic import check_output, staged_file, write_json
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.json_lines import JsonLines
 from neuronal_ray.cli.read_files import check_path, checked, parse_json, read_json
@@ -167,8 +168,8 @@ class Store:
             logger.warning("%s: %d results were made by %s and are kept; this is %s", _FLAG, count, code, current)
 
 
-def open_store(study: Study, *, resume: bool) -> Store:
-    """Make the directory of a sweep, or take it up again.
+def find_store(study: Study, *, resume: bool) -> Store:
+    """Return the store of a sweep, of which nothing is written yet, before models and texts are read.
 
     Raises BadInput, and leaves all files as they are, when it holds another sweep, this one without --resume, or
     something that cannot be read. A sweep that has more cells than it had may be resumed.
@@ -187,22 +188,34 @@ def open_store(study: Study, *, resume: bool) -> Store:
         store.read_journal()
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise BadInput(f"--output: {path} is no directory of a sweep; name another")
+    models = {cell.config.model for cell in study.cells}
+    check_output(path, kind="directory", earlier=lambda _: True, models=models)  # nothing in it is replaced
+    return store
+
+
+def open_store(study: Study, *, resume: bool) -> Store:
+    """Make the directory of a sweep, or take it up again; see `find_store` and `begin_store`."""
+    store = find_store(study, resume=resume)
+    begin_store(study, store)
+    return store
+
+
+def begin_store(study: Study, store: Store) -> None:
+    """Make the directory of a sweep if it is new; write its index and the results that its journal has."""
+    path = store.path
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]  # innermost first
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--output: cannot write to {path}: {error.strerror}") from error
-    try:
-        write_json(index, _index(study))  # first: a directory that has it can be resumed
+        write_json(path / "sweep.json", _index(study))  # first: a directory that has it can be resumed
     except OSError:  # a full disk
         for folder in missing:
-            folder.rmdir()
+            with suppress(FileNotFoundError):
+                folder.rmdir()
         raise
     for folder in (path / "results", path / "plans"):
         folder.mkdir(exist_ok=True)
     for cell in {known for known, _ in store.rows}:
         store.publish(cell)
-    return store
 
 
 def _index(study: Study) -> dict[str, object]:

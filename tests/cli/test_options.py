@@ -63,7 +63,7 @@ PRUNE_OPTIONS = RUN_OPTIONS | {
     "revive",
     "dry-run",
 }
-EVALUATE_OPTIONS = RUN_OPTIONS | {"evaluate", "output"}
+EVALUATE_OPTIONS = RUN_OPTIONS | {"evaluate", "output", "overwrite"}
 
 
 def prune(*argv: str, needed: bool = True) -> PruneConfig:

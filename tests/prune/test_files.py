@@ -9,7 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronal_ray.cli.atomic import staged
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.core.plan import Plan, exact_plan
@@ -62,24 +61,3 @@ def test_an_allocation_of_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("no parquet")
     with pytest.raises(BadInput, match=r"text\.parquet cannot be read as Parquet"):
         read_allocation(tmp_path / "text.parquet", layout, flag="--x")
-
-
-def fail_half_way(target: Path) -> None:
-    with staged(target) as staging:
-        (staging / "half").write_text("written")
-        raise RuntimeError("the run failed")
-
-
-def test_a_staged_directory_takes_its_place_or_vanishes(tmp_path: Path) -> None:
-    target = tmp_path / "new" / "out"
-    with pytest.raises(RuntimeError):
-        fail_half_way(target)
-    assert list(tmp_path.iterdir()) == []
-    with staged(target) as staging:
-        (staging / "file").write_text("first")
-        assert not target.exists()
-    with staged(target) as staging:
-        (staging / "file").write_text("second")
-        assert (target / "file").read_text() == "first"
-    assert [path.name for path in target.parent.iterdir()] == ["out"]
-    assert (target / "file").read_text() == "second"

@@ -343,9 +343,9 @@ def test_overwrite_replaces_the_whole_directory(folder: Path, pruned: Path, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_pruned_model_can_be_pruned_further_in_place(folder: Path, tmp_path: Path) -> None:
-    prune(folder, tmp_path / "out", sparsity="0.5", evaluate="none")
-    prune(folder, tmp_path / "out", sparsity="0.8", evaluate="none", overwrite="", model=str(tmp_path / "out"))
+def test_a_pruned_model_can_be_pruned_further(folder: Path, tmp_path: Path) -> None:
+    prune(folder, tmp_path / "first", sparsity="0.5", evaluate="none")
+    prune(folder, tmp_path / "out", sparsity="0.8", evaluate="none", model=str(tmp_path / "first"))
     assert num_zeros(tmp_path / "out") == round(0.8 * NUM_PRUNABLE)
 
 
