@@ -25,6 +25,7 @@ from neuronal_ray.cli.errors import BadInput, UnsupportedModel
 from neuronal_ray.cli.read_headers import Stored, read_header
 from neuronal_ray.core.layout import Linear
 from neuronal_ray.models.blocks import find_blocks, find_linears, refusals, weight_of
+from neuronal_ray.models.config_flags import set_to_what_is_here
 from neuronal_ray.models.experts import split_experts
 from neuronal_ray.models.hub import first_line
 from neuronal_ray.models.tensor_files import WORD_BYTES
@@ -137,6 +138,7 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PretrainedCon
         raise BadInput(f"--model: config.json in {path}: {' '.join(str(error).split())}") from error
     except TypeError as error:  # raised by transformers 5.10 and 5.17 for JSON other than an object
         raise BadInput(f"--model: config.json in {path} is no object with a model_type") from error
+    set_to_what_is_here(config, path)
     return config
 
 
