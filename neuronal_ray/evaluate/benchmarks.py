@@ -21,6 +21,7 @@ from neuronal_ray.core.plan import Plan
 from neuronal_ray.data.text import one_line
 from neuronal_ray.evaluate.local_rows import find_files, read_rows
 from neuronal_ray.evaluate.scores import BenchmarkSettings, Score
+from neuronal_ray.models.bos_token import context_prefix
 from neuronal_ray.models.checkpoint import load_tokenizer
 from neuronal_ray.workers.tasks.final_model import logits_on_demand, under_plan
 from neuronal_ray.workers.worker import Worker
@@ -54,11 +55,13 @@ def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: Benchm
     task: str | dict[str, Any] = name if settings.data is None else _local_task(name, settings)
     model = worker.replica.stream.model
     length = _context(model.config.get_text_config())
+    tokenizer = load_tokenizer(worker.replica.checkpoint.path, trust_remote_code=worker.spec.trust_remote_code)
     alone = worker.spec.shards == 1 and not worker.spec.offload
     with _quietly(), under_plan(worker, plan) if alone else nullcontext():
         adapter: HFLM = (HFLM if alone else partial(_Relayed, worker, plan))(
             pretrained=model,
-            tokenizer=load_tokenizer(worker.replica.checkpoint.path, trust_remote_code=worker.spec.trust_remote_code),
+            tokenizer=tokenizer,
+            prefix_token_id=context_prefix(tokenizer, model.config.get_text_config()),
             backend="causal",
             batch_size=_batch_size(worker.device, model.config.get_text_config().vocab_size, min(length, _LONG_PROMPT)),
             max_length=length,

@@ -1,7 +1,9 @@
-"""The BOS token of a checkpoint's tokenizer."""
+"""The BOS token of a checkpoint's tokenizer, and what stands for it where there is none."""
 
 from dataclasses import dataclass
 from pathlib import Path
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from neuronal_ray.models.checkpoint import load_tokenizer
 
@@ -19,3 +21,15 @@ def bos_token(path: Path, *, trust_remote_code: bool = False) -> BosToken:
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     token: int | None = tokenizer.bos_token_id
     return BosToken(token, token is not None and tokenizer("a", verbose=False).input_ids[:1] == [token])
+
+
+def context_prefix(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int | None:
+    """Return the token that lm-eval puts before an empty context where the tokenizer has neither BOS nor EOS.
+
+    None where it has one, which lm-eval takes. Otherwise the configuration's BOS, EOS or padding, else token 0.
+    """
+    if tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None:
+        return None
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    known = [number for name in names if isinstance(number := config.to_dict().get(name), int)]
+    return next((number for number in known if 0 <= number < config.vocab_size), 0)

@@ -285,6 +285,17 @@ def test_a_chain_of_shards_gives_the_accuracies_of_the_whole_model(model: Path, 
     assert found[0] == found[1] == found[2]
 
 
+def test_a_tokenizer_with_neither_bos_nor_eos_is_evaluated(model: Path, data: Path, tmp_path: Path) -> None:
+    without = tmp_path / "without"
+    shutil.copytree(model, without)
+    file = without / "tokenizer_config.json"
+    kept = {key: value for key, value in json.loads(file.read_text()).items() if key not in ("bos_token", "eos_token")}
+    file.write_text(json.dumps(kept))
+    score = run_benchmark(worker_of(without), "rte", None, BenchmarkSettings(data=data))
+    assert score.rows > 0
+    assert 0 <= score.value <= 1
+
+
 def test_evaluate_prints_the_score_and_its_error(model: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "--model",
