@@ -343,6 +343,7 @@ def search_on(pool: Pool, model: Path, folder: Path) -> Outcome:
         row_step=None,
         row_settings={},
         pruned_stream=False,
+        window_start="papers",
     )
     session = Session(pool)
     session.hold(composition, tokens, progress, samples=4)

@@ -489,8 +489,10 @@ def test_activations_that_overflow_are_refused(checkpoint_dir: CheckpointDir, tm
 
 def test_a_missing_file_is_refused_before_anything_is_loaded(checkpoint_dir: CheckpointDir, tmp_path: Path) -> None:
     shutil.copytree(checkpoint_dir("llama"), tmp_path / "model")
-    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "lost"}}))
-    with pytest.raises(ValueError, match=r"^--model: .*lost is missing"):
+    (tmp_path / "model" / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"a": "lost.safetensors"}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"^--model: .*lost.safetensors is missing"):
         Worker.build(spec_of(tmp_path / "model"))
 
 
