@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import datasets
@@ -13,13 +13,11 @@ import torch
 from huggingface_hub.errors import HTTPError
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
-from lm_eval.tasks._yaml_loader import load_yaml
 
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.plan import Plan
 from neuronal_ray.data.text import one_line
-from neuronal_ray.evaluate.local_rows import find_files, read_rows
+from neuronal_ray.evaluate.local_tasks import check_rows, local_task, task_manager
 from neuronal_ray.evaluate.scores import BenchmarkSettings, Score
 from neuronal_ray.models.bos_token import context_prefix
 from neuronal_ray.models.checkpoint import load_tokenizer
@@ -37,13 +35,13 @@ _LONG_PROMPT = 2048  # tokens; models take more, benchmarks do not
 
 
 def check_benchmarks(names: Sequence[str], settings: BenchmarkSettings) -> None:
-    """Fetch or read the rows of every benchmark. Raises BadInput when they are not to be had."""
+    """Fetch the rows of every benchmark, or check local ones. Raises BadInput when they cannot be used."""
     for name in names:
         with _quietly(), _naming(name):
             if settings.data is None:
-                _manager().load([name])
+                task_manager().load([name])
             else:
-                _local_task(name, settings)
+                check_rows(name, settings)
 
 
 def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: BenchmarkSettings) -> Score:
@@ -52,7 +50,7 @@ def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: Benchm
     Runs in the last shard of a chain, which queries the others. On one worker the masked weights replace the dense
     ones meanwhile, which takes another copy of the pruned linears. Raises BadInput when the task's rows are missing.
     """
-    task: str | dict[str, Any] = name if settings.data is None else _local_task(name, settings)
+    task: str | dict[str, Any] = name if settings.data is None else local_task(name, settings)
     model = worker.replica.stream.model
     length = _context(model.config.get_text_config())
     tokenizer = load_tokenizer(worker.replica.checkpoint.path, trust_remote_code=worker.spec.trust_remote_code)
@@ -74,7 +72,7 @@ def run_benchmark(worker: Worker, name: str, plan: Plan | None, settings: Benchm
                 limit=settings.limit,
                 bootstrap_iters=_BOOTSTRAPS,
                 log_samples=False,
-                task_manager=_manager(),
+                task_manager=task_manager(),
             )
     return _score(results, name)
 
@@ -113,12 +111,6 @@ def _score(results: Mapping[str, Any], name: str) -> Score:
     )
 
 
-@cache
-def _manager() -> TaskManager:
-    """Return the index of lm-eval's tasks; reading it takes seconds."""
-    return TaskManager()
-
-
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Silence the bars and warnings of lm-eval and datasets: many benchmarks run in parallel, and we report each."""
@@ -148,32 +140,6 @@ def _naming(name: str) -> Iterator[None]:
         ) from error
     except ValueError as error:  # for a task that it refuses, or offline for rows that were not downloaded before
         raise BadInput(f"--evaluate: lm-eval cannot run {name} ({one_line(error)})") from error
-
-
-def _local_task(name: str, settings: BenchmarkSettings) -> dict[str, Any]:
-    """Return lm-eval's configuration of the task, with local rows in place of the hub's."""
-    assert settings.data is not None
-    manager = _manager()
-    if not settings.data.is_dir():
-        raise BadInput(f"--task-data: no directory {settings.data}")
-    if name in (*manager.all_groups, *manager.all_tags):
-        raise BadInput(f"--task-data: {name} is a group of tasks; name its members")
-    config = load_yaml(manager.task_index[name].yaml_path, resolve_func=False)
-    wanted = config.get("test_split") or config.get("validation_split") or config["training_split"]
-    splits = {split: read_rows(path, name) for split, path in find_files(settings.data, name, default=wanted).items()}
-    if wanted not in splits:
-        raise BadInput(
-            f"--task-data: {name} is evaluated on its {wanted} rows, {settings.data} has {', '.join(splits)}"
-        )
-    if settings.few_shot and (config.get("training_split") or wanted) not in splits:
-        missing = config["training_split"]
-        raise BadInput(
-            f"--few-shot: needs the {missing} rows of {name} in {settings.data}, for example {name}_{missing}.jsonl"
-        )
-    absent = [key for key in ("training_split", "validation_split", "test_split") if config.get(key) not in splits]
-    rows = datasets.DatasetDict(splits)
-    member = {"task": name, "custom_dataset": lambda **_: rows} | dict.fromkeys(absent)
-    return {"group": f"local {name}", "task": [member]}  # lm-eval lets a group's member differ from its configuration
 
 
 def _context(config: Any) -> int:

@@ -4,7 +4,6 @@ Files are found by name (`rte_val.jsonl`, `arc_easy/test.parquet`); their rows a
 which lm-eval's task configurations read.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import datasets
 import pyarrow
 
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.read_files import parse_json, read_text
 
 Row = Mapping[str, Any]
 
@@ -113,7 +113,8 @@ def read_rows(path: Path, task: str) -> datasets.Dataset:
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise BadInput(f"{_FLAG}: {path} is not a Parquet file ({' '.join(str(error).split())})") from error
     else:
-        rows = [_json_row(line, path, number) for number, line in enumerate(_lines(path), start=1) if line.strip()]
+        lines = read_text(path, flag=_FLAG).split("\n")
+        rows = [_json_row(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not rows:
         raise BadInput(f"{_FLAG}: {path} is empty, expected one row per line")
     shape = _SHAPES.get(task)
@@ -137,18 +138,9 @@ def _dataset(rows: list[dict[str, Any]], path: Path) -> datasets.Dataset:
         raise BadInput(f"{_FLAG}: the rows of {path} differ in the types of their fields ({error})") from error
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{_FLAG}: {path} is not UTF-8 text ({error})") from error
-
-
 def _json_row(line: str, path: Path, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise BadInput(f"{_FLAG}: line {number} of {path} is not JSON ({error})") from error
+    place = f"{_FLAG}: line {number} of {path}"
+    row = parse_json(line, place=place)
     if not isinstance(row, dict):
-        raise BadInput(f"{_FLAG}: line {number} of {path} is a JSON {type(row).__name__}, expected an object")
+        raise BadInput(f"{place} is a JSON {type(row).__name__}, expected an object")
     return row

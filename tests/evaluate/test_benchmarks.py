@@ -154,7 +154,9 @@ def test_a_task_does_not_take_the_files_of_one_named_alike(tmp_path: Path) -> No
     [
         ("{}\n", "row 1"),
         ("[1]\n", "is a JSON list"),
-        ("{\n", "is not JSON"),
+        ("{\n", "not JSON"),
+        ("[" * 100_000 + "\n", "nested too deeply"),
+        ('{"premise": "\\ud800"}\n', "surrogate"),
         ("", "is empty"),
         ('{"premise": "a", "hypothesis": "b", "label": "perhaps"}\n', "row 1"),
     ],
