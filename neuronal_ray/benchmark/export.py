@@ -19,9 +19,9 @@ from neuronal_ray.cli.parser import Parser
 from neuronal_ray.cli.read_headers import Kind
 from neuronal_ray.core.packing import pack_words, unpack_words
 from neuronal_ray.models.checkpoint import open_checkpoint
+from neuronal_ray.models.companion_files import copy_companions
 from neuronal_ray.models.formats.packed_files import open_packed, write_packed
 from neuronal_ray.models.formats.packed_loading import load_packed
-from neuronal_ray.models.output_files import copy_descriptions
 from neuronal_ray.models.synthetic import empty_llama
 from neuronal_ray.models.tensor_files import Written, checksum, write_tensors
 
@@ -124,7 +124,7 @@ def measure_export(folder: Path) -> ExportMeasured:
     def pack() -> None:
         shutil.rmtree(packed, ignore_errors=True)
         packed.mkdir()
-        copy_descriptions(checkpoint, packed)
+        copy_companions(checkpoint.path, packed)
         write_packed(checkpoint, packed, advance=lambda _: None)
 
     def pack_synced() -> None:

@@ -25,6 +25,10 @@ class RunConfig:
             "a local model directory, an id on the Hugging Face hub, or `builtin` (the small model of this package)",
         ),
     ]
+    revision: Annotated[
+        str | None,
+        Option("str", "the branch, tag or commit of a model on the hub; default: its main branch"),
+    ] = None
     sequence_length: Annotated[
         int | None,
         Option("int", "tokens per sequence; default: 2048, or the model's context if that is shorter", least=2),

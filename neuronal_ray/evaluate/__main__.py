@@ -31,7 +31,7 @@ def _main(argv: Sequence[str]) -> None:
     from neuronal_ray.evaluate.scores import windows_in_words
     from neuronal_ray.evaluate.window_start import possible_start, read_both, recorded_start, warn_of_tokenized
     from neuronal_ray.models.checkpoint import open_checkpoint
-    from neuronal_ray.models.hub import resolve_model
+    from neuronal_ray.models.hub import commit_of, resolve_model
     from neuronal_ray.workers.pools.launch import check_device, check_workers, open_pool
 
     if config.output is not None:
@@ -44,7 +44,9 @@ def _main(argv: Sequence[str]) -> None:
             inputs=[*config.evaluate, *([] if config.task_data is None else [config.task_data])],
         )
     check_device(config)
-    checkpoint = open_checkpoint(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
+    checkpoint = open_checkpoint(
+        resolve_model(config.model, config.revision), trust_remote_code=config.trust_remote_code
+    )
     if config.output is not None:
         check_apart(config.output, models=[checkpoint.path])  # known by now, also for a name on the hub
     check_workers(config, checkpoint)
@@ -81,6 +83,7 @@ def _main(argv: Sequence[str]) -> None:
         content = {
             "format": _FORMAT,
             "model": config.model,
+            "revision": commit_of(checkpoint.path),
             "window_start": start.summary(),
             "evaluation": results,
             "versions": versions(),

@@ -35,7 +35,9 @@ def _main(argv: Sequence[str]) -> None:
             models=[config.model],
             inputs=[] if config.masks is None else [config.masks],
         )
-    checkpoint = open_checkpoint(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
+    checkpoint = open_checkpoint(
+        resolve_model(config.model, config.revision), trust_remote_code=config.trust_remote_code
+    )
     if config.output is not None:
         check_apart(config.output, models=[checkpoint.path])  # known by now, also for a name on the hub
     try:

@@ -15,6 +15,10 @@ class ExportConfig:
     model: Annotated[
         str, Option("str", "a dense model directory, as prune writes it, an id on the Hugging Face hub, or `builtin`")
     ]
+    revision: Annotated[
+        str | None,
+        Option("str", "the branch, tag or commit of a model on the hub; default: its main branch"),
+    ] = None
     format: Annotated[
         str,
         Option(

@@ -1,16 +1,18 @@
 """The forms that a model is written in: each writer checks the model, writes --output and returns lines to print."""
 
+import shutil
 from collections.abc import Callable, Sequence
 
 from neuronal_ray.cli.atomic import staged, staged_file
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.export.config import ExportConfig
 from neuronal_ray.models.checkpoint import Checkpoint
+from neuronal_ray.models.companion_files import copy_companions
 from neuronal_ray.models.formats.audit import LinearZeros, audit
 from neuronal_ray.models.formats.mask_files import apply_masks, check_masks, open_masks, write_masks
 from neuronal_ray.models.formats.onnx_graph import FILE, check_needs, export_onnx
 from neuronal_ray.models.formats.packed_files import PackedModel, open_packed, write_packed
-from neuronal_ray.models.output_files import copy_descriptions, copy_whole, stored_linears
+from neuronal_ray.models.output_files import copy_whole, stored_linears
 from neuronal_ray.models.tensor_files import check_room
 
 
@@ -32,8 +34,9 @@ def _dense(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
         if masks is not None:
             with progress.stage("masking", len(masks.shapes)) as advance:
                 apply_masks(masks, written, advance=advance)
-            (staging / "pruning.json").unlink(missing_ok=True)  # it describes the model before
             linears = _audit(written, config, progress)
+        elif (record := checkpoint.path / "pruning.json").is_file():
+            shutil.copyfile(record, staging / record.name)
     return [*_sparsity(linears), f"model: {config.output}"]
 
 
@@ -46,7 +49,7 @@ def _packed(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
     """Write bits and values in place of sparse tensors, for `neuronal_ray.load_packed`."""
     assert config.output is not None
     with staged(config.output, overwrite=config.overwrite) as staging:
-        copy_descriptions(checkpoint, staging)
+        copy_companions(checkpoint.path, staging)
         with Progress().stage("packing", len(checkpoint.files)) as advance:
             write_packed(checkpoint, staging, advance=advance)
         lines = _sizes(open_packed(staging, trust_remote_code=config.trust_remote_code))

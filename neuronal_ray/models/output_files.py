@@ -15,10 +15,10 @@ from neuronal_ray.cli.errors import UnsupportedModel
 from neuronal_ray.core.layout import Layout, LinearSpec
 from neuronal_ray.models.blocks import find_blocks, find_linears, is_transposed, weight_of
 from neuronal_ray.models.checkpoint import Checkpoint, empty_model
+from neuronal_ray.models.companion_files import copy_companions
 from neuronal_ray.models.experts import Expert, stack_name
-from neuronal_ray.models.hub import WANTED
 from neuronal_ray.models.tensor_files import FILE_BYTES, consecutive_runs, file_name
-from neuronal_ray.models.weight_files import INDEX, is_weight_file
+from neuronal_ray.models.weight_files import INDEX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,8 @@ def stored_linears(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
 
 
 def copy_rest(checkpoint: Checkpoint, files: Sequence[OutputFile], target: Path) -> None:
-    """Complete a directory whose weights are written: copy configuration and tokenizer, then write the index."""
-    copy_descriptions(checkpoint, target)
+    """Complete a directory whose weights are written: copy what belongs to it, then write the index."""
+    copy_companions(checkpoint.path, target)
     write_index(target, {file.file: file.names for file in files}, total_size=checkpoint.num_bytes)
 
 
@@ -107,17 +107,9 @@ def write_index(directory: Path, names: Mapping[str, Iterable[str]], *, total_si
         write_json(directory / INDEX, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
 
 
-def copy_descriptions(checkpoint: Checkpoint, target: Path) -> None:
-    """Copy all files but weights and their indexes, used or not: configuration, tokenizer, and records."""
-    for file in sorted(checkpoint.path.iterdir()):
-        wanted = any(file.match(pattern) for pattern in WANTED)
-        if file.is_file() and wanted and not is_weight_file(file.name):
-            shutil.copyfile(file, target / file.name)
-
-
 def copy_whole(checkpoint: Checkpoint, target: Path, *, advance: Callable[[str], None]) -> Checkpoint:
     """Copy a whole checkpoint into `target` and return the copy; call `advance` with the name of each weight file."""
-    copy_descriptions(checkpoint, target)
+    copy_companions(checkpoint.path, target)
     for file in checkpoint.files:
         shutil.copyfile(file, target / file.name)
         advance(file.name)

@@ -3,6 +3,8 @@
 transformers takes model.safetensors if there is one, and otherwise the files that model.safetensors.index.json lists.
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ from neuronal_ray.cli.read_files import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx")
+_WEIGHTS = re.compile(
+    r"\.(safetensors|bin|pt|pth|ckpt|gguf|ggml|msgpack|h5|npz|ot|pb|tflite|mlmodel|distcp|onnx([._]data)?)$"
+    r"|\.index(\.[^.]+)?\.json$"
+)
 _SHOWN = 4
 
 
@@ -45,8 +50,8 @@ class _Index:
 
 
 def is_weight_file(name: str) -> bool:
-    """Return whether a file of this name has weights or lists files that do; all others describe the model."""
-    return name.endswith(_WEIGHTS)
+    """Return whether a file of this name has weights, in any format, or lists files that do."""
+    return _WEIGHTS.search(name) is not None
 
 
 def find_weight_files(path: Path, *, flag: str = "--model") -> WeightFiles:
@@ -65,15 +70,22 @@ def find_weight_files(path: Path, *, flag: str = "--model") -> WeightFiles:
 
 def listed_files(index: Path, *, flag: str) -> list[Path]:
     """Return the files of an index, sorted. Raises BadInput unless all of them lie in its directory."""
+    names = index_entries(index, flag=flag)
+    for name in names:
+        if not (index.parent / name).is_file():
+            raise BadInput(f"{flag}: {index.parent / name} is missing, and {index.name} lists it")
+    return [index.parent / name for name in names]
+
+
+def index_entries(index: Path, *, flag: str) -> list[str]:
+    """Return the names of the files in an index, sorted. Raises BadInput for one that is not in its directory."""
     names = sorted(set(read_json(index, _Index, flag=flag).weight_map.values()))
     if not names:
         raise BadInput(f"{flag}: {index} is not the index of a sharded checkpoint: it lists no tensors")
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise BadInput(f"{flag}: {index} lists {name!r:.60}, expected names of safetensors files in its directory")
-        if not (index.parent / name).is_file():
-            raise BadInput(f"{flag}: {index.parent / name} is missing, and {index.name} lists it")
-    return [index.parent / name for name in names]
+    return names
 
 
 def _what_is_there(path: Path) -> str:
@@ -82,6 +94,20 @@ def _what_is_there(path: Path) -> str:
         return f"{path} is a packed model; neuronal_ray.load_packed reads it"
     if (path / SINGLE).is_symlink() or (path / INDEX).is_symlink():
         return f"the weights in {path} are a link to a file that does not exist"
-    others = sorted(file.name for file in path.iterdir() if file.is_file() and is_weight_file(file.name))
-    found = f"; {path} has {', '.join(others[:_SHOWN])}" if others else ""
-    return f"{path / SINGLE} is missing; only safetensors checkpoints are read{found}"
+    names = [file.name for file in path.iterdir() if file.is_file()]
+    return f"{path / SINGLE} is missing; {only_safetensors(names, str(path))}"
+
+
+def only_safetensors(names: Iterable[str], model: str) -> str:
+    """Return what to do with a `model` that has files of these names, none of which can be read, as a sentence."""
+    others = sorted(name for name in names if is_weight_file(name) and "/" not in name)
+    if any(name.startswith("pytorch_model") for name in others):
+        command = (
+            "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+            f"m, d = {model!r}, {Path(model).name + '-safetensors'!r}; "
+            "M.from_pretrained(m, dtype='auto', weights_only=True).save_pretrained(d); "
+            "T.from_pretrained(m).save_pretrained(d)"
+        )
+        return f'only safetensors are read, and {model} has {others[0]}; convert it: python -c "{command}"'
+    found = f"; {model} has {', '.join(others[:_SHOWN])}" if others else ""
+    return f"only safetensors checkpoints are read{found}"

@@ -69,7 +69,7 @@ class Reader:
     """Reads and checks what runs need before any weight is loaded; what several runs share is read once."""
 
     def __init__(self) -> None:
-        self._checkpoints: dict[tuple[str, bool], Checkpoint] = {}
+        self._checkpoints: dict[tuple[str, str | None, bool], Checkpoint] = {}
         self._calibrations: dict[tuple[object, ...], Calibration] = {}
         self._evaluations: dict[tuple[object, ...], Evaluations] = {}
 
@@ -98,10 +98,10 @@ class Reader:
         )
 
     def _checkpoint(self, config: PruneConfig) -> Checkpoint:
-        key = config.model, config.trust_remote_code
+        key = config.model, config.revision, config.trust_remote_code
         if key not in self._checkpoints:
             self._checkpoints[key] = open_checkpoint(
-                resolve_model(config.model), trust_remote_code=config.trust_remote_code
+                resolve_model(config.model, config.revision), trust_remote_code=config.trust_remote_code
             )
         return self._checkpoints[key]
 

@@ -10,6 +10,7 @@ from typing import Any
 from neuronal_ray.cli.versions import versions
 from neuronal_ray.core.problem import Allocation
 from neuronal_ray.evaluate.scores import Score, windows_in_words
+from neuronal_ray.models.hub import commit_of
 from neuronal_ray.prune.config import PruneConfig
 from neuronal_ray.prune.inputs import Inputs
 from neuronal_ray.prune.search import Search, noun_of
@@ -37,6 +38,7 @@ def describe_result(
     return {
         "format": 1,
         "model": config.model,
+        "revision": commit_of(inputs.checkpoint.path),
         "method": config.method,
         "allocation": inputs.composition.allocation,
         "row_step": inputs.composition.row_step,

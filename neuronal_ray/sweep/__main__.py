@@ -26,6 +26,7 @@ def _parser() -> Parser:
         "--output", metavar="DIR", type=Path, help="directory of the results, instead of the one that the file names"
     )
     parser.add_argument("--address", help="where workers run, as for prune: none, local, auto or an address")
+    parser.add_argument("--revision", help="branch, tag or commit of the models, as for prune")
     parser.add_argument("--replicas", metavar="N", type=int, help="workers, each with the whole model")
     parser.add_argument(
         "--option",
@@ -54,7 +55,11 @@ def _main(argv: Sequence[str]) -> None:
     overrides = dict(read_override(text) for text in arguments.option)
     overrides |= {
         name: value
-        for name, value in (("address", arguments.address), ("replicas", arguments.replicas))
+        for name, value in (
+            ("address", arguments.address),
+            ("replicas", arguments.replicas),
+            ("revision", arguments.revision),
+        )
         if value is not None
     }
     study = read_study(arguments.file, overrides, output=arguments.output, max_cells=arguments.max_cells)

@@ -27,7 +27,7 @@ def load(checkpoint: Checkpoint) -> PreTrainedModel:
 def test_a_copy_takes_what_a_model_needs_and_no_foreign_weights(folder: Path, tmp_path: Path) -> None:
     wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "merges.txt"}
     wanted |= {"spiece.model", "chat_template.jinja", "modeling_own.py"}
-    foreign = {"consolidated.safetensors", "pytorch_model.bin", "model.gguf", "tf_model.h5", ".gitattributes"}
+    foreign = {"pytorch_model.bin.index.json", "consolidated.safetensors", "model.gguf"}
     for name in wanted | foreign:
         if not (folder / name).exists():
             (folder / name).write_text(name)

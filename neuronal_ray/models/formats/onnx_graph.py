@@ -2,7 +2,6 @@
 
 import io
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel
 
 from neuronal_ray.cli.errors import BadInput, UnsupportedModel
 from neuronal_ray.models.checkpoint import load_model, open_checkpoint, quiet_loading
+from neuronal_ray.models.companion_files import copy_companions
 from neuronal_ray.models.hub import first_line
 
 logger = logging.getLogger(__name__)
@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 FILE = "model.onnx"
 PAST, PRESENT = "past_key_values.", "present."
 """Prefixes of the names of the cache's inputs and outputs; `N.key` and `N.value` follow."""
-_COPIED = ("*.json", "*.model", "*.txt", "*.jinja")
-_NOT_COPIED = ("pruning.json", "*.index.json")
 _OPSET = 18  # the oldest that the exporter supports, for old runtimes
 _STEPS = 8
 _PAST, _NEW, _SEQUENCES = 5, 3, 2
@@ -49,10 +47,7 @@ def export_onnx(model_dir: Path, output: Path) -> None:
     checkpoint = open_checkpoint(model_dir)
     model = load_model(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
     _write(model, output / FILE)
-    for pattern in _COPIED:
-        for path in model_dir.glob(pattern):
-            if not any(path.match(unwanted) for unwanted in _NOT_COPIED):
-                shutil.copyfile(path, output / path.name)
+    copy_companions(model_dir, output)
     if find_spec("onnxruntime") is None:
         logger.warning("%s is not checked against transformers: onnxruntime is not installed", FILE)
     else:

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import neuronal_ray
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.models.checkpoint import open_checkpoint
+from neuronal_ray.models.companion_files import copy_companions
 from neuronal_ray.models.formats import packed_files as packed_module
 from neuronal_ray.models.formats.packed_files import open_packed, packed_bytes, write_packed
 from neuronal_ray.models.formats.packed_loading import load_packed
-from neuronal_ray.models.output_files import copy_descriptions
 from neuronal_ray.models.tensor_files import CHECKSUMS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +41,7 @@ def save_sparse(model: PreTrainedModel, path: Path, *, dtype: torch.dtype, rate:
 def pack_folder(dense: Path, target: Path) -> Path:
     target.mkdir()
     checkpoint = open_checkpoint(dense)
-    copy_descriptions(checkpoint, target)
+    copy_companions(checkpoint.path, target)
     write_packed(checkpoint, target, advance=lambda _: None)
     return target
 
