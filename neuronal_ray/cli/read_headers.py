@@ -7,10 +7,17 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeGuard
+from typing import Annotated, TypeGuard, TypeVar
+
+from pydantic import Field
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.cli.read_files import check_file, parse_json
+from neuronal_ray.cli.read_files import check_file, checked, parse_json
+
+T = TypeVar("T")
+
+Shape = tuple[Annotated[int, Field(ge=0)], ...]
+"""A tensor's shape, as JSON has it."""
 
 _LARGEST_BYTES = 100_000_000  # the limit of safetensors itself
 _BITS = {
@@ -80,6 +87,13 @@ class Header:
         """Raise BadInput unless the metadata of the file at `path` name this format and version."""
         if self.metadata.get("format") != name or self.metadata.get("version") != version:
             raise BadInput(f"{flag}: {path} is not of format {name!r}, version {version}")
+
+    def entry(self, path: Path, key: str, kind: type[T], *, flag: str) -> T:
+        """Return an entry of the metadata of the file at `path` that is JSON of the form `kind`."""
+        place = f"{flag}: {path} is damaged: {key} in its header"
+        if key not in self.metadata:
+            raise BadInput(f"{place} is missing")
+        return checked(parse_json(self.metadata[key], place=place), kind, place=place)
 
 
 def read_header(path: Path, *, flag: str = "--model") -> Header:

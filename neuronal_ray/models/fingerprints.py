@@ -13,9 +13,15 @@ _IGNORED_KEYS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"
 
 def config_fingerprint(path: Path) -> str:
     """Return the SHA-256 of config.json in `path`, whatever its dtype, its writer and the order of its keys."""
-    config = json.loads((path / "config.json").read_text())
+    config = read_raw_config(path)
     kept = {key: value for key, value in config.items() if key not in _IGNORED_KEYS}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def read_raw_config(path: Path) -> dict[str, object]:
+    """Return config.json in `path` as it is written; transformers has read it, which takes `Infinity` for a number."""
+    config: dict[str, object] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def tensors_fingerprint(kinds: Iterable[Kind]) -> str:

@@ -77,9 +77,14 @@ def listed_files(index: Path, *, flag: str) -> list[Path]:
     return [index.parent / name for name in names]
 
 
+def read_index(index: Path, *, flag: str) -> dict[str, str]:
+    """Return the file of each tensor that an index lists."""
+    return read_json(index, _Index, flag=flag).weight_map
+
+
 def index_entries(index: Path, *, flag: str) -> list[str]:
     """Return the names of the files in an index, sorted. Raises BadInput for one that is not in its directory."""
-    names = sorted(set(read_json(index, _Index, flag=flag).weight_map.values()))
+    names = sorted(set(read_index(index, flag=flag).values()))
     if not names:
         raise BadInput(f"{flag}: {index} is not the index of a sharded checkpoint: it lists no tensors")
     for name in names:

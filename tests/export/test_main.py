@@ -101,7 +101,7 @@ def test_masks_and_their_application(folder: Path, tmp_path: Path, capsys: pytes
         (["--masks", "m.safetensors"], "--output: missing"),
         (["--format", "masks", "--output", "OUT"], "is not a .safetensors file"),
         (["--format", "packed", "--masks", "m.safetensors", "--output", "OUT"], "--masks: applied to a dense copy"),
-        (["--masks", "OUT/m.safetensors", "--output", "OUT/out"], "--masks: no file"),
+        (["--masks", "OUT/m.safetensors", "--output", "OUT/out"], "does not exist, expected a file"),
         (["--output", "HERE"], "exists already"),
         (["--format", "masks", "--output", "OUT/none/m.safetensors"], "--output: no directory"),
     ],

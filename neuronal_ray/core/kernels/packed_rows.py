@@ -37,6 +37,11 @@ class PackedRows:
         return self.bits.nbytes + self.values.nbytes + self.starts.nbytes
 
 
+def packed_rows_bytes(rows: int, columns: int, *, kept: int, word: int) -> int:
+    """Return the `nbytes` of a packed matrix with `kept` values of `word` bytes."""
+    return rows * (WORD // 8 * -(-columns // WORD) + 8) + kept * word + _SPARE_BYTES
+
+
 def pack_rows(weight: Float[Tensor, "rows columns"]) -> PackedRows:
     """Pack `weight`, bfloat16 or float32 on the CPU, without its zeros. Raises ValueError for any other."""
     if weight.dtype not in _SUFFIXES or weight.device.type != "cpu":

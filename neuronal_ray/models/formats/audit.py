@@ -1,6 +1,5 @@
 """Audit of a dense model directory: complete files, ordinary configuration, finite weights, and zeros per linear."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -10,10 +9,13 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.cli.read_files import read_json
 from neuronal_ray.models.checkpoint import Checkpoint
+from neuronal_ray.models.fingerprints import read_raw_config
 from neuronal_ray.models.output_files import stored_linears
 from neuronal_ray.models.tensor_copies import count_zeros
 from neuronal_ray.models.tensor_files import WORD_BYTES, read_bytes
+from neuronal_ray.models.weight_files import read_index
 
 _FOREIGN = ("neuronal", "prun", "sparsity", "sparsification", "quantization", "compression")
 _EXPONENTS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
@@ -32,6 +34,21 @@ class LinearZeros:
     def size(self) -> int:
         """Number of weights."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sparsity:
+    """What is checked of a record's counts."""
+
+    pruned: int
+    prunable: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What is checked of a pruning.json."""
+
+    sparsity: _Sparsity
 
 
 def audit(
@@ -71,7 +88,7 @@ def _check_index(checkpoint: Checkpoint) -> None:
     path = checkpoint.index
     if path is None:
         return
-    listed = {name: checkpoint.path / file for name, file in json.loads(path.read_text())["weight_map"].items()}
+    listed = {name: checkpoint.path / file for name, file in read_index(path, flag="--model").items()}
     stored = {name: tensor.path for name, tensor in checkpoint.tensors.items()}
     wrong = sorted(name for name in listed.keys() | stored.keys() if listed.get(name) != stored.get(name))
     if wrong:
@@ -81,7 +98,7 @@ def _check_index(checkpoint: Checkpoint) -> None:
 def _check_config(path: Path, config: PretrainedConfig) -> None:
     """Raise BadInput for keys of config.json about sparsity or compression that the model family does not define."""
     own = {entry.name for entry in fields(type(config))}
-    keys = json.loads((path / "config.json").read_text()).keys() - own
+    keys = read_raw_config(path).keys() - own
     foreign = sorted(key for key in keys if any(word in key.lower() for word in _FOREIGN))
     if foreign:
         raise BadInput(f"--model: config.json in {path} has keys that are not transformers': {', '.join(foreign)}")
@@ -92,11 +109,8 @@ def _check_pruning(path: Path, linears: list[LinearZeros]) -> None:
     file = path / "pruning.json"
     if not file.is_file():
         return
-    try:
-        sparsity = json.loads(file.read_text())["sparsity"]
-        stated = (int(sparsity["pruned"]), int(sparsity["prunable"]))
-    except (KeyError, ValueError, TypeError) as error:
-        raise BadInput(f"--model: {file} does not say how many weights were pruned") from error
+    sparsity = read_json(file, _Record, flag="--model").sparsity
+    stated = (sparsity.pruned, sparsity.prunable)
     counted = (sum(linear.zeros for linear in linears), sum(linear.size for linear in linears))
     if stated != counted:
         raise BadInput(

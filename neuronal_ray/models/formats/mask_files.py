@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.cli.read_headers import Kind, Stored, read_header
+from neuronal_ray.cli.read_headers import Kind, Shape, Stored, read_header
 from neuronal_ray.core.packing import pack_words
 from neuronal_ray.models.checkpoint import Checkpoint
 from neuronal_ray.models.fingerprints import config_fingerprint
@@ -74,19 +74,14 @@ def _mask_bytes(shape: Sequence[int]) -> int:
 
 def open_masks(path: Path) -> MaskFile:
     """Open and check a mask file. Raises BadInput when it is missing, of another format, truncated or damaged."""
-    if not path.is_file():
-        raise BadInput(f"--masks: no file {path}")
     header = read_header(path, flag="--masks")
     header.check_format(path, _FORMAT, _VERSION, flag="--masks")
-    try:
-        shapes = {str(name): tuple(shape) for name, shape in json.loads(header.metadata["shapes"]).items()}
-        checksums = json.loads(header.metadata[CHECKSUMS])
-        sizes = {name: _mask_bytes(shape) for name, shape in shapes.items()}
-        if sizes != {name: stored.num_bytes for name, stored in header.tensors.items()}:
-            raise ValueError("sizes")
-        damaged = [name for name, bits in header.tensors.items() if checksum(read_bytes(bits)) != checksums[name]]
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise BadInput(f"--masks: {path} is damaged: its header does not describe masks") from error
+    shapes = header.entry(path, "shapes", dict[str, Shape], flag="--masks")
+    checksums = header.entry(path, CHECKSUMS, dict[str, int], flag="--masks")
+    sizes = {name: _mask_bytes(shape) for name, shape in shapes.items()}
+    if sizes != {name: stored.num_bytes for name, stored in header.tensors.items()} or sizes.keys() != checksums.keys():
+        raise BadInput(f"--masks: {path} is damaged: its header does not describe masks")
+    damaged = [name for name, bits in header.tensors.items() if checksum(read_bytes(bits)) != checksums[name]]
     if damaged:
         raise BadInput(f"--masks: {path} is damaged: the mask of {damaged[0]} has another checksum")
     return MaskFile(bits=header.tensors, shapes=shapes, config=header.metadata.get("config", ""))

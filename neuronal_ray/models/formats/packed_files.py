@@ -18,7 +18,7 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.cli.read_headers import Kind, Stored, read_header
+from neuronal_ray.cli.read_headers import Kind, Shape, Stored, read_header
 from neuronal_ray.core.packing import pack_words
 from neuronal_ray.models.checkpoint import DTYPES, Checkpoint, read_config
 from neuronal_ray.models.fingerprints import config_fingerprint, tensors_fingerprint, weights_fingerprint
@@ -172,11 +172,12 @@ def open_packed(path: Path, *, trust_remote_code: bool = False) -> PackedModel:
         expected = expected or fingerprints
         if fingerprints != expected:
             raise BadInput(f"{READER}: {file} is of another model than {files[0]}")
+        shapes = header.entry(file, "shapes", dict[str, Shape], flag=READER)
+        checksums = header.entry(file, CHECKSUMS, dict[str, int], flag=READER)
         try:
-            shapes, checksums = json.loads(given["shapes"]), json.loads(given[CHECKSUMS])
             for name, shape in shapes.items():
-                tensors[name] = _packed_tensor(name, tuple(shape), header.tensors, checksums)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+                tensors[name] = _packed_tensor(name, shape, header.tensors, checksums)
+        except (KeyError, ValueError) as error:
             raise BadInput(f"{READER}: {file} is damaged: its header does not describe a packed model") from error
     kinds = [Kind(name=name, dtype=packed.values.dtype, shape=packed.shape) for name, packed in tensors.items()]
     if tensors_fingerprint(kinds) != expected["tensors"]:

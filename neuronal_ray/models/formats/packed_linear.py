@@ -1,20 +1,30 @@
 """Linears that multiply by a packed weight, which makes sparse generation faster on a CPU."""
 
 import logging
+from collections import Counter
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from neuronal_ray.core.kernels.build import KernelUnavailable, library
 from neuronal_ray.core.kernels.freed_memory import return_freed_memory
-from neuronal_ray.core.kernels.packed_rows import DTYPES, MOST_VECTORS, PackedRows, multiply, pack_rows, unpack
-from neuronal_ray.models.blocks import find_blocks
+from neuronal_ray.core.kernels.packed_rows import (
+    DTYPES,
+    MOST_VECTORS,
+    PackedRows,
+    multiply,
+    pack_rows,
+    packed_rows_bytes,
+    unpack,
+)
+from neuronal_ray.models.blocks import find_blocks, find_linears
+from neuronal_ray.models.experts import Expert
 
 logger = logging.getLogger(__name__)
 
-WORTHWHILE = 0.5
-"""Fraction of zeros from which a linear is packed; with fewer zeros reading the packed weight is no faster."""
+_PACKED = "bfloat16 and float32 on cpu"
 
 
 class PackedLinear(nn.Module):
@@ -51,28 +61,47 @@ class PackedLinear(nn.Module):
 
 
 def pack_linears(model: nn.Module) -> int:
-    """Replace each linear of the blocks with at least WORTHWHILE zeros by a PackedLinear; return their number.
+    """Replace each nn.Linear of the blocks that gets smaller by a PackedLinear; return their number.
 
-    Dense weights are freed one by one. Where the kernel cannot run, nothing changes and a warning says why.
+    Dense weights are freed one by one. A warning says how many linears stay dense, and why; where the kernel cannot run
+    it is all of them.
     """
     try:
         library()
-    except KernelUnavailable as reason:
-        logger.warning("%s; the linears stay dense", reason)
+    except KernelUnavailable as error:
+        logger.warning("%s; the linears stay dense", error)
         return 0
-    count = 0
+    packed, dense = 0, Counter[str]()
     for block in find_blocks(model)[1]:
-        for path, module in list(block.named_modules()):
-            if type(module) is not nn.Linear or module.weight.dtype not in DTYPES:
-                continue
-            if int(torch.count_nonzero(module.weight)) > (1 - WORTHWHILE) * module.weight.numel():
-                continue
-            block.set_submodule(path, PackedLinear(module))
-            count += 1
-    if count > 0:
+        for path, module in {**dict(block.named_modules()), **find_linears(block)}.items():
+            if not isinstance(module, nn.Linear):
+                dense["no nn.Linear"] += isinstance(module, Conv1D | Expert)
+            elif (reason := _reason(module)) is not None:
+                dense[reason] += 1
+            else:
+                block.set_submodule(path, PackedLinear(module))
+                packed += 1
+    if dense := +dense:
+        why = ", ".join(f"{count} ({reason})" for reason, count in dense.items())
+        logger.warning("pack_linears: %d of %d linears stay dense: %s", dense.total(), packed + dense.total(), why)
+    if packed > 0:
         _release_mapping(model)
         return_freed_memory()
-    return count
+    return packed
+
+
+def _reason(linear: nn.Linear) -> str | None:
+    """Return why a linear stays dense; None if its weight gets smaller."""
+    weight = linear.weight
+    if type(linear) is not nn.Linear:
+        return f"a {type(linear).__name__}"
+    if weight.dtype not in DTYPES or weight.device.type != "cpu":
+        return f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}, packed are {_PACKED}"
+    rows, columns = weight.shape
+    kept = int(torch.count_nonzero(weight))
+    if packed_rows_bytes(rows, columns, kept=kept, word=weight.element_size()) >= weight.nbytes:
+        return "packing makes it no smaller"
+    return None
 
 
 def _release_mapping(model: nn.Module) -> None:

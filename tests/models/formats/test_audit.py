@@ -99,3 +99,5 @@ def test_an_index_that_lists_other_tensors_is_found(folder: Path, listed: dict[s
 def test_a_pruning_json_with_other_counts_is_found(folder: Path, sparsity: dict[str, object] | None) -> None:
     (folder / "pruning.json").write_text(json.dumps({"sparsity": sparsity}))
     assert "pruning.json" in refusal(folder)
+    (folder / "pruning.json").write_text("[" * 100_000)
+    assert "nested too deeply" in refusal(folder)

@@ -102,7 +102,7 @@ def test_another_configuration_of_equal_shapes_is_warned_of(folder: Path, caplog
 def test_no_mask_file_and_another_file_are_refused(folder: Path) -> None:
     file = folder / "masks.safetensors"
     file.unlink()
-    assert "no file" in refusal(folder)
+    assert "does not exist, expected a file" in refusal(folder)
     shutil.copyfile(folder / "dense" / "model.safetensors", file)
     assert "is not of format 'neuronal_ray masks', version 1" in refusal(folder)
 

@@ -251,11 +251,20 @@ def test_another_format_or_version_is_refused(damaged: Path, words: dict[str, st
 
 
 @pytest.mark.parametrize(
-    "words", [{"shapes": "{"}, {"shapes": "[1]"}, {CHECKSUMS: "{}"}, {"shapes": f'{{"{UP}": [3]}}'}]
+    ("words", "expected"),
+    [
+        ({"shapes": "{"}, "shapes in its header: not JSON"),
+        ({"shapes": "[1]"}, "shapes in its header: "),
+        ({"shapes": "[" * 100_000}, "shapes in its header: nested too deeply"),
+        ({"shapes": f'{{"{UP}": [-3]}}'}, f"shapes in its header: {UP}.0: -3"),
+        ({CHECKSUMS: f'{{"{UP}": "x"}}'}, f"{CHECKSUMS} in its header: {UP}: 'x'"),
+        ({CHECKSUMS: "{}"}, "its header does not describe a packed model"),
+        ({"shapes": f'{{"{UP}": [3]}}'}, "its header does not describe a packed model"),
+    ],
 )
-def test_a_header_that_contradicts_itself_is_refused(damaged: Path, words: dict[str, str]) -> None:
+def test_a_header_that_contradicts_itself_is_refused(damaged: Path, words: dict[str, str], expected: str) -> None:
     change(file_with(damaged, f"{UP}.bits"), **words)
-    assert "its header does not describe a packed model" in refusal(damaged)
+    assert expected in refusal(damaged)
 
 
 def test_a_lost_bit_is_found_before_anything_is_built(damaged: Path) -> None:
