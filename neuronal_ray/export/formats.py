@@ -1,18 +1,20 @@
 """The forms that a model is written in: each writer checks the model, writes --output and returns lines to print."""
 
-import shutil
+import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from neuronal_ray.cli.atomic import staged, staged_file
+from neuronal_ray.cli.atomic import staged, staged_file, write_json
 from neuronal_ray.cli.progress import Progress
 from neuronal_ray.export.config import ExportConfig
+from neuronal_ray.export.record import RECORD, Counts, check_record, counts_of, new_record, stated_counts
 from neuronal_ray.models.checkpoint import Checkpoint
 from neuronal_ray.models.companion_files import copy_companions
 from neuronal_ray.models.formats.audit import LinearZeros, audit
 from neuronal_ray.models.formats.mask_files import apply_masks, check_masks, open_masks, write_masks
 from neuronal_ray.models.formats.onnx_graph import FILE, check_needs, export_onnx
 from neuronal_ray.models.formats.packed_files import PackedModel, open_packed, write_packed
-from neuronal_ray.models.output_files import copy_whole, stored_linears
+from neuronal_ray.models.output_files import copy_whole
 from neuronal_ray.models.tensor_files import check_room
 
 
@@ -24,8 +26,9 @@ def _dense(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
     masks = None if config.masks is None else open_masks(config.masks)
     if masks is not None:
         check_masks(masks, checkpoint)
-    else:
-        linears = _audit(checkpoint, config, progress)
+    linears = _audit(checkpoint, config, progress)
+    if masks is None:
+        check_record(checkpoint.path, counts_of(linears))
     if config.output is None:
         return _sparsity(linears)
     with staged(config.output, overwrite=config.overwrite) as staging:
@@ -34,43 +37,75 @@ def _dense(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
         if masks is not None:
             with progress.stage("masking", len(masks.shapes)) as advance:
                 apply_masks(masks, written, advance=advance)
-            linears = _audit(written, config, progress)
-        elif (record := checkpoint.path / "pruning.json").is_file():
-            shutil.copyfile(record, staging / record.name)
+        linears = _audit(written, config, progress)
+        _record(staging, checkpoint, counts_of(linears), config, changed=masks is not None)
     return [*_sparsity(linears), f"model: {config.output}"]
 
 
 def _audit(checkpoint: Checkpoint, config: ExportConfig, progress: Progress) -> list[LinearZeros]:
+    stated_counts(checkpoint.path)  # refused before any weight is read
     with progress.stage("checking", len(checkpoint.tensors)) as advance:
         return audit(checkpoint, advance=advance, trust_remote_code=config.trust_remote_code)
+
+
+def _record(
+    staging: Path, checkpoint: Checkpoint, counted: Counts, config: ExportConfig, *, changed: bool = False
+) -> None:
+    """Write the record of an export, of what was counted in the files that were written."""
+    record = new_record(checkpoint.path, counted, model=config.model, form=config.format, changed=changed)
+    write_json(staging / RECORD, record)
+
+
+def _check_equal(written: Counts, counted: Counts, path: Path) -> None:
+    """Raise OSError when files have other zeros than the model that they were made of: a disk's fault."""
+    if written != counted:
+        raise OSError(f"{path} has {written} zeros after it was written, the model {counted}")
 
 
 def _packed(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
     """Write bits and values in place of sparse tensors, for `neuronal_ray.load_packed`."""
     assert config.output is not None
+    progress = Progress()
+    linears = _audit(checkpoint, config, progress)
     with staged(config.output, overwrite=config.overwrite) as staging:
         copy_companions(checkpoint.path, staging)
-        with Progress().stage("packing", len(checkpoint.files)) as advance:
+        with progress.stage("packing", len(checkpoint.files)) as advance:
             write_packed(checkpoint, staging, advance=advance)
-        lines = _sizes(open_packed(staging, trust_remote_code=config.trust_remote_code))
+        packed = open_packed(staging, trust_remote_code=config.trust_remote_code)
+        zeros = sum(packed.tensors[linear.name].zeros() for linear in linears)
+        found = Counts(pruned=zeros, prunable=sum(packed.tensors[linear.name].size for linear in linears))
+        _check_equal(found, counts_of(linears), config.output)
+        _record(staging, checkpoint, found, config)
+        lines = _sizes(packed)
     return [*lines, f"packed model: {config.output}"]
 
 
 def _masks(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
     """Write one file with a bit per weight of the linears, for --masks."""
     assert config.output is not None
-    names = stored_linears(checkpoint, trust_remote_code=config.trust_remote_code)
-    with staged_file(config.output) as staging, Progress().stage("masks", len(names)) as advance:
-        size = write_masks(checkpoint, names, staging, advance=advance)
-    return [f"masks of {len(names)} tensors, {size:,} bytes: {config.output}"]
+    progress = Progress()
+    counted = counts_of(linears := _audit(checkpoint, config, progress))
+    record = new_record(checkpoint.path, counted, model=config.model, form=config.format)
+    with staged_file(config.output) as staging:
+        with progress.stage("masks", len(linears)) as advance:
+            names = [linear.name for linear in linears]
+            size = write_masks(checkpoint, names, staging, record=record, advance=advance)
+        masks = open_masks(staging)
+        zeros = sum(int(masks.mask(name).sum()) for name in masks.shapes)
+        found = Counts(pruned=zeros, prunable=sum(math.prod(shape) for shape in masks.shapes.values()))
+        _check_equal(found, counted, config.output)
+    return [f"masks of {len(linears)} tensors, {size:,} bytes: {config.output}"]
 
 
 def _onnx(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
     """Write a graph that generates, with a key/value cache, for ONNX Runtime and others."""
     assert config.output is not None
     check_needs()
-    with staged(config.output, overwrite=config.overwrite) as staging, Progress().stage("onnx", 1) as advance:
+    progress = Progress()
+    counted = counts_of(_audit(checkpoint, config, progress))
+    with staged(config.output, overwrite=config.overwrite) as staging, progress.stage("onnx", 1) as advance:
         export_onnx(checkpoint.path, staging)
+        _record(staging, checkpoint, counted, config)
         advance("")
     size = sum(file.stat().st_size for file in config.output.glob(f"{FILE}*"))
     return [f"{FILE} and its weights, {size:,} bytes in float32, zeros included: {config.output}"]

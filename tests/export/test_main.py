@@ -1,18 +1,21 @@
 """Does `neuronal-ray export` write every format, and refuse bad input in one line with exit code 2?"""
 
 import json
+import logging
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import prune_arguments, write_model, write_texts
 from transformers import AutoModelForCausalLM
 
 import neuronal_ray
 from neuronal_ray.cli.options import options_of
+from neuronal_ray.cli.read_headers import read_header
 from neuronal_ray.export.__main__ import main as export_main
 from neuronal_ray.export.config import ExportConfig
 from neuronal_ray.export.formats import WRITERS
@@ -63,7 +66,7 @@ def test_a_dense_directory_is_checked(folder: Path, capsys: pytest.CaptureFixtur
 
 def test_a_dense_directory_is_copied(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export(capsys, "--model", folder / "pruned", "--output", tmp_path / "copy")
-    for name in ("model.safetensors", "config.json", "tokenizer.json", "pruning.json"):
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (tmp_path / "copy" / name).read_bytes() == (folder / "pruned" / name).read_bytes()
 
 
@@ -89,9 +92,77 @@ def test_masks_and_their_application(folder: Path, tmp_path: Path, capsys: pytes
     assert f"masks of 21 tensors, {masks.stat().st_size:,} bytes" in printed
     printed = export(capsys, "--model", folder / "model", "--masks", masks, "--output", out)
     assert "weights are zero" in printed
-    assert not (out / "pruning.json").exists()
+    zeros = record_of(folder / "pruned")["sparsity"]["pruned"]
+    found = record_of(out)
+    assert found["export"] == {"format": "dense", "zeros": zeros, "weights": PRUNABLE}
+    assert found["sparsity"] == {"achieved": zeros / PRUNABLE, "pruned": zeros, "prunable": PRUNABLE}
+    assert "evaluation" not in found, "the evaluation was of another model"
     expected = load_file(folder / "pruned" / "model.safetensors")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in load_file(out / "model.safetensors").items())
+
+
+def record_of(path: Path) -> dict[str, Any]:
+    """pruning.json of a directory, or the record in a file of masks."""
+    text = read_header(path).metadata["record"] if path.is_file() else (path / "pruning.json").read_text()
+    return json.loads(text)
+
+
+@pytest.mark.parametrize("form", ["dense", "packed", "masks"])
+def test_an_export_keeps_a_true_record(
+    form: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.safetensors"
+    export(capsys, "--model", folder / "pruned", "--format", form, "--output", out)
+    known = record_of(folder / "pruned")
+    counted = {"format": form, "zeros": known["sparsity"]["pruned"], "weights": PRUNABLE}
+    assert record_of(out) == known | {"export": counted}
+
+
+@pytest.mark.parametrize("form", ["packed", "masks", "dense"])
+def test_an_export_of_a_changed_model_records_what_it_counted(
+    form: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    changed, out = tmp_path / "changed", tmp_path / "out.safetensors"
+    shutil.copytree(folder / "pruned", changed)
+    tensors = load_file(changed / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    was, tensors[name][:5] = int((tensors[name] == 0).sum()), 0
+    tensors[name][7] = -0.0
+    zeros = record_of(changed)["sparsity"]["pruned"] - was + int((tensors[name] == 0).sum())
+    save_file(tensors, changed / "model.safetensors", metadata={"format": "pt"})
+    if form == "dense":  # a check
+        line = refused(capsys, "--model", changed, "--output", out)
+        assert f"the tensors have {zeros:,} of {PRUNABLE:,}" in line, line
+        return
+    with caplog.at_level(logging.WARNING):
+        export(capsys, "--model", changed, "--format", form, "--output", out)
+    assert f"the tensors have {zeros:,} of {PRUNABLE:,}; the export records these alone" in caplog.text
+    found = record_of(out)
+    assert found["sparsity"] == {"achieved": zeros / PRUNABLE, "pruned": zeros, "prunable": PRUNABLE}
+    assert found["export"] == {"format": form, "zeros": zeros, "weights": PRUNABLE}
+    assert not found.keys() & {"evaluation", "search", "method"}, found.keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ("[]", "object"),
+        ("{}", "sparsity is missing"),
+        ('{"sparsity": {"pruned": "many", "prunable": 3}}', "sparsity.pruned: 'many'"),
+    ],
+)
+def test_a_damaged_record_is_refused(
+    content: str, expected: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder / "pruned", tmp_path / "model")
+    (tmp_path / "model" / "pruning.json").write_text(content)
+    for form in ("dense", "packed", "masks"):
+        line = refused(capsys, "--model", tmp_path / "model", "--format", form, "--output", tmp_path / "o.safetensors")
+        assert line.startswith("--model: "), line
+        assert "pruning.json" in line, line
+        assert expected in line, line
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.cli.read_files import read_json
 from neuronal_ray.models.checkpoint import Checkpoint
 from neuronal_ray.models.fingerprints import read_raw_config
 from neuronal_ray.models.output_files import stored_linears
@@ -36,28 +35,13 @@ class LinearZeros:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sparsity:
-    """What is checked of a record's counts."""
-
-    pruned: int
-    prunable: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Record:
-    """What is checked of a pruning.json."""
-
-    sparsity: _Sparsity
-
-
 def audit(
     checkpoint: Checkpoint, *, advance: Callable[[str], None], trust_remote_code: bool = False
 ) -> list[LinearZeros]:
     """Read every tensor of a checkpoint and count the zeros of its linears; call `advance` with each tensor's name.
 
-    Raises BadInput for an incomplete index, for keys in config.json that transformers does not write, for numbers that
-    are not finite, and for a pruning.json with other counts.
+    Raises BadInput for an incomplete index, for keys in config.json that transformers does not write, and for numbers
+    that are not finite.
     """
     _check_index(checkpoint)
     _check_config(checkpoint.path, checkpoint.config)
@@ -78,9 +62,7 @@ def audit(
     integers = [name for name in names if name not in zeros]
     if integers:
         raise BadInput(f"--model: {integers[0]} is stored as {checkpoint.tensors[integers[0]].dtype}, not as floats")
-    linears = [LinearZeros(name=name, shape=checkpoint.tensors[name].shape, zeros=zeros[name]) for name in names]
-    _check_pruning(checkpoint.path, linears)
-    return linears
+    return [LinearZeros(name=name, shape=checkpoint.tensors[name].shape, zeros=zeros[name]) for name in names]
 
 
 def _check_index(checkpoint: Checkpoint) -> None:
@@ -102,18 +84,3 @@ def _check_config(path: Path, config: PretrainedConfig) -> None:
     foreign = sorted(key for key in keys if any(word in key.lower() for word in _FOREIGN))
     if foreign:
         raise BadInput(f"--model: config.json in {path} has keys that are not transformers': {', '.join(foreign)}")
-
-
-def _check_pruning(path: Path, linears: list[LinearZeros]) -> None:
-    """Raise BadInput when there is a pruning.json with other numbers of weights or zeros."""
-    file = path / "pruning.json"
-    if not file.is_file():
-        return
-    sparsity = read_json(file, _Record, flag="--model").sparsity
-    stated = (sparsity.pruned, sparsity.prunable)
-    counted = (sum(linear.zeros for linear in linears), sum(linear.size for linear in linears))
-    if stated != counted:
-        raise BadInput(
-            f"--model: {file} says that {stated[0]:,} of {stated[1]:,} weights are zero, "
-            f"the tensors have {counted[0]:,} of {counted[1]:,}"
-        )

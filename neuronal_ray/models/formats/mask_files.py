@@ -8,7 +8,7 @@ fingerprint of config.json.
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +44,18 @@ class MaskFile:
         return torch.from_numpy(stays == 0).view(shape)
 
 
-def write_masks(checkpoint: Checkpoint, names: Sequence[str], path: Path, *, advance: Callable[[str], None]) -> int:
+def write_masks(
+    checkpoint: Checkpoint,
+    names: Sequence[str],
+    path: Path,
+    *,
+    record: Mapping[str, object],
+    advance: Callable[[str], None],
+) -> int:
     """Write the masks of some tensors of a checkpoint; return the file's size in bytes.
 
-    Weights that are zero, of either sign, go. Calls `advance` with the name of each tensor.
+    Weights that are zero, of either sign, go. Calls `advance` with the name of each tensor. `record` goes into the
+    metadata: what is known of the masks.
     """
     tensors = {name: checkpoint.tensors[name] for name in names}
     kinds = {name: Kind(name=name, dtype="U8", shape=(_mask_bytes(stored.shape),)) for name, stored in tensors.items()}
@@ -63,6 +71,7 @@ def write_masks(checkpoint: Checkpoint, names: Sequence[str], path: Path, *, adv
         "format": _FORMAT,
         "version": _VERSION,
         "config": config_fingerprint(checkpoint.path),
+        "record": json.dumps(record),
         "shapes": json.dumps({name: stored.shape for name, stored in tensors.items()}, separators=(",", ":")),
     }
     return write_tensors(path, masks(), possible=kinds.values(), metadata=metadata)

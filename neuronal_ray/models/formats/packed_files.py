@@ -22,7 +22,16 @@ from neuronal_ray.cli.read_headers import Kind, Shape, Stored, read_header
 from neuronal_ray.core.packing import pack_words
 from neuronal_ray.models.checkpoint import DTYPES, Checkpoint, read_config
 from neuronal_ray.models.fingerprints import config_fingerprint, tensors_fingerprint, weights_fingerprint
-from neuronal_ray.models.tensor_files import CHECKSUMS, WORD_BYTES, Written, file_name, read_bytes, write_tensors
+from neuronal_ray.models.tensor_copies import count_zeros
+from neuronal_ray.models.tensor_files import (
+    CHECKSUMS,
+    WORD_BYTES,
+    Written,
+    checksum,
+    file_name,
+    read_bytes,
+    write_tensors,
+)
 
 _FORMAT, _VERSION = "neuronal_ray packed", "1"
 READER = "load_packed"
@@ -59,6 +68,13 @@ class PackedTensor:
     def num_bytes(self) -> int:
         """Bytes in the file."""
         return self.values.num_bytes + (0 if self.bits is None else self.bits.num_bytes)
+
+    def zeros(self) -> int:
+        """Count the weights that are zero, of either sign, in the file. Raises BadInput when it is damaged."""
+        data = read_bytes(self.values)
+        if checksum(data) != self.checksums["values"]:
+            raise BadInput(f"{READER}: {self.values.path} is damaged: its values have another checksum")
+        return self.size - self.kept + count_zeros(data.view(f"u{WORD_BYTES[self.values.dtype]}"))
 
     @property
     def least_bytes(self) -> int:

@@ -44,7 +44,7 @@ def test_another_copy_gets_the_same_zeros(name: str, dtype: torch.dtype, make_mo
     pruned = prune(open_checkpoint(tmp_path / "dense"), tmp_path / "pruned")
     names = stored_linears(pruned)
     file = tmp_path / "masks.safetensors"
-    size = write_masks(pruned, names, file, advance=lambda _: None)
+    size = write_masks(pruned, names, file, record={}, advance=lambda _: None)
     assert size == file.stat().st_size
     make_model(name, seed=1).to(dtype).save_pretrained(tmp_path / "other")
 
@@ -67,7 +67,7 @@ def folder(make_model: MakeModel, tmp_path: Path) -> Path:
     """`dense` and `masks.safetensors`."""
     make_model("llama").save_pretrained(tmp_path / "dense")
     pruned = prune(open_checkpoint(tmp_path / "dense"), tmp_path / "pruned")
-    write_masks(pruned, stored_linears(pruned), tmp_path / "masks.safetensors", advance=lambda _: None)
+    write_masks(pruned, stored_linears(pruned), tmp_path / "masks.safetensors", record={}, advance=lambda _: None)
     return tmp_path
 
 
