@@ -115,6 +115,15 @@ class BenchmarkConfig(RunConfig):
             choices=("papers", "bos", "auto"),
         ),
     ] = None
+    text_column: Annotated[
+        tuple[str, ...],
+        Option(
+            "names",
+            "column of the calibration and evaluation texts that have columns; of several, the first that a text has. "
+            "If absent `text`, else `messages` (chats, through the tokenizer's chat template), else the only one of "
+            "strings",
+        ),
+    ] = ()
     few_shot: Annotated[
         int | None,
         Option(

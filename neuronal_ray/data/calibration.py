@@ -8,9 +8,10 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from neuronal_ray.cli.errors import BadInput
+from neuronal_ray.data.documents import Documents
 from neuronal_ray.data.draw import Draw, Rule, draw_windows, num_distinct
 from neuronal_ray.data.encoder import Encoder
-from neuronal_ray.data.text import Documents, calibration_documents, is_tokenized
+from neuronal_ray.data.text import calibration_documents, is_tokenized
 from neuronal_ray.data.tokens import check_vocabulary, read_token_rows
 from neuronal_ray.data.window_start import WithoutBos, begin_with_bos
 
@@ -44,6 +45,7 @@ def calibration_tokens(
     vocabulary: int,
     packing: str = AUTO,
     bos: int | None = None,
+    columns: tuple[str, ...] = (),
 ) -> Calibration:
     """Draw sequences from a source as Wanda's (ICLR 2024) data loader does; see `draw_windows`.
 
@@ -62,12 +64,12 @@ def calibration_tokens(
         if packing == ON:
             logger.warning("--calibration-packing: ignored, the sequences of %r are used as they are", source)
     else:
-        documents = calibration_documents(source, flag=FLAG)
+        documents = calibration_documents(source, encode, flag=FLAG, columns=columns)
         if documents.count == 0:
             raise BadInput(f"{FLAG}: {source!r} is empty, expected at least one document")
         text = encode if bos is None else WithoutBos(encode, bos)
         length = sequence_length if bos is None else sequence_length - 1
-        drawing = _Source(source, documents, text, samples=samples, length=length, seed=seed)
+        drawing = _Source(source, documents, text, samples=samples, length=length, seed=seed, bos=bos)
         draw, packed = drawing.draw(packing)
         tokens = torch.stack(draw.windows)
         tokens = tokens if bos is None else begin_with_bos(tokens, bos)
@@ -94,22 +96,30 @@ class _Source:
     """A source of which sequences are drawn, packed or not."""
 
     def __init__(
-        self, name: str, documents: Documents, encode: Encoder, *, samples: int, length: int, seed: int
+        self,
+        name: str,
+        documents: Documents,
+        encode: Encoder,
+        *,
+        samples: int,
+        length: int,
+        seed: int,
+        bos: int | None,
     ) -> None:
         self._name, self._documents, self._encode = name, documents, encode
-        self._samples, self._length, self._seed = samples, length, seed
+        self._samples, self._length, self._seed, self._bos = samples, length, seed, bos
 
     def draw(self, packing: str) -> tuple[Draw, bool]:
         """Return the draw, and whether it is packed. Raises BadInput when there are too few sequences."""
         if self._documents.continuous and packing == ON:
             logger.warning("--calibration-packing: ignored, %r is one text", self._name)
         if packing == ON and not self._documents.continuous:
-            return self._checked(self._windows(Rule(packed=True)), packing), True
+            return self._checked(self._windows(Rule(packed=True, start=self._bos)), packing), True
         may_pack = packing == AUTO and not self._documents.continuous
         alone = self._windows(Rule(repeats=packing == RELEASED, patient=not may_pack))
         few = self._overlaps(alone) and alone.short > alone.long
         if few and may_pack:
-            packed = self._windows(Rule(packed=True))
+            packed = self._windows(Rule(packed=True, start=self._bos))
             if len(packed.windows) == self._samples:
                 logger.info(
                     "--calibration-packing auto: on, %d of the %d documents of %r that were drawn are not longer than "

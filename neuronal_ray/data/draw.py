@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from neuronal_ray.data.documents import Documents
 from neuronal_ray.data.encoder import Encoder
-from neuronal_ray.data.text import Documents
 
 _FRUITLESS = 10_000
 """How many short documents in a row end a draw that may be replaced by a packed one."""
@@ -38,12 +38,14 @@ class Rule:
     """How windows are drawn.
 
     `repeats`: a window may be drawn again. `packed`: short documents are joined rather than passed over. `patient`:
-    every document is looked at before the draw ends with too few windows.
+    every document is looked at before the draw ends with too few windows. `start`: a token that will be put in front of
+    each window, so that no packed one begins with it.
     """
 
     repeats: bool = False
     packed: bool = False
     patient: bool = True
+    start: int | None = None
 
 
 def draw_windows(documents: Documents, encode: Encoder, rule: Rule, *, samples: int, length: int, seed: int) -> Draw:
@@ -127,6 +129,8 @@ class _Drawing:
         while len(self._pending) >= self._length:
             window = torch.tensor(self._pending[: self._length], dtype=torch.int64)
             del self._pending[: self._length]
+            while self._pending and self._pending[0] == self._rule.start:
+                del self._pending[0]
             if self._is_new(window):
                 self.windows.append(window)
                 self.num_packed += 1

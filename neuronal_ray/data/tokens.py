@@ -7,7 +7,7 @@ from torch import Tensor
 
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.read_headers import read_header
-from neuronal_ray.data.text import check_source, one_line
+from neuronal_ray.data.documents import one_line
 
 TENSOR = "input_ids"
 
@@ -19,7 +19,6 @@ def read_token_rows(source: str, *, first: int | None, flag: str) -> Int64[Tenso
     """
     from safetensors import SafetensorError, safe_open
 
-    check_source(source, flag=flag)
     path = Path(source)
     read_header(path, flag=flag)
     try:

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from neuronal_ray.data.documents import Conversation
 from neuronal_ray.data.encoder import Encoder
 
 FLAG = "--window-start"
@@ -25,6 +26,10 @@ class WithoutBos:
     def end_of_document(self) -> list[int]:
         """Return what ends a document; where that is nothing, BOS begins the next one."""
         return self._encode.end_of_document() or [self._bos]
+
+    def chat_text(self, conversation: Conversation) -> str:
+        """Return a chat as the model's template writes it."""
+        return self._encode.chat_text(conversation)
 
 
 def begin_with_bos(rows: Int64[Tensor, "rows length"], bos: int) -> Int64[Tensor, "rows length_and_1"]:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.data.encoder import Encoder
-from neuronal_ray.data.text import evaluation_text, is_file_name, is_tokenized
+from neuronal_ray.data.file_formats import name_of
+from neuronal_ray.data.text import NAMES, evaluation_text, is_file_name, is_tokenized
 from neuronal_ray.data.tokens import check_vocabulary, read_token_rows
 from neuronal_ray.data.window_start import WithoutBos, begin_with_bos
 
@@ -25,6 +26,7 @@ def evaluation_windows(
     sequence_length: int,
     vocabulary: int,
     bos: int | None = None,
+    columns: tuple[str, ...] = (),
 ) -> Int64[Tensor, "windows sequence_length"]:
     """Tokenize a source and divide it into consecutive windows, dropping the remainder (GPTQ, ICLR 2023).
 
@@ -36,14 +38,16 @@ def evaluation_windows(
     if is_tokenized(source):
         windows = _stored_windows(source, sequence_length=sequence_length)
     else:
-        windows = _consecutive_windows(source, encode, sequence_length=sequence_length, bos=bos)
+        windows = _consecutive_windows(source, encode, sequence_length=sequence_length, bos=bos, columns=columns)
     check_vocabulary(windows, vocabulary=vocabulary, flag=FLAG)
     return windows
 
 
 def evaluation_name(source: str) -> str:
-    """Return the name of a source in results: the stem of a file, otherwise the name itself."""
-    return Path(source).stem if is_file_name(source) else source
+    """Return the name of a source in results: the bare name of a file or directory, or the name itself."""
+    if is_file_name(source):
+        return name_of(Path(source))
+    return Path(source).name if source not in NAMES and Path(source).is_dir() else source
 
 
 def _stored_windows(source: str, *, sequence_length: int) -> Int64[Tensor, "windows length"]:
@@ -63,9 +67,9 @@ def _stored_windows(source: str, *, sequence_length: int) -> Int64[Tensor, "wind
 
 
 def _consecutive_windows(
-    source: str, encode: Encoder, *, sequence_length: int, bos: int | None
+    source: str, encode: Encoder, *, sequence_length: int, bos: int | None, columns: tuple[str, ...]
 ) -> Int64[Tensor, "windows sequence_length"]:
-    evaluation = evaluation_text(source, flag=FLAG)
+    evaluation = evaluation_text(source, encode, flag=FLAG, columns=columns)
     tokens = encode(evaluation.text) if bos is None else WithoutBos(encode, bos)(evaluation.text)
     length = sequence_length if bos is None else sequence_length - 1  # of the text in a window
     available = len(tokens) // length

@@ -24,6 +24,7 @@ def _main(argv: Sequence[str]) -> None:
     from neuronal_ray.cli.atomic import check_apart, check_output, has_format, write_json
     from neuronal_ray.cli.progress import Progress
     from neuronal_ray.cli.versions import versions
+    from neuronal_ray.data.text import warn_of_unused_columns
     from neuronal_ray.data.window_start import AUTO
     from neuronal_ray.evaluate.benchmark_names import MEAN, ZERO_SHOT, split_names
     from neuronal_ray.evaluate.inputs import read_evaluations, sequence_length
@@ -54,6 +55,7 @@ def _main(argv: Sequence[str]) -> None:
     texts, _ = split_names(config.evaluate)
     if config.window_start is not None:
         warn_of_tokenized(texts)
+    warn_of_unused_columns(texts, config.text_column)
     start = possible_start(
         config.window_start or recorded_start(checkpoint.path) or AUTO,
         texts,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.data.text import EXTENSIONS, NAMES, is_file_name
+from neuronal_ray.data.text import EXTENSIONS, NAMES, is_directory, is_text
 
 ZERO_SHOT = ("rte", "winogrande", "boolq", "hellaswag", "arc_easy", "arc_challenge", "openbookqa")
 """The paper's seven tasks, in the order of its tables (section 5.1)."""
@@ -23,7 +23,7 @@ def split_names(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]
     Raises BadInput, with similar names, for a name that is neither.
     """
     expanded = [member for name in names for member in SETS.get(name, (name,))]
-    texts = tuple(name for name in expanded if name in NAMES or is_file_name(name))
+    texts = tuple(name for name in expanded if is_text(name) or _is_folder(name))
     benchmarks = tuple(dict.fromkeys(name for name in expanded if name not in texts))
     for name in benchmarks:
         if name not in ZERO_SHOT and name not in _lm_eval_tasks():
@@ -34,6 +34,11 @@ def split_names(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]
                 f"{', '.join(dict.fromkeys(near))}? Files end in {', '.join(EXTENSIONS)}"
             )
     return texts, benchmarks
+
+
+def _is_folder(name: str) -> bool:
+    """Return whether a name without a slash is a directory: a benchmark of the same name comes first."""
+    return is_directory(name) and name not in (*SETS, *ZERO_SHOT) and name not in _lm_eval_tasks()
 
 
 @cache

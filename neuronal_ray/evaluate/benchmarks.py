@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.core.plan import Plan
-from neuronal_ray.data.text import one_line
+from neuronal_ray.data.documents import one_line
 from neuronal_ray.evaluate.local_tasks import check_rows, local_task, task_manager
 from neuronal_ray.evaluate.scores import BenchmarkSettings, Score
 from neuronal_ray.models.bos_token import context_prefix

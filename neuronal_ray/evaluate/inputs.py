@@ -39,7 +39,14 @@ def read_evaluations(
     """Read the texts among `names` as windows of `length` tokens, and check that the benchmarks' rows can be read."""
     texts, benchmarks = split_names(names)
     settings = BenchmarkSettings(few_shot=config.few_shot, limit=config.task_limit, data=config.task_data)
-    windows = read_windows(texts, checkpoint, length=length, trust_remote_code=config.trust_remote_code, start=start)
+    windows = read_windows(
+        texts,
+        checkpoint,
+        length=length,
+        trust_remote_code=config.trust_remote_code,
+        start=start,
+        columns=config.text_column,
+    )
     if benchmarks:
         from neuronal_ray.evaluate.benchmarks import check_benchmarks  # lm-eval takes seconds to import
 
@@ -48,7 +55,13 @@ def read_evaluations(
 
 
 def read_windows(
-    sources: Sequence[str], checkpoint: Checkpoint, *, length: int, trust_remote_code: bool, start: WindowStart
+    sources: Sequence[str],
+    checkpoint: Checkpoint,
+    *,
+    length: int,
+    trust_remote_code: bool,
+    start: WindowStart,
+    columns: tuple[str, ...] = (),
 ) -> dict[str, Windows]:
     """Return the windows of every source, by the name that results have it under."""
     windows: dict[str, Windows] = {}
@@ -62,6 +75,7 @@ def read_windows(
             sequence_length=length,
             vocabulary=checkpoint.config.get_text_config().vocab_size,
             bos=start.token,
+            columns=columns,
         )
         if tokens.shape[1] > context_length(checkpoint):
             raise BadInput(f"--evaluate: rows of {source} are longer than the model's {context_length(checkpoint)}")

@@ -10,7 +10,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.data.text import one_line
+from neuronal_ray.data.documents import one_line
 from neuronal_ray.evaluate.local_rows import find_files, read_rows
 from neuronal_ray.evaluate.scores import BenchmarkSettings
 

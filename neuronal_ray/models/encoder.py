@@ -3,6 +3,8 @@
 import logging
 from pathlib import Path
 
+from neuronal_ray.data.documents import Conversation
+from neuronal_ray.data.encoder import ChatError
 from neuronal_ray.models.checkpoint import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,17 @@ class TokenizerEncoder:
         if tokenizer.eos_token_id is None or tokenizer("", verbose=False).input_ids:
             return []
         return [tokenizer.eos_token_id]
+
+    def chat_text(self, conversation: Conversation) -> str:
+        """Return a chat as the tokenizer's chat template writes it. Raises ChatError if it has none or refuses it."""
+        tokenizer = load_tokenizer(self._path, trust_remote_code=self._trust_remote_code)
+        if not tokenizer.chat_template:
+            raise ChatError(f"the tokenizer in {self._path} has no chat template")
+        try:
+            text: str = tokenizer.apply_chat_template(conversation, tokenize=False)
+        except Exception as error:  # the template is a program of the model's author
+            raise ChatError(f"{type(error).__name__}: {error}") from error
+        return text
 
 
 def load_encoder(path: Path, *, trust_remote_code: bool = False) -> TokenizerEncoder:

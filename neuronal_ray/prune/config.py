@@ -146,7 +146,12 @@ class PruneConfig(BenchmarkConfig):
     ] = None
     calibration: Annotated[
         str,
-        Option("str", "text: c4, wikitext2, ptb, builtin, or a .txt, .jsonl, .parquet or tokenized .safetensors file"),
+        Option(
+            "str",
+            "text: c4, wikitext2, ptb, builtin; a .txt, .jsonl, .json, .csv, .parquet or .arrow file, also compressed "
+            "(.gz, .zst, .bz2, .xz), or a directory of such files or of datasets.save_to_disk; OWNER/NAME, "
+            "OWNER/NAME:CONFIGURATION or OWNER/NAME:CONFIGURATION:SPLIT on the hub; or tokens, a .safetensors file",
+        ),
     ] = "c4"
     calibration_samples: Annotated[
         int, Option("int", "number of sequences for the scores, no two of them equal", least=1)

@@ -9,6 +9,7 @@ from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.memory import machine_bytes
 from neuronal_ray.core.pattern import check_pattern
 from neuronal_ray.data.calibration import AUTO, OFF, RELEASED, Calibration, calibration_tokens
+from neuronal_ray.data.text import warn_of_unused_columns
 from neuronal_ray.evaluate.benchmark_names import split_names
 from neuronal_ray.evaluate.inputs import read_evaluations, sequence_length
 from neuronal_ray.evaluate.measure import Evaluations
@@ -109,6 +110,7 @@ class Reader:
         sources = (config.calibration, *split_names(config.evaluate)[0])
         if config.window_start is not None:
             warn_of_tokenized(sources)
+        warn_of_unused_columns(sources, config.text_column)
         return possible_start(
             asked, sources, checkpoint.path, length=length, trust_remote_code=config.trust_remote_code
         )
@@ -123,6 +125,7 @@ class Reader:
             config.seed,
             packing,
             start.token,
+            config.text_column,
         )
         if key not in self._calibrations:
             self._calibrations[key] = calibration_tokens(
@@ -134,12 +137,13 @@ class Reader:
                 vocabulary=checkpoint.config.get_text_config().vocab_size,
                 bos=start.token,
                 packing=packing,
+                columns=config.text_column,
             )
         return self._calibrations[key]
 
     def _evaluated(self, config: PruneConfig, checkpoint: Checkpoint, length: int, start: WindowStart) -> Evaluations:
         rows = config.few_shot, config.task_limit, config.task_data
-        key = (checkpoint.path, config.evaluate, length, rows, start.used)
+        key = (checkpoint.path, config.evaluate, length, rows, start.used, config.text_column)
         if key not in self._evaluations:
             self._evaluations[key] = read_evaluations(config, config.evaluate, checkpoint, length=length, start=start)
         return self._evaluations[key]

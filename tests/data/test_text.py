@@ -14,20 +14,37 @@ from pyarrow import parquet
 
 import neuronal_ray.data.text
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.data.text import (
-    HUB,
-    NAMES,
-    Documents,
-    calibration_documents,
-    check_source,
-    evaluation_text,
-    is_file_name,
-    is_tokenized,
-)
+from neuronal_ray.data import text
+from neuronal_ray.data.documents import Conversation, Documents
+from neuronal_ray.data.encoder import ChatError
+from neuronal_ray.data.text import HUB, NAMES, EvaluationText, check_source, is_file_name, is_tokenized
 
 BUILTIN = Path(neuronal_ray.data.text.__file__).parent / "builtin"
 FLAG = "--some-flag"
 ROWS = ["first", "", "third: \u00e4\u4e2d\U0001f600\u2028 and a \n break"]
+
+
+class Tokenizer:
+    """Writes each message of a chat as its role and content."""
+
+    def __call__(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def end_of_document(self) -> list[int]:
+        return []
+
+    def chat_text(self, conversation: Conversation) -> str:
+        if conversation[0]["role"] == "nobody":
+            raise ChatError("roles must\nalternate")
+        return "".join(f"<{message['role']}>{message['content']}" for message in conversation)
+
+
+def calibration_documents(source: str, *, flag: str, columns: tuple[str, ...] = ()) -> Documents:
+    return text.calibration_documents(source, Tokenizer(), flag=flag, columns=columns)
+
+
+def evaluation_text(source: str, *, flag: str, columns: tuple[str, ...] = ()) -> EvaluationText:
+    return text.evaluation_text(source, Tokenizer(), flag=flag, columns=columns)
 
 
 def read_all(documents: Documents) -> list[str]:
@@ -79,7 +96,7 @@ def test_names_are_known(name: str) -> None:
     assert not is_tokenized(name)
 
 
-@pytest.mark.parametrize("source", ["c5", "C4", "", "text.csv", "text.txt.gz", "folder/", ".txt", "a\nb"])
+@pytest.mark.parametrize("source", ["c5", "C4", "", "text.pdf", "text.gz", "folder/", ".txt", "a\nb"])
 def test_an_unknown_source_is_refused_with_the_list(source: str) -> None:
     message = message_of(lambda: check_source(source, flag=FLAG))
     for expected in [repr(source), *NAMES, ".txt", ".jsonl", ".parquet", ".safetensors"]:
@@ -100,9 +117,9 @@ def test_both_uses_check_the_source(read: Callable[..., object], source: str) ->
     assert repr(source) in message_of(lambda: read(source, flag=FLAG))
 
 
-def test_a_directory_is_refused(tmp_path: Path) -> None:
+def test_an_empty_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.txt").mkdir()
-    assert "is a directory" in message_of(lambda: check_source(str(tmp_path / "folder.txt"), flag=FLAG))
+    assert "is a directory" in message_of(lambda: calibration_documents(str(tmp_path / "folder.txt"), flag=FLAG))
 
 
 def test_the_extension_tells_tokens_from_text() -> None:
@@ -174,7 +191,10 @@ def test_jsonl_may_have_raw_unicode_blank_lines_other_line_ends_and_no_last_one(
     [
         (b'{"text": "cut', "not JSON"),
         (b'{"text": "\xff"}', "not JSON"),
-        (b'{"text": 1' + b"0" * 5000 + b"}", "not JSON"),
+        (b'{"text": 1' + b"0" * 5000 + b"}", "beyond 64 bits"),
+        (b'{"text": "a", "text": "b"}', "twice"),
+        (b'{"text": "\\ud800"}', "surrogate"),
+        (b'{"text": ' + b"[" * 100_000, "nested too deeply"),
         (b'{"content": "a", "n\\new": 1}', "['content', 'n\\new']"),
         (b'["text"]', "list"),
         (b"3", "int"),
@@ -204,7 +224,7 @@ def test_parquet_rows_are_documents(tmp_path: Path, kind: pyarrow.DataType) -> N
 class TestBadParquet:
     def test_no_text_column(self, tmp_path: Path, read: Callable[..., object]) -> None:
         source = str(tmp_path / "a.parquet")
-        parquet.write_table(pyarrow.table({"content": ["a"], "n\new": [1]}), source)
+        parquet.write_table(pyarrow.table({"content": [1.5], "n\new": [1]}), source)
         message = message_of(lambda: read(source, flag=FLAG))
         assert repr(source) in message, message
         assert "['content', 'n\\new']" in message, message

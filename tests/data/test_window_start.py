@@ -1,5 +1,6 @@
 """Does each window begin with one BOS, and is the rest the text, all of it, in order?"""
 
+import json
 from pathlib import Path
 
 from neuronal_ray.data.calibration import calibration_tokens
@@ -57,3 +58,14 @@ def test_every_bos_that_a_text_begins_with_is_left_out() -> None:
 
     assert WithoutBos(Twice(), BOS)("ab") == [1, 2]
     assert WithoutBos(Twice(), BOS)("") == []
+
+
+def test_a_packed_window_that_is_cut_before_a_separator_has_one_bos(tmp_path: Path) -> None:
+    """Each document fills a window, and BOS is between them."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": letters(26)[start:][: LENGTH - 1]}) + "\n" for start in range(12)))
+    drawn = calibration_tokens(
+        str(path), Letters(), samples=9, sequence_length=LENGTH, seed=0, vocabulary=27, packing="on", bos=BOS
+    )
+    starts = drawn.tokens[:, :2].tolist()
+    assert all(row[0] == BOS and row[1] != BOS for row in starts), starts
