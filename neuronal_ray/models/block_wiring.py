@@ -85,8 +85,9 @@ class _Prober:
 
     def __init__(self, stream: Stream, index: int, recordings: Sequence[Recording]) -> None:
         self.stream, self.index = stream, index
-        self.num_heads: int = stream.model.config.get_text_config().num_attention_heads
-        self.linears = self._products(find_linears(stream.blocks[index]), recordings[0])
+        config = stream.model.config.get_text_config().to_dict()
+        self.num_heads: int | None = config.get(stream.model.config.attribute_map.get("num_attention_heads", "num_attention_heads"))
+        self.linears = find_linears(stream.blocks[index])
         for recording in recordings:
             self.recording = recording
             self.baseline = self._run()
@@ -98,24 +99,6 @@ class _Prober:
         else:
             raise UnsupportedModel(f"--model: linears that no text passes through: {', '.join(sorted(never))}")
         self.groups = self._groups()
-
-    @torch.no_grad()
-    def _products(self, linears: dict[str, nn.Module], recording: Recording) -> dict[str, nn.Module]:
-        """Return the linears without routers of a subclass of nn.Linear, which return more than a product."""
-        routers: list[str] = []
-
-        def note(path: str) -> Callable[[nn.Module, object, object], None]:
-            return lambda _, __, output: None if isinstance(output, Tensor) else routers.append(path)
-
-        handles = [module.register_forward_hook(note(path)) for path, module in linears.items()]
-        try:
-            self.stream.block(self.index, recording)
-        finally:
-            for handle in handles:
-                handle.remove()
-        for path in routers:
-            logger.warning("%s: returns more than a product, as routers do; it is not pruned", path)
-        return {path: module for path, module in linears.items() if path not in routers}
 
     def specs(self) -> list[LinearSpec]:
         """Describe the block's linears in order of execution, experts in order of index."""

@@ -14,8 +14,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from neuronal_ray.cli.errors import BadInput, UnsupportedModel
-from neuronal_ray.models.experts import Expert, experts_of, split_experts
+from neuronal_ray.models.experts import Expert, experts_of, is_matrices, split_experts
 from neuronal_ray.models.offload import OffloadedBlocks
+
+_DENSE = "neuronal_ray_keeps_dense"
+"""The attribute of a module that is not pruned; a copy of the module has it too."""
 
 Model = PreTrainedModel
 Call = tuple[tuple[object, ...], dict[str, object]]
@@ -56,22 +59,27 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return lists[0]
 
 
+def keep_dense(module: nn.Module) -> None:
+    """Mark a linear that is not pruned."""
+    vars(module)[_DENSE] = True
+
+
 def find_linears(block: nn.Module) -> dict[str, nn.Module]:
     """Return the prunable linears of a block by path. Raises UnsupportedModel for weights that would be missed.
 
-    Experts in 3-D parameters are included once `split_experts` has run. A router that is a plain parameter is not a
-    linear; one that is an nn.Linear cannot be distinguished from other linears and is pruned.
+    Experts in 3-D parameters are included once `split_experts` has run. Linears that `keep_dense` marked are left out;
+    depthwise convolutions and vectors are no linears.
     """
     linears: dict[str, nn.Module] = {}
     split: set[str] = set()
     for path, module in block.named_modules():
-        if isinstance(module, nn.Linear | Conv1D):
+        if isinstance(module, nn.Linear | Conv1D) and _DENSE not in vars(module):
             linears[path] = module
         for inner, expert in experts_of(module).items():
             linears[f"{path}.{inner}"] = expert
             split.add(f"{path}.{expert.stack}")
     for name, parameter in block.named_parameters():
-        if parameter.dim() >= 3 and name not in split:
+        if is_matrices(parameter) and name not in split and not _is_depthwise(block, name):
             raise UnsupportedModel(
                 f"--model: {name} holds {tuple(parameter.shape)} weights as one parameter (convolution, experts in "
                 "an unknown form); only nn.Linear weights and stacks of experts can be pruned"
@@ -82,6 +90,12 @@ def find_linears(block: nn.Module) -> dict[str, nn.Module]:
     if len({id(weight) for weight in weights}) != len(weights):
         raise UnsupportedModel("--model: two linears of a block share one weight (tied)")
     return linears
+
+
+def _is_depthwise(block: nn.Module, name: str) -> bool:
+    """Return whether a parameter belongs to a convolution that mixes no channels; it stays dense."""
+    module = block.get_submodule(name.rpartition(".")[0])
+    return isinstance(module, nn.Conv1d) and module.groups == module.in_channels
 
 
 def is_transposed(module: nn.Module) -> bool:

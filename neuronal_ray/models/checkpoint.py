@@ -28,6 +28,7 @@ from neuronal_ray.models.blocks import find_blocks, find_linears, refusals, weig
 from neuronal_ray.models.config_flags import set_to_what_is_here
 from neuronal_ray.models.experts import split_experts
 from neuronal_ray.models.hub import first_line
+from neuronal_ray.models.routers import keep_routers_dense
 from neuronal_ray.models.tensor_files import WORD_BYTES
 from neuronal_ray.models.weight_files import find_weight_files
 
@@ -228,7 +229,7 @@ def empty_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> P
     """Return the model without weights (on the meta device), for its shapes."""
     with refusals(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(checkpoint.config, trust_remote_code=trust_remote_code)
-    split_experts(model, find_blocks(model)[1])
+    keep_routers_dense(model, trust_remote_code=trust_remote_code)
     return model
 
 

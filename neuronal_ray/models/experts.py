@@ -103,9 +103,14 @@ def _single_index(index: object) -> int | None:
     return int(index) if isinstance(index, Tensor) and index.dim() == 0 else None
 
 
+def is_matrices(parameter: Tensor) -> bool:
+    """Return whether a parameter is a stack of matrices: 3-D or more, and no vector in all but its shape."""
+    return parameter.dim() >= 3 and parameter.numel() > max(parameter.shape)
+
+
 def _is_stack(module: nn.Module) -> bool:
     """Return whether the module itself holds 3-D parameters of equally many slices, and is no convolution."""
-    lengths = {parameter.shape[0] for parameter in module.parameters(recurse=False) if parameter.dim() == 3}
+    lengths = {stack.shape[0] for stack in module.parameters(recurse=False) if stack.dim() == 3 and is_matrices(stack)}
     return len(lengths) == 1 and not isinstance(module, nn.Conv1d | nn.ConvTranspose1d)
 
 
@@ -125,7 +130,9 @@ def split_experts(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
 
 
 def _split(module: nn.Module) -> None:
-    stacks = {name: stack for name, stack in module.named_parameters(recurse=False) if stack.dim() == 3}
+    stacks = {
+        name: stack for name, stack in module.named_parameters(recurse=False) if stack.dim() == 3 and is_matrices(stack)
+    }
     # transformers' decorator of experts sets the layout that their eager forward uses; running it verifies that
     transposed = bool(vars(module).get("is_transposed", False))
     experts: list[Expert] = []

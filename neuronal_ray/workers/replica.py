@@ -18,6 +18,7 @@ from neuronal_ray.core.stats import Statistic
 from neuronal_ray.models.blocks import Recording, Stream, find_linears, forwards, is_transposed, set_weight, weight_of
 from neuronal_ray.models.checkpoint import Checkpoint, load_model, open_checkpoint
 from neuronal_ray.models.fused_modules import fuse
+from neuronal_ray.models.routers import keep_routers_dense
 from neuronal_ray.models.wiring import BlockKinds, assemble_layout, trace_kinds
 from neuronal_ray.workers.observation import observing
 from neuronal_ray.workers.stopwatch import Stopwatch
@@ -99,6 +100,7 @@ class Replica:
         if target.type == "cpu":
             keep_freed_memory()  # from here on: weights do not come and go
         stream = Stream(model, blocks, target if offload else None)
+        keep_routers_dense(model, trust_remote_code=trust_remote_code)
         if target.type == "cuda":
             for index in blocks:
                 fuse(stream.blocks[index])

@@ -13,6 +13,7 @@ from wirings import HEADS, NEXT, TRUTHS, as_sets, measured_sources
 
 from neuronal_ray.core.layout import Group, Layout, Linear, LinearSpec
 from neuronal_ray.models.blocks import Stream, find_linears, weight_of
+from neuronal_ray.models.routers import keep_routers_dense
 from neuronal_ray.models.wiring import trace_layout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -212,6 +213,7 @@ NO_SOURCES = ("q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "shared_expert_gate
 @pytest.fixture(scope="module")
 def traced_experts(moe_family: str, make_model: MakeModel) -> Traced:
     stream = Stream(make_model(moe_family))
+    keep_routers_dense(stream.model)
     return Traced(stream, trace_layout(stream))
 
 
@@ -390,15 +392,6 @@ def test_experts_that_all_see_all_tokens_are_ordinary_linears(make_model: MakeMo
     for spec in layout.blocks[0]:
         if "gate_up" in spec.linear.path:
             assert measured_sources(spec) == as_sets([[row % 56] for row in range(112)]), spec.linear
-
-
-def test_a_router_that_is_a_subclass_of_linear_is_left_out_with_a_warning(
-    make_model: MakeModel, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        layout = trace_layout(Stream(make_model("phimoe")))
-    assert not [spec.linear for spec in layout if "router" in spec.linear.path]
-    assert "mlp.router: returns more than a product" in caplog.text
 
 
 def test_rows_of_latent_attention_keep_the_blocks_rate_with_a_warning(

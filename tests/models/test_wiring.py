@@ -95,11 +95,12 @@ def test_a_linear_that_runs_twice_is_refused(make_model: MakeModel) -> None:
         trace_layout(Stream(model))
 
 
-def test_a_model_without_attention_heads_is_refused_for_its_blocks() -> None:
+def test_a_model_without_attention_heads_is_traced() -> None:
     config = AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=2, vocab_size=64, state_size=4)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(UnsupportedModel, match="as one parameter"):
-        trace_layout(Stream(model))
+    layout = trace_layout(Stream(AutoModelForCausalLM.from_config(config).eval()))
+    assert [spec.linear.path for spec in layout.blocks[0]] == [
+        f"mixer.{name}_proj" for name in ("in", "x", "dt", "out")
+    ]
 
 
 def test_an_encoder_is_refused() -> None:
