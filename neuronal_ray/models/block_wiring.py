@@ -85,8 +85,7 @@ class _Prober:
 
     def __init__(self, stream: Stream, index: int, recordings: Sequence[Recording]) -> None:
         self.stream, self.index = stream, index
-        config = stream.model.config.get_text_config().to_dict()
-        self.num_heads: int | None = config.get(stream.model.config.attribute_map.get("num_attention_heads", "num_attention_heads"))
+        self.num_heads: int | None = getattr(stream.model.config.get_text_config(), "num_attention_heads", None)
         self.linears = find_linears(stream.blocks[index])
         for recording in recordings:
             self.recording = recording

@@ -26,7 +26,6 @@ from neuronal_ray.cli.read_headers import Stored, read_header
 from neuronal_ray.core.layout import Linear
 from neuronal_ray.models.blocks import find_blocks, find_linears, refusals, weight_of
 from neuronal_ray.models.config_flags import set_to_what_is_here
-from neuronal_ray.models.experts import split_experts
 from neuronal_ray.models.hub import first_line
 from neuronal_ray.models.routers import keep_routers_dense
 from neuronal_ray.models.tensor_files import WORD_BYTES

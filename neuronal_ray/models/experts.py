@@ -105,7 +105,12 @@ def _single_index(index: object) -> int | None:
 
 def is_matrices(parameter: Tensor) -> bool:
     """Return whether a parameter is a stack of matrices: 3-D or more, and no vector in all but its shape."""
-    return parameter.dim() >= 3 and parameter.numel() > max(parameter.shape)
+    return parameter.dim() >= 3 and not is_vector(parameter)
+
+
+def is_vector(parameter: Tensor) -> bool:
+    """Return whether all but one of a parameter's sizes are 1."""
+    return parameter.numel() == max(parameter.shape, default=1)
 
 
 def _is_stack(module: nn.Module) -> bool:

@@ -1,6 +1,7 @@
-"""Linears that select or weigh experts, observed by running a block: routers, and gates of shared experts.
+"""Linears that stay dense, observed by running a block: routers, gates of shared experts, and what is never called.
 
-They stay dense: they have few weights, and one weight less sends tokens to other experts.
+Routers have few weights, and one weight less sends tokens to other experts. Of a linear that is not called, because
+no text passes through it or because the model takes its weight alone, no inputs can be seen.
 """
 
 import logging
@@ -10,9 +11,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from neuronal_ray.models.blocks import Recording, Stream, find_blocks, find_linears, keep_dense, weight_of
-from neuronal_ray.models.experts import split_experts
+from neuronal_ray.models.experts import is_vector, split_experts
 from neuronal_ray.models.probe_model import probe_model
 from neuronal_ray.models.routing import find_places
 
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 SELECTS = "selects or weighs experts"
 NO_PRODUCT = "returns more than a product, as routers do"
+NOT_CALLED = "is not called as a module while text passes"
 
 _PARALLEL = 0.999  # vectors with a larger cosine are multiples of one another
 _SEQUENCES, _TOKENS = 16, 6
@@ -37,7 +40,7 @@ def keep_routers_dense(model: PreTrainedModel, *, trust_remote_code: bool = Fals
     _, blocks = find_blocks(model)
     split_experts(model, blocks)
     present = [block for block in blocks if any(True for _ in block.parameters())]
-    if not any(_may_have_routers(block) for block in present):
+    if all(_is_plain(block) for block in present):
         return
     key = model.config.to_json_string()
     if key not in _known:
@@ -66,25 +69,28 @@ def _observe(config: PretrainedConfig, *, trust_remote_code: bool) -> list[dict[
     return routers
 
 
-def _may_have_routers(block: nn.Module) -> bool:
-    """Return whether a block has experts, or linears of a subclass with a forward of its own."""
+def _is_plain(block: nn.Module) -> bool:
+    """Return whether a block consists of plain linears and vectors, none of them in a list of experts."""
     linears = find_linears(block)
-    own = any(
-        isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward for module in linears.values()
-    )
-    return own or bool(find_places(block, linears))
+    plain = {
+        id(module.weight) for module in linears.values() if type(module).forward in (nn.Linear.forward, Conv1D.forward)
+    }
+    others = [parameter for parameter in block.parameters() if id(parameter) not in plain]
+    return all(is_vector(parameter) for parameter in others) and not find_places(block, linears)
 
 
 def find_routers(stream: Stream, index: int, recording: Recording) -> dict[str, str]:
     """Return the linears of block `index` that stay dense, by path, each with the reason.
 
-    A linear outside the experts is a router if disturbing its output gives experts other tokens, or multiples of the
-    same tokens; or if its output reaches no linear of the block and has one row, or as many rows as there are experts.
+    A linear outside the experts that is never called stays dense. It is a router if disturbing its output gives experts
+    other tokens, or multiples of the same tokens; or if its output reaches no linear of the block and has one row, or
+    as many rows as there are experts.
     """
     linears = find_linears(stream.blocks[index])
     routers: dict[str, str] = {}
     baseline = _inputs(stream, index, recording, linears, routers=routers)
     places = find_places(stream.blocks[index], linears)
+    routers |= dict.fromkeys(linears.keys() - baseline.keys() - places.keys(), NOT_CALLED)
     counts = Counter(place.experts for place in places.values() if place.inside == next(iter(places.values())).inside)
     for path in baseline.keys() - places.keys() - routers.keys():
         disturbed = _inputs(stream, index, recording, linears, disturbed=path)

@@ -25,11 +25,12 @@ class RowLayout:
         return units.repeat_interleave(self.unit, dim=1)  # [rows, units] -> [rows, columns]
 
 
-def row_layouts(rows: int, columns: int, num_heads: int) -> list[RowLayout]:
+def row_layouts(rows: int, columns: int, num_heads: int | None) -> list[RowLayout]:
     """Return the possible mappings of `rows` outputs to `columns` inputs of their reader, rows != columns.
 
     Grouped-query keys or values: each head belongs to the query heads of its group. Fused query, key and value: one
-    after the other, or together per group of heads. Fused gate and up: one after the other, or alternating.
+    after the other, or together per group of heads. Fused gate and up: one after the other, or alternating. A model
+    without attention has no heads (None).
     """
     layouts: list[RowLayout] = []
     if rows == 2 * columns:
@@ -37,9 +38,9 @@ def row_layouts(rows: int, columns: int, num_heads: int) -> list[RowLayout]:
         layouts += [
             RowLayout(sources[:, None], 1, columns) for sources in (column.repeat(2), column.repeat_interleave(2))
         ]
-    head_dim = columns // num_heads
-    if columns % num_heads or rows % head_dim:
+    if not num_heads or columns % num_heads or rows % (columns // num_heads):
         return layouts
+    head_dim = columns // num_heads
     row_heads = rows // head_dim
     if row_heads < num_heads and num_heads % row_heads == 0:
         layouts.append(_by_heads(_key_heads(row_heads, num_heads), head_dim, columns))

@@ -14,6 +14,7 @@ from neuronal_ray.models.blocks import Stream, find_blocks, find_linears, weight
 from neuronal_ray.models.checkpoint import Checkpoint, empty_model, load_model, open_checkpoint
 from neuronal_ray.models.experts import Expert
 from neuronal_ray.models.hub import resolve_model
+from neuronal_ray.models.routers import keep_routers_dense
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
