@@ -126,7 +126,8 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
 def test_pickled_weights_alone_are_refused(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    assert "only safetensors checkpoints are read" in refusal(folder)
+    assert "only safetensors are read" in (line := refusal(folder))
+    assert "has pytorch_model.bin; convert it: python -c" in line
 
 
 @pytest.mark.parametrize("kept", [0, 7, 8, 100, -1])
