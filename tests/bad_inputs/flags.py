@@ -13,6 +13,7 @@ _PATHS = ("", " ", "absent", "absent/deeper", "/dev/null", "/proc/self/mem", "/d
 _PATHS += ("~", "\ud8ff", "/proc/1/root/x", "a\nb", "\x1b[31m")
 _BENCHMARKS = ("search", "job", "kernels", "memory", "methods", "cluster", "inference", "export", "scaling")
 
+_REVISIONS = ("", " ", "main", "../x", "/etc", "a b", "-x", "a..b", "refs/", "\ud8ff", _LONG)
 _RUN: dict[str, Sequence[str]] = {
     "--sequence-length": (*_WORDS, "0", "1", "-1", "65", "99999999999"),
     "--replicas": (*_WORDS, "0", "-1", "2", "1000000000"),
@@ -29,6 +30,7 @@ _RUN: dict[str, Sequence[str]] = {
         *_PATHS, "nope", "nope/nope", "a/b/c", "https://huggingface.co/meta-llama/Llama-2-7b-hf", "a//b", "-x",
         "https://example.org/x", "x.gguf", "FOLDER/evaluation.txt", "FOLDER", "FOLDER/here", "hf://a/b", "a b", _LONG,
     ),
+    "--revision": _REVISIONS,
     "--few-shot": (*_WORDS, "-1"),
     "--task-limit": (*_WORDS, "0", "-1"),
     "--task-data": (*_PATHS, "FOLDER/evaluation.txt"),
@@ -72,12 +74,14 @@ _EVALUATE: dict[str, Sequence[str]] = _RUN | {
     "--config": _PATHS,
 }
 _EXPORT: dict[str, Sequence[str]] = {
+    "--revision": _REVISIONS,
     "--model": _RUN["--model"],
     "--format": (*_CHOICES, "gguf", "dense,packed", "Packed"),
     "--masks": (*_PATHS, "FOLDER/model", "FOLDER/model/config.json", "FOLDER/model/model.safetensors"),
     "--config": _PATHS,
 }
 _SWEEP: dict[str, Sequence[str]] = {
+    "--revision": _REVISIONS,
     "--replicas": (*_WORDS, "0", "-1", "2"),
     "--address": _RUN["--address"],
     "--option": (

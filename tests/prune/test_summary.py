@@ -32,6 +32,15 @@ def test_the_mode_is_named_where_it_has_an_effect(
     assert (f"mode {mode}</small>" in page) is named
 
 
+def test_the_commit_of_a_model_of_the_hub_is_recorded(tmp_path: Path) -> None:
+    model = tmp_path / "models--owner--name" / "snapshots" / "0123456789"
+    write_model(model)
+    write_texts(tmp_path)
+    arguments = prune_arguments(tmp_path, tmp_path / "out", allocation="uniform", evaluate="none", model=str(model))
+    assert main(arguments) == 0
+    assert json.loads((tmp_path / "out" / "pruning.json").read_text())["revision"] == "0123456789"
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
