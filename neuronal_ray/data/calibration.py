@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from neuronal_ray.cli.errors import BadInput
@@ -12,7 +12,7 @@ from neuronal_ray.data.documents import Documents
 from neuronal_ray.data.draw import Draw, Rule, draw_windows, num_distinct
 from neuronal_ray.data.encoder import Encoder
 from neuronal_ray.data.text import calibration_documents, is_tokenized
-from neuronal_ray.data.tokens import check_vocabulary, read_token_rows
+from neuronal_ray.data.tokens import MASK, check_vocabulary, read_token_rows
 from neuronal_ray.data.window_start import WithoutBos, begin_with_bos
 
 FLAG = "--calibration"
@@ -51,7 +51,8 @@ def calibration_tokens(
 
     Differs: a sequence is not drawn twice, and short documents may be joined, unless `packing` is "released". The first
     k sequences equal a draw of k with the same packing. With `bos`, each is this token and a draw of one token less. A
-    safetensors source is not sampled: its first rows are used as they are, in order, whatever the seed.
+    safetensors source is not sampled: its first rows are used as they are, in order, whatever the seed, without what
+    its `attention_mask` marks as padding.
     Raises BadInput for a source that cannot be read, has too few sequences or ids outside [0, vocabulary).
     """
     assert sequence_length > 0
@@ -60,7 +61,7 @@ def calibration_tokens(
         raise BadInput(f"--calibration-samples: {samples} leaves {FLAG} empty, expected at least 1")
     packed = False
     if is_tokenized(source):
-        tokens = _first_rows(source, samples=samples, sequence_length=sequence_length)
+        tokens, packed = _first_rows(source, samples=samples, sequence_length=sequence_length)
         if packing == ON:
             logger.warning("--calibration-packing: ignored, the sequences of %r are used as they are", source)
     else:
@@ -80,8 +81,14 @@ def calibration_tokens(
     return Calibration(tokens=tokens, distinct=distinct, packed=packed)
 
 
-def _first_rows(source: str, *, samples: int, sequence_length: int) -> Int64[Tensor, "samples sequence_length"]:
-    tokens = read_token_rows(source, first=samples, flag=FLAG)
+def _first_rows(
+    source: str, *, samples: int, sequence_length: int
+) -> tuple[Int64[Tensor, "samples sequence_length"], bool]:
+    """Return the first rows, and whether they were joined."""
+    found = read_token_rows(source, first=samples, flag=FLAG)
+    if found.padding is not None:
+        return _without_padding(found.tokens, ~found.padding, source, samples=samples, length=sequence_length)
+    tokens = found.tokens
     rows, length = tokens.shape
     if length != sequence_length:
         raise BadInput(
@@ -89,7 +96,37 @@ def _first_rows(source: str, *, samples: int, sequence_length: int) -> Int64[Ten
         )
     if rows < samples:
         raise BadInput(f"{FLAG}: {source!r} has {rows} rows, expected at least --calibration-samples {samples}")
-    return tokens
+    return tokens, False
+
+
+def _without_padding(
+    rows: Int64[Tensor, "rows row_length"],
+    real: Bool[Tensor, "rows row_length"],
+    source: str,
+    *,
+    samples: int,
+    length: int,
+) -> tuple[Int64[Tensor, "samples sequence_length"], bool]:
+    """Return sequences of the real tokens alone: the rows where all have as many, else these tokens joined."""
+    counts = real[:samples].sum(1).unique().tolist()
+    if len(rows) >= samples and len(counts) == 1 and 2 <= counts[0] <= length:
+        logger.warning(
+            "%s: the rows of %r have %d tokens without padding and are used so; --sequence-length %d is ignored",
+            FLAG,
+            source,
+            counts[0],
+            length,
+        )
+        return rows[:samples][real[:samples]].view(samples, counts[0]), False
+    tokens = rows[real]  # [rows, row_length] -> [tokens]
+    available = len(tokens) // length
+    if available < samples:
+        raise BadInput(
+            f"{FLAG}: {source!r} has {len(tokens)} tokens without those that its {MASK} leaves out, which make"
+            f" {available} sequences of --sequence-length {length}, expected --calibration-samples {samples}"
+        )
+    logger.warning("%s: the rows of %r have padding; their other tokens are joined to sequences", FLAG, source)
+    return tokens[: samples * length].view(samples, length), True
 
 
 class _Source:
@@ -121,7 +158,7 @@ class _Source:
         if few and may_pack:
             packed = self._windows(Rule(packed=True, start=self._bos))
             if len(packed.windows) == self._samples:
-                logger.info(
+                logger.warning(
                     "--calibration-packing auto: on, %d of the %d documents of %r that were drawn are not longer than "
                     "--sequence-length %d; they are joined",
                     packed.short,

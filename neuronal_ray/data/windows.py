@@ -11,7 +11,7 @@ from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.data.encoder import Encoder
 from neuronal_ray.data.file_formats import name_of
 from neuronal_ray.data.text import NAMES, evaluation_text, is_file_name, is_tokenized
-from neuronal_ray.data.tokens import check_vocabulary, read_token_rows
+from neuronal_ray.data.tokens import MASK, check_vocabulary, read_token_rows
 from neuronal_ray.data.window_start import WithoutBos, begin_with_bos
 
 FLAG = "--evaluate"
@@ -51,7 +51,13 @@ def evaluation_name(source: str) -> str:
 
 
 def _stored_windows(source: str, *, sequence_length: int) -> Int64[Tensor, "windows length"]:
-    windows = read_token_rows(source, first=None, flag=FLAG)
+    found = read_token_rows(source, first=None, flag=FLAG)
+    if found.padding is not None:
+        raise BadInput(
+            f"{FLAG}: the {MASK} of {source!r} leaves out {int(found.padding.sum())} tokens,"
+            " expected rows without padding"
+        )
+    windows = found.tokens
     rows, length = windows.shape
     if rows == 0 or length < 2:
         raise BadInput(f"{FLAG}: {source!r} has {rows} rows of {length} tokens, expected at least 1 row of 2 tokens")

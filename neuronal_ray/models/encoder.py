@@ -25,7 +25,7 @@ class TokenizerEncoder:
         if bos is None or tokens[:2] != [bos, bos]:
             return tokens
         if not self._said_bos:
-            logger.info("text begins with %s, which the tokenizer adds: it is not added again", tokenizer.bos_token)
+            logger.warning("text begins with %s, which the tokenizer adds: it is not added again", tokenizer.bos_token)
             self._said_bos = True
         return tokens[1:]
 

@@ -89,11 +89,12 @@ class Reader:
         length = sequence_length(config, checkpoint)
         _check_memory(config, length)
         start = start or self._start(config, checkpoint, composition.window_start, length)
+        drawn = self._calibration(config, checkpoint, length, start)
         return Inputs(
             composition=composition,
             checkpoint=checkpoint,
-            sequence_length=length,
-            drawn=self._calibration(config, checkpoint, length, start),
+            sequence_length=drawn.tokens.shape[1],
+            drawn=drawn,
             evaluations=self._evaluated(config, checkpoint, length, start),
             window_start=start,
         )

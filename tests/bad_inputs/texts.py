@@ -195,6 +195,9 @@ def _tokens() -> Iterator[Case]:
         "no rows": {name: good[:0]},
         "no columns": {name: good[:, :0]},
         "a number": {name: torch.tensor(3)},
+        "a mask of another shape": {name: good, "attention_mask": good[:2].clone()},
+        "a mask of floats": {name: good, "attention_mask": torch.full((6, LENGTH), 0.5)},
+        "a mask of zeros": {name: good, "attention_mask": torch.zeros_like(good)},
     }
     for what, given in tensors.items():
         for commands, flag in ((("prune", "prune --dry-run"), "--calibration"), (("prune", "evaluate"), "--evaluate")):

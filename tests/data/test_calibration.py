@@ -416,7 +416,7 @@ def test_an_unknown_source_names_the_flag() -> None:
 
 
 def write_tokens(path: Path, tokens: torch.Tensor, name: str = "input_ids") -> str:
-    save_file({name: tokens, "attention_mask": torch.ones(2)}, path)
+    save_file({name: tokens, "labels": torch.ones(2)}, path)
     return str(path)
 
 
@@ -464,7 +464,7 @@ class TestBadTokenFiles:
 
     def test_no_such_tensor(self, tmp_path: Path) -> None:
         source = write_tokens(tmp_path / "a.safetensors", torch.zeros(5, 8, dtype=torch.int64), name="tokens")
-        message_of(lambda: draw(source), "2 tensors", "['attention_mask', 'tokens']", "'input_ids'")
+        message_of(lambda: draw(source), "2 tensors", "['labels', 'tokens']", "'input_ids'")
 
     @pytest.mark.parametrize("size", [0, 4, 40, -1])
     def test_truncated(self, tmp_path: Path, size: int) -> None:
@@ -479,3 +479,31 @@ class TestBadTokenFiles:
         source = write_tokens(tmp_path / "a.safetensors", tokens)
         message_of(lambda: draw(source), "id 256 ", "size 256")
         assert draw(source, samples=3).shape == (3, 8)
+
+
+def write_rows(path: Path, **tensors: torch.Tensor) -> str:
+    save_file(tensors, path)
+    return str(path)
+
+
+def test_padding_is_no_part_of_a_sequence(tmp_path: Path) -> None:
+    ids = torch.arange(6 * 8).view(6, 8)
+    mask = torch.ones_like(ids)
+    path = tmp_path / "rows.safetensors"
+    assert torch.equal(draw(write_rows(path, input_ids=ids, attention_mask=mask)), ids[:5])
+    mask[:, 5:] = 0
+    ids[:, 5:] = VOCABULARY  # no token of the model
+    assert torch.equal(draw(write_rows(path, input_ids=ids, attention_mask=mask)), ids[:5, :5]), "all have 5 tokens"
+    mask[1, 2:] = 0
+    real = ids[mask.bool()]
+    joined = calibrate(write_rows(path, input_ids=ids, attention_mask=mask.bool()), samples=3)
+    assert torch.equal(joined.tokens, real[:24].view(3, 8))
+    assert joined.packed
+    message_of(lambda: draw(str(path)), "27 tokens", "3 sequences", "--calibration-samples 5")
+
+
+def test_a_mask_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    ids = torch.ones(6, 8, dtype=torch.int64)
+    for mask in (ids[:5], ids * 2, torch.full((6, 8), torch.nan), ids[0]):
+        source = write_rows(tmp_path / "rows.safetensors", input_ids=ids, attention_mask=mask.clone())
+        message_of(lambda source=source: draw(source), "attention_mask", "[6, 8]")

@@ -201,6 +201,15 @@ def test_bad_token_files_name_the_flag(tmp_path: Path) -> None:
     message_of(lambda: evaluate(source), "id 256 ", "size 256")
 
 
+def test_rows_with_padding_are_refused(tmp_path: Path) -> None:
+    ids = torch.ones(2, 4, dtype=torch.int64)
+    path = tmp_path / "rows.safetensors"
+    save_file({"input_ids": ids, "attention_mask": ids.clone()}, path)
+    assert torch.equal(evaluate(str(path)), ids)
+    save_file({"input_ids": ids, "attention_mask": ids.tril().contiguous()}, path)
+    message_of(lambda: evaluate(str(path)), "attention_mask", "leaves out 5 tokens")
+
+
 # Names
 
 
