@@ -153,10 +153,12 @@ def _stop_in_search(folder: Path) -> None:
             time.sleep(0.001)
 
     lambdas = ",".join(f"{number / 1000}" for number in range(1000))
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
     for _ in range(_TRIES):  # on a busy machine the search may be done before the thread looks
         threading.Thread(target=interrupt, daemon=True).start()
         code = command_line(*_prune(folder), *_SEARCHED, "--block-lambdas", lambdas)
         if code == 130 and journal.is_dir():
+            signal.signal(signal.SIGINT, usual)
             return
         shutil.rmtree(folder / "out", ignore_errors=True)
     raise RuntimeError(f"the interrupted run ended with {code}")
