@@ -85,14 +85,14 @@ def write_bad_models(folder: Path) -> None:
 
 
 def write_bad_texts(folder: Path) -> None:
-    for name in ("empty.txt", "empty.jsonl", "text.csv"):
+    for name in ("empty.txt", "empty.jsonl", "text.csv", "text.docx"):
         (folder / name).write_text("")
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), folder / "empty.parquet")
     (folder / "short.txt").write_text("ten words")
     (folder / "latin.txt").write_bytes(b"caf\xe9 " * 100)
     (folder / "broken.jsonl").write_text('{"text": "a"}\n{"text":\n')
-    (folder / "other.jsonl").write_text('{"content": "a"}\n')
-    pq.write_table(pa.table({"content": ["a"]}), folder / "other.parquet")
+    (folder / "other.jsonl").write_text('{"count": 3}\n')
+    pq.write_table(pa.table({"count": [3]}), folder / "other.parquet")
     (folder / "text.parquet").write_text("no table")
     (folder / "text.safetensors").write_text("no tensors")
     save_file({"input_ids": torch.full((6, LENGTH), VOCABULARY)}, folder / "unknown.safetensors")
@@ -214,7 +214,8 @@ def test_weights_that_make_activations_overflow(
     ("source", "expected"),
     [
         ("c5", "expected one of c4, wikitext2, ptb, builtin"),
-        ("text.csv", ".jsonl"),
+        ("text.docx", ".jsonl"),
+        ("text.csv", "Empty CSV file"),
         ("absent.txt", "does not exist"),
         ("empty.txt", "too short"),
         ("empty.jsonl", "is empty"),
@@ -245,7 +246,8 @@ def test_calibration(
     ("source", "expected"),
     [
         ("c5", "is neither a text nor a task of lm-eval"),
-        ("text.csv", ".jsonl"),
+        ("text.docx", ".jsonl"),
+        ("text.csv", "Empty CSV file"),
         ("absent.txt", "does not exist"),
         ("empty.txt", "at least one window"),
         ("short.txt", "at least one window"),

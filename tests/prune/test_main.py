@@ -28,6 +28,7 @@ KEYS = {
     "pattern",
     "format",
     "model",
+    "revision",
     "method",
     "allocation",
     "mode",
