@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tiny
+from ray._private.services import find_gcs_addresses
 
 import neuronal_ray.sweep.__main__
 from neuronal_ray.algorithms.allocations import owl
@@ -98,6 +99,36 @@ def plant(context: pytest.MonkeyPatch, failure: Callable[[Any], None]) -> None:
         return allocate(problem, lam=lam, threshold=threshold)
 
     context.setattr(owl, "ALLOCATION", replace(owl.ALLOCATION, allocate=planted))
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("nope", "'nope' is not an address"),
+        ("127.0.0.1:9", "nothing to join at '127.0.0.1:9'"),
+        ("ray://127.0.0.1:9", "nothing to join at 'ray://127.0.0.1:9'"),
+        ("auto", "nothing to join at '"),  # and the machine's own address
+    ],
+)
+def test_an_address_without_a_ray_is_refused_before_anything_is_written(
+    address: str,
+    said: str,
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`auto` means the Ray that the machine remembers, which is gone here."""
+    if address == "auto" and find_gcs_addresses():
+        pytest.skip("a Ray is running on this machine")
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert run(file, tmp_path / "runs", "--address", address) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--address: {said}" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["ray"], line
 
 
 @pytest.mark.usefixtures("one_thread")

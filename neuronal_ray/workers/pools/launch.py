@@ -10,7 +10,6 @@ from functools import partial
 import torch
 
 from neuronal_ray.algorithms.linear_pruner import LinearPruner
-from neuronal_ray.cli.address import check_reachable
 from neuronal_ray.cli.config import RunConfig
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.memory import machine_bytes
@@ -37,10 +36,9 @@ def check_device(config: RunConfig) -> None:
     """Raise BadInput when the workers' device, threads or Ray are not there, as far as that is known from here."""
     address = resolve_address(config)
     if address not in ("none", "local"):
-        from neuronal_ray.workers.pools.ray.token import check_token
+        from neuronal_ray.workers.pools.ray.devices import check_joinable
 
-        check_reachable(address)
-        check_token(address)
+        check_joinable(address)
         return
     check_threads(config.threads)
     if config.device == "cuda" and not torch.cuda.is_available():

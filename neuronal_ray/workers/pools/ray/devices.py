@@ -6,6 +6,7 @@ import signal
 import threading
 
 import ray
+from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -16,6 +17,22 @@ from neuronal_ray.workers.pools.ray.token import TOKEN_NEEDED, check_token, use_
 
 _OBJECT_STORE_BYTES = 2**30
 _PROBE_TIMEOUT_S = 300.0
+_NO_RAY = "--address: no Ray to join at {!r}; start one, or use --address local"
+
+
+def check_joinable(address: str) -> None:
+    """Raise BadInput unless a Ray answers at the address; for `auto`, at the one where `ray.init` would look.
+
+    A machine remembers the last Ray that was started on it, even after it is gone: `ray.init` would try for minutes.
+    """
+    found = address
+    if address == "auto" and not os.environ.get("RAY_ADDRESS"):
+        try:
+            found = canonicalize_bootstrap_address(address) or address
+        except (ConnectionError, ValueError) as error:
+            raise BadInput(_NO_RAY.format(address)) from error
+    check_reachable(found)
+    check_token(found)
 
 
 def connect(address: str) -> None:
@@ -41,14 +58,13 @@ def _join(address: str) -> None:
         except ValueError as error:  # of this machine's memory, or of what RAY_... variables say
             raise BadInput(f"--address: no Ray can be started here ({error}); --address none needs none") from error
         return
-    check_reachable(address)
-    check_token(address)
+    check_joinable(address)
     try:
         ray.init(address=address, **quiet)
     except AuthenticationError as error:
         raise BadInput(f"--address: {TOKEN_NEEDED.format(address)}") from error
     except (ConnectionError, ValueError) as error:
-        raise BadInput(f"--address: no Ray to join at {address!r}; start one, or use --address local") from error
+        raise BadInput(_NO_RAY.format(address)) from error
 
 
 def disconnect() -> None:
