@@ -55,7 +55,7 @@ def check_apart(
     `inputs` or above it. Names in both that are no paths (of the hub, of data sets) are ignored.
     """
     output = _real(path)
-    for model in (Path(name) for name in models if _exists(name) and Path(name).is_dir()):
+    for model in (Path(name) for name in models if _exists(Path(name) / "config.json")):
         directory = _real(model)
         if output == directory or directory in output.parents:
             raise BadInput(f"{flag}: {path} is in {model}, the model that is read; name another")

@@ -1,6 +1,5 @@
 """The options that several commands share, as frozen dataclasses that are checked once; errors name the flag."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +7,7 @@ from typing import Annotated
 from neuronal_ray.cli.address import check_form
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.options import Option, check_bounds
+from neuronal_ray.cli.read_files import is_directory
 
 _MOST_WORKERS = 65_536
 _MOST_EXAMPLES = 1_000
@@ -148,5 +148,5 @@ class BenchmarkConfig(RunConfig):
     def check(self) -> None:
         """Raise BadInput, naming the flag, for values that can never work."""
         super().check()
-        if self.task_data is not None and not os.path.isdir(self.task_data):  # noqa: PTH112  (never raises)
+        if self.task_data is not None and not is_directory(self.task_data, flag="--task-data"):
             raise BadInput(f"--task-data: no directory {self.task_data}")

@@ -4,7 +4,6 @@ Errors name the flag.
 """
 
 import argparse
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
@@ -14,8 +13,6 @@ from neuronal_ray.cli.errors import BadInput, did_you_mean, shown
 from neuronal_ray.cli.parser import Parser
 from neuronal_ray.cli.read_files import read_toml
 from neuronal_ray.cli.values import KINDS, setting, setting_value
-
-logger = logging.getLogger(__name__)
 
 
 class Options(Protocol):
@@ -59,7 +56,7 @@ def parse_config(kind: type[AnyOptions], argv: Sequence[str], *, prog: str, desc
     defaults = {entry.name: entry.default for entry in fields(kind) if entry.default is not MISSING}
     for name, declared in options.items():
         _add_option(parser, name, declared, default=defaults.get(name))
-    given = vars(parser.parse_args(argv))
+    given = vars(parser.parse_known_args(argv)[0])
     path: Path | None = given.pop("config", None)
     given = {name: _given_value(name, word, options[name]) for name, word in given.items()}
     values: dict[str, Any] = {}
@@ -79,8 +76,7 @@ def parse_config(kind: type[AnyOptions], argv: Sequence[str], *, prog: str, desc
         if str(error).partition(":")[0] in map(flag_of, in_file):
             raise BadInput(f"{error} (in {path})") from error
         raise
-    for flag in parser.repeated:
-        logger.warning("%s: given more than once, the last one counts", flag)
+    parser.warn_of_repeated()
     config.warn_of_ignored()
     return config
 

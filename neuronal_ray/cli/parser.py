@@ -1,6 +1,7 @@
 """argparse for every command: its errors are BadInput, one line that begins with the flag."""
 
 import argparse
+import logging
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any, NoReturn
 from neuronal_ray.cli.errors import BadInput, did_you_mean, shown
 from neuronal_ray.cli.values import KINDS, Kind
 
+logger = logging.getLogger(__name__)
+
 _TYPES = ((None, "str"), (int, "int"), (float, "float"), (Path, "path"))
 _CHOICE = re.compile(r"invalid choice: (?P<given>.*) \(choose from (?P<known>.*)\)", re.DOTALL)
 
@@ -16,14 +19,27 @@ _CHOICE = re.compile(r"invalid choice: (?P<given>.*) \(choose from (?P<known>.*)
 class Parser(argparse.ArgumentParser):
     """argparse that raises BadInput, knows no abbreviations and reads types as cli/values.py does.
 
-    `repeated` are the flags that were given more than once where one value counts.
+    `parse_args` warns of flags that are given more than once where one value counts.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
-        self.repeated: list[str] = []
+        self._repeated: list[str] = []
         for kind, name in _TYPES:
             self.register("type", kind, _reader(KINDS[name]))
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Do what argparse does, and warn."""
+        found = self.parse_known_args(args, namespace)[0]
+        self.warn_of_repeated()
+        return found
+
+    def warn_of_repeated(self) -> None:
+        """Warn of flags that were given more than once; for a command that checks more before it warns."""
+        for flag in self._repeated:
+            logger.warning("%s: given more than once, the last one counts", flag)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -44,8 +60,8 @@ class Parser(argparse.ArgumentParser):
                 return words + list(args[number:])
             flag = argument.partition("=")[0]
             action = self._option_string_actions.get(flag)
-            if flag in given and not isinstance(action, argparse._AppendAction):
-                self.repeated.append(flag)
+            if action is not None and flag in given and isinstance(action, argparse._StoreAction):
+                self._repeated.append(flag)
             if action is None and flag.startswith("-") and flag != "-":
                 before = self._option_string_actions.get(words[-1]) if words else None
                 if before is not None and before.nargs != 0 and not flag.startswith("--"):

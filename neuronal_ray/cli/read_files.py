@@ -39,16 +39,35 @@ def check_path(path: Path, *, flag: str) -> None:
         raise BadInput(f"{flag}: {str(path)!r:.{_SHOWN}}... is too long for a file system")
 
 
-def check_file(path: Path, *, flag: str) -> int:
-    """Return the size of a regular file in bytes, through links. Raises BadInput for anything else at `path`."""
+def is_directory(path: Path, *, flag: str) -> bool:
+    """Return whether there is a directory at `path`, through links. Raises BadInput where that cannot be seen."""
+    status = _status(path, flag=flag)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def is_file(path: Path, *, flag: str) -> bool:
+    """Return whether there is a regular file at `path`, through links. Raises BadInput where that cannot be seen."""
+    status = _status(path, flag=flag)
+    return status is not None and stat.S_ISREG(status.st_mode)
+
+
+def _status(path: Path, *, flag: str) -> os.stat_result | None:
+    """Return what the file system says of `path`, None where nothing is. Raises BadInput for anything else."""
     check_path(path, flag=flag)
     try:
-        status = path.stat()
-    except FileNotFoundError as error:
-        what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist, expected a file"
-        raise BadInput(f"{flag}: {str(path)!r} {what}") from error
-    except OSError as error:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # no permission, a circle of links, a file in place of a directory
         raise BadInput(f"{flag}: cannot read {str(path)!r}: {error.strerror}") from error
+
+
+def check_file(path: Path, *, flag: str) -> int:
+    """Return the size of a regular file in bytes, through links. Raises BadInput for anything else at `path`."""
+    status = _status(path, flag=flag)
+    if status is None:
+        what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist, expected a file"
+        raise BadInput(f"{flag}: {str(path)!r} {what}")
     if stat.S_ISDIR(status.st_mode):
         raise BadInput(f"{flag}: {str(path)!r} is a directory, expected a file")
     if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for a writer

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.cli.read_files import check_path
+from neuronal_ray.cli.read_files import is_directory, is_file
 from neuronal_ray.models.companion_files import companions
 from neuronal_ray.models.weight_files import INDEX, SINGLE, index_entries, only_safetensors
 
@@ -42,13 +42,11 @@ def resolve_model(model: str, revision: str | None = None) -> Path:
     if "://" in model:
         return _downloaded(*_of_page(model, revision))
     path = Path(model)
-    if model != "builtin":
-        check_path(path, flag="--model")
-    if model == "builtin" or path.is_dir() or model.startswith("~"):
+    if model == "builtin" or is_directory(path, flag="--model") or model.startswith("~"):
         if revision is not None:
             raise BadInput(f"--revision: {revision!r:.80} is for models of the hub, and {model} is a directory here")
         return _BUILTIN if model == "builtin" else _local(path)
-    if path.is_file() or path.suffix in (".gguf", ".safetensors", ".bin"):
+    if is_file(path, flag="--model") or path.suffix in (".gguf", ".safetensors", ".bin"):
         raise BadInput(f"--model: {_file_in_words(path)}")
     if model.startswith((".", "/")) or model.count("/") > 1:
         raise BadInput(f"--model: no directory {model}")
@@ -71,7 +69,7 @@ def _local(path: Path) -> Path:
         local = path.expanduser()
     except RuntimeError as error:
         raise BadInput(f"--model: no directory {path}: there is no such user") from error
-    if not local.is_dir():
+    if not is_directory(local, flag="--model"):
         raise BadInput(f"--model: no directory {path}")
     if not os.access(local, os.R_OK | os.X_OK):
         raise BadInput(f"--model: cannot read {path}: Permission denied")
@@ -81,7 +79,7 @@ def _local(path: Path) -> Path:
 def _file_in_words(path: Path) -> str:
     if path.suffix == ".gguf":
         return f"{path} is a GGUF file, which is not read; expected a directory or an ID with safetensors files"
-    what = "is a file" if path.is_file() else "does not exist"
+    what = "is a file" if is_file(path, flag="--model") else "does not exist"
     return f"{path} {what}, expected a directory with config.json and safetensors files, or an ID on the hub"
 
 

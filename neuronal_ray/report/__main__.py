@@ -8,6 +8,7 @@ from neuronal_ray.cli.atomic import check_output, write_text
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.exit_codes import exit_code
 from neuronal_ray.cli.parser import Parser
+from neuronal_ray.cli.read_files import is_file
 from neuronal_ray.report.style import MARK
 
 _BEGINNING = 1000
@@ -40,7 +41,7 @@ def _main(argv: Sequence[str]) -> None:
     )
     arguments = parser.parse_args(argv)
     runs: list[Path] = arguments.runs
-    if all((path / "sweep.json").is_file() for path in runs):
+    if all(is_file(path / "sweep.json", flag="RUNS") for path in runs):
         output: Path = arguments.output or runs[0] / "report.html"
         _write_study(runs, output, overwrite=arguments.overwrite)
         print(output)

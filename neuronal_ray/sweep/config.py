@@ -24,6 +24,7 @@ from typing import Any
 
 from neuronal_ray.cli.errors import BadInput
 from neuronal_ray.cli.options import option_name, option_value, options_of, read_options
+from neuronal_ray.cli.read_files import read_toml
 from neuronal_ray.prune.config import PruneConfig
 
 _KEYS = (
@@ -117,12 +118,7 @@ def read_study(
 
 def _read_table(path: Path, *, is_base: bool = False) -> dict[str, Any]:
     """Read a sweep file, merged with the file that it extends."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"FILE: cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"FILE: {path} is not TOML: {error}") from error
+    table = read_toml(path, flag="FILE")
     for key in table:
         if key not in _KEYS:
             near = difflib.get_close_matches(key, _KEYS, n=1)

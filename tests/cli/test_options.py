@@ -419,11 +419,6 @@ def test_options_that_are_ignored_are_said(caplog: pytest.LogCaptureFixture) -> 
     assert caplog.messages == ["--refined-parts: ignored without --refinement"]
 
 
-def test_a_flag_given_twice_is_said_and_the_last_one_counts(caplog: pytest.LogCaptureFixture) -> None:
-    assert prune("--seed", "1", "--seed=2").seed == 2
-    assert caplog.messages == ["--seed: given more than once, the last one counts"]
-
-
 def test_a_value_from_a_file_is_refused_with_the_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = toml(tmp_path, "sparsity = 1.5\nseed = 3\n")
     assert refusal(capsys, "--config", path) == (

@@ -59,10 +59,10 @@ def test_negative_numbers_are_values() -> None:
     assert (found.count, found.rate, found.shape) == (-3, -0.001, "-x")
 
 
-def test_the_last_of_repeated_flags_counts() -> None:
-    made = parser()
-    assert made.parse_args(["f", "--count", "1", "--count=2", "--option", "a=1", "--option", "b=2"]).count == 2
-    assert made.repeated == ["--count"]
+def test_a_flag_given_twice_is_said_and_the_last_one_counts(caplog: pytest.LogCaptureFixture) -> None:
+    words = ["f", "--count", "1", "--count=2", "--option", "a=1", "--option", "b=2", "--resume", "--resume"]
+    assert parser().parse_args(words).count == 2
+    assert caplog.messages == ["--count: given more than once, the last one counts"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

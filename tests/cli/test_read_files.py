@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuronal_ray.cli.errors import BadInput
-from neuronal_ray.cli.read_files import check_file, check_path, checked, parse_json, read_json, read_text, read_toml
+from neuronal_ray.cli.read_files import (
+    check_file,
+    check_path,
+    checked,
+    is_directory,
+    is_file,
+    parse_json,
+    read_json,
+    read_text,
+    read_toml,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +103,14 @@ def test_what_is_at_a_path(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(BadInput, match=f"^--x: .*{complaint}"):
             read_text(tmp_path / name, flag="--x")
+        if name not in ("folder", "fifo", "latin", "absent", "dangling"):  # there, or nothing: that can be seen
+            for look in (is_directory, is_file):
+                with pytest.raises(BadInput, match=f"^--x: .*{complaint}"):
+                    look(tmp_path / name, flag="--x")
     assert check_file(tmp_path / "link", flag="--x") == 1
+    there = [path for path in sorted(tmp_path.iterdir()) if path.name != "cycle"]
+    assert [path.name for path in there if is_directory(path, flag="")] == ["folder"]
+    assert [path.name for path in there if is_file(path, flag="")] == ["file", "latin", "link"]
 
 
 @pytest.mark.parametrize(
